@@ -1,0 +1,198 @@
+"""A frozen timm network, cut off after the last layer used, from uint8 images to feature maps."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from timm.models import create_feature_extractor
+from torch import Tensor, nn
+
+from flawmap.backbones.catalogue import CATALOGUE, CatalogueEntry, describe
+from flawmap.backbones.weights import find_weights, fingerprint, load_weights
+from flawmap.errors import BackboneError, ParameterError
+from flawmap.records import Size
+
+__all__ = ["Backbone", "load_backbone", "pick_device"]
+
+MAX_LAYERS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen network and the layers read from it.
+
+    Attributes:
+        name: the name the user gave.
+        layers: modules whose outputs are read, in the order of the embedding.
+        weights: file name of the pretrained weights, or None for random ones.
+        weights_path: that file's whole path, or None.
+        sha256: fingerprint of the network's tensors.
+        network: the frozen network; its outputs are in the order of `layers`.
+        mean, std: per channel (3,), for pixels scaled to 0..1.
+        device: where it runs.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    weights: str | None
+    weights_path: str | None
+    sha256: str
+    network: nn.Module
+    mean: Tensor
+    std: Tensor
+    device: torch.device
+
+    @torch.inference_mode()
+    def features(self, pixels: NDArray[np.uint8]) -> list[Tensor]:
+        """Feature maps (B, C, h, w) of each layer from RGB images (B, H, W, 3) uint8."""
+        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
+        images = images.div_(255).sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        outputs: Sequence[Tensor] = self.network(images)
+        return list(outputs)
+
+    def shapes(self, input_size: Size) -> list[tuple[int, Size]]:
+        """Channels and grid (h, w) of each layer for images of this size; BackboneError if it cannot take them."""
+        try:
+            maps = self.features(np.zeros((1, *input_size, 3), np.uint8))
+        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+            raise BackboneError(
+                f"{self.name} cannot take images of {input_size[0]} x {input_size[1]} ({error}); choose another `resize` "
+                f"or `crop`, such as the {timm.get_pretrained_cfg(describe(self.name).timm_name).input_size[1]} pixels "
+                f"it was trained at"
+            ) from error
+        return [(features.shape[1], (features.shape[2], features.shape[3])) for features in maps]
+
+
+def load_backbone(
+    name: str,
+    *,
+    layers: Sequence[str] | None = None,
+    pretrained: bool = True,
+    weights: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    device: torch.device | str = "auto",
+) -> Backbone:
+    """A frozen backbone with its weights.
+
+    Args:
+        name: a name of the catalogue or any timm name.
+        layers: one to five module names; None for the catalogue's, or the levels of stride 4, 8 and 16.
+        pretrained: False for random weights, which `seed` fixes.
+        weights: a file, or `hf-hub:REPO`; None to look for them on this machine.
+        device: "auto" takes a GPU where there is one.
+    """
+    entry = describe(name)
+    whole, info = _describe_network(name, entry)
+    chosen = _choose_layers(name, entry, info, layers)
+    file = find_weights(name, entry, weights) if pretrained else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _cut(entry, info, chosen)
+    if file is not None:
+        load_weights(network, file, name, order=whole)
+    network.eval().requires_grad_(False)
+    config = timm.get_pretrained_cfg(entry.timm_name, allow_unregistered=True)
+    target = pick_device(device)
+    return Backbone(
+        name=name,
+        layers=chosen,
+        weights=file.path.name if file else None,
+        weights_path=str(file.path.resolve()) if file and not file.by_order else None,
+        sha256=fingerprint(network),
+        network=_Ordered(network, info, chosen).to(target, memory_format=torch.channels_last),  # twice as fast on a CPU
+        mean=torch.tensor(config.mean, device=target),
+        std=torch.tensor(config.std, device=target),
+        device=target,
+    )
+
+
+def pick_device(device: torch.device | str) -> torch.device:
+    """The device meant; "auto" is a CUDA GPU where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ParameterError(f"device {device!r} cannot be used here ({error}); use 'auto' or 'cpu'") from error
+    return chosen
+
+
+class _Ordered(nn.Module):
+    """Runs a feature network and gives its maps as (B, C, h, w) in the order of the layers asked for."""
+
+    def __init__(self, network: nn.Module, info: dict[str, int], layers: Sequence[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.channels = [info.get(layer) for layer in layers]
+        self.layers = list(layers)
+        ascending = [layer for layer in info if layer in layers]
+        self.order = [ascending.index(layer) for layer in layers] if len(ascending) == len(layers) else None
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        outputs = self.network(images)
+        maps = [outputs[i] for i in self.order] if self.order is not None else [outputs[name] for name in self.layers]
+        return [_channels_first(features, n) for features, n in zip(maps, self.channels, strict=True)]
+
+
+def _channels_first(features: Tensor, n_channels: int | None) -> Tensor:
+    """(B, C, h, w) from networks that answer so, or in (B, h, w, C)."""
+    if features.ndim != 4:
+        raise BackboneError(f"a layer gave {tuple(features.shape)}, not feature maps (B, C, h, w); choose other layers")
+    if n_channels is not None and features.shape[1] != n_channels and features.shape[3] == n_channels:
+        return features.permute(0, 3, 1, 2)
+    return features
+
+
+def _describe_network(name: str, entry: CatalogueEntry) -> tuple[list[str], dict[str, int]]:
+    """Names of all tensors of the whole network, and the channels of its feature levels by module name."""
+    if not timm.is_model(entry.architecture):  # a name with a hub prefix would make timm reach for the network
+        near = difflib.get_close_matches(name, [*CATALOGUE, *timm.list_models()], 3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists all names"
+        raise BackboneError(f"unknown backbone '{name}'{hint}")
+    whole: Any = timm.create_model(entry.architecture, pretrained=False)
+    levels = getattr(whole, "feature_info", None) or []
+    return list(whole.state_dict()), {level["module"]: level["num_chs"] for level in levels}
+
+
+def _choose_layers(
+    name: str, entry: CatalogueEntry, info: dict[str, int], layers: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The layers asked for, or the default ones: the catalogue's, else the second to fourth feature level."""
+    if isinstance(layers, str):
+        raise ParameterError(f"layers must be a list of names, got the text {layers!r}; write [{layers!r}]")
+    if layers is None:
+        chosen = entry.layers or (tuple(info)[1:4] if len(info) > 3 else tuple(info))
+    else:
+        chosen = tuple(layers)
+    if not 1 <= len(chosen) <= MAX_LAYERS or len(set(chosen)) != len(chosen):
+        raise ParameterError(f"layers must be one to {MAX_LAYERS} distinct names, got {list(chosen)}; {name} has {list(info)}")
+    return chosen
+
+
+def _cut(entry: CatalogueEntry, info: dict[str, int], layers: Sequence[str]) -> nn.Module:
+    """The network up to the last of the layers: timm's feature network, or a traced graph for layers it does not list."""
+    if all(layer in info for layer in layers):
+        indices = sorted(list(info).index(layer) for layer in layers)
+        network: nn.Module = timm.create_model(entry.architecture, features_only=True, out_indices=indices, pretrained=False)
+        return network
+    whole = timm.create_model(entry.architecture, pretrained=False).eval()
+    known = dict(whole.named_modules())
+    for layer in layers:
+        if layer not in known:
+            raise BackboneError(f"{entry.architecture} has no layer '{layer}'; its feature levels are {list(info)}")
+    try:
+        graph: nn.Module = create_feature_extractor(whole, list(layers))
+    except Exception as error:  # tracing runs the network's own code, which may fail in any way
+        raise BackboneError(
+            f"the layers {list(layers)} of {entry.architecture} cannot be read; use its feature levels {list(info)}"
+        ) from error
+    return graph

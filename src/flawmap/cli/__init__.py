@@ -1,0 +1,26 @@
+"""The `flawmap` command: one file per subcommand."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Entry point of the command."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        from flawmap.cli.app import app
+
+        app()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Unwind on SIGTERM, so that half-written files are removed."""
+    sys.exit(128 + number)

@@ -1,0 +1,42 @@
+"""The command and its subcommands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import flawmap
+from flawmap.cli import demo, evaluate, fit, info, predict
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="flawmap",
+    help="Learns what good parts look like from good images alone, then finds what is wrong in new ones.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("fit")(fit.fit)
+app.command("predict")(predict.predict)
+app.command("evaluate")(evaluate.evaluate)
+app.command("info")(info.info)
+app.command("demo")(demo.demo)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(flawmap.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Learns what good parts look like from good images alone, then finds what is wrong in new ones.
+
+    Exit codes: 0 all went well; 1 an error, named on standard error; 2 wrong usage; 130 interrupted.
+    """

@@ -1,0 +1,124 @@
+"""What the subcommands share: options, output on the right stream, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from flawmap.errors import FlawmapError, ImageError, ParameterError
+from flawmap.records import Size
+
+__all__ = [
+    "Aspect",
+    "BadImages",
+    "DeviceOption",
+    "JsonOption",
+    "QuietOption",
+    "SkipBadOption",
+    "WeightsOption",
+    "check_writable_target",
+    "guarded",
+    "messages",
+    "parse_size",
+    "print_json",
+]
+
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages, but for errors.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights", metavar="PATH", help="Backbone weights (.safetensors, .pth), or hf-hub:REPO to fetch them."
+    ),
+]
+
+
+class Aspect(StrEnum):
+    """What happens to images of other proportions."""
+
+    squash = "squash"
+    letterbox = "letterbox"
+
+
+class BadImages:
+    """Collects the images that could not be used, naming each on standard error as it comes."""
+
+    def __init__(self) -> None:
+        self.errors: list[ImageError] = []
+
+    def __call__(self, error: ImageError) -> None:
+        """Take note of one."""
+        self.errors.append(error)
+        messages.print(f"[yellow]skipped[/] {escape(str(error))}")
+
+    def to_json(self) -> list[dict[str, str]]:
+        """Path and reason of each."""
+        return [{"path": error.name, "error": error.reason} for error in self.errors]
+
+
+P = ParamSpec("P")
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn every expected failure into one line on standard error and an exit code, never a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except FlawmapError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            fail("interrupted; nothing is left half-written", 130)
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader has gone; there is nobody to tell
+            raise typer.Exit(1) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            fail(f"{where}{error.strerror or error}; check that the place exists, is writable and has room")
+        except MemoryError:
+            fail("out of memory; fewer --n-features, a smaller --resize or a smaller backbone need less")
+
+    return run
+
+
+def fail(message: str, code: int = 1) -> None:
+    """Print one line of error and exit."""
+    messages.print(f"[bold red]error:[/] {escape(message)}")
+    raise typer.Exit(code)
+
+
+def print_json(content: Mapping[str, object]) -> None:
+    """One JSON object on standard output."""
+    sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def parse_size(text: str | None, option: str) -> int | Size | None:
+    """`256` or `256x384` (height x width) as a size."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise ParameterError(f"{option} takes a number or HEIGHTxWIDTH, such as 256 or 256x384; got '{text}'")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def check_writable_target(path: Path) -> None:
+    """Raise early, before minutes of work, if a file cannot be written there."""
+    if path.is_dir():
+        raise ParameterError(f"{path} is a folder; give the name of a file to write")
+    if not path.absolute().parent.is_dir():
+        raise ParameterError(f"{path.absolute().parent}: no such folder; make it first")

@@ -1,0 +1,94 @@
+"""`flawmap demo`: real photos of solar cells, from learning to pictures of what was found."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from PIL import Image
+
+from flawmap.cli.console import JsonOption, QuietOption, guarded, messages, print_json
+from flawmap.images import read_image
+from flawmap.pictures import Tile, contact_sheet, overlay
+from flawmap.progress import report_progress
+
+if TYPE_CHECKING:
+    from flawmap.images import Sample
+    from flawmap.records import Prediction
+
+N_TILES = 8
+
+
+@guarded
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the results.")] = Path(
+        "demo-output"
+    ),
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Learn from functional solar cells, score unseen ones and defective ones, and show what was found.
+
+    The photos are electroluminescence images of monocrystalline cells (ELPV data set, CC BY-NC-SA 4.0), which the
+    `demo` extra installs. Learns from 80 % of the functional cells; scores the others and all that are surely defective.
+    """
+    from flawmap import PaDiM
+    from flawmap.images import open_dataset
+    from flawmap.metrics import image_auroc
+
+    started = time.perf_counter()
+    data = open_dataset("elpv:mono")
+    output.mkdir(parents=True, exist_ok=True)
+    if not quiet:
+        messages.print(f"Learning from {len(data.train)} functional solar cells; no defective one is seen.")
+    model = PaDiM().fit(data.train, progress=not quiet)
+    model.save(output / "solar-cells.flawmap")
+    samples = {str(sample.path): sample for sample in data.test}
+    found: list[tuple[Sample, Prediction]] = []
+    with report_progress(not quiet, "Scoring", len(samples)) as advance:
+        for prediction in model.iter_predict([sample.path for sample in data.test]):
+            found.append((samples[str(prediction.path)], prediction))
+            advance(1)
+    found.sort(key=lambda pair: -pair[1].pred_score)
+    auroc = image_auroc([sample.is_anomalous for sample, _ in found], [p.pred_score for _, p in found])
+    sheet = output / "contact-sheet.png"
+    _draw(found, model.map_scale, f"{data.name}: image AUROC {auroc:.3f}").save(sheet)
+    seconds = time.perf_counter() - started
+    if as_json:
+        n_defective = sum(sample.is_anomalous for sample, _ in found)
+        print_json(
+            {
+                "image_auroc": auroc,
+                "n_train": len(data.train),
+                "n_good": len(found) - n_defective,
+                "n_defective": n_defective,
+                "seconds": round(seconds, 1),
+                "contact_sheet": str(sheet),
+                "model": str(output / "solar-cells.flawmap"),
+            }
+        )
+    elif not quiet:
+        messages.print(f"Image AUROC {auroc:.4f} on {len(found)} unseen cells, in {seconds:.0f} s.")
+        messages.print(f"The most and least conspicuous cells, with heat maps: {sheet}")
+
+
+def _draw(
+    found: list[tuple[Sample, Prediction]], scale: tuple[float, float], title: str
+) -> Image.Image:
+    """Contact sheet of the most and the least conspicuous images; `found` is sorted, most conspicuous first."""
+
+    def tile(sample: Sample, prediction: Prediction) -> Tile:
+        picture = read_image(sample.path)
+        caption = f"{sample.path.name}  {sample.type}  score {prediction.pred_score:.1f}"
+        return Tile(picture, overlay(picture, prediction, scale), caption)
+
+    worst, best = found[:N_TILES], found[::-1][:N_TILES]
+    return contact_sheet(
+        title,
+        [
+            ("Most conspicuous", [tile(*pair) for pair in worst]),
+            ("Least conspicuous", [tile(*pair) for pair in best]),
+        ],
+    )

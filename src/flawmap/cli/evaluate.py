@@ -1,0 +1,60 @@
+"""`flawmap evaluate`: the figures of the paper's tables on labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flawmap.cli.console import (
+    BadImages,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    SkipBadOption,
+    WeightsOption,
+    guarded,
+    messages,
+    print_json,
+)
+
+
+@guarded
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="Folder in MVTec AD layout, or of good/ and other types; elpv:mono.")
+    ],
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    skip_bad: SkipBadOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score the labelled images of a DATASET and compare with their labels and masks."""
+    from flawmap import load
+    from flawmap.evaluation import Evaluation, Figures
+    from flawmap.evaluation import evaluate as run
+    from flawmap.images import open_dataset
+
+    data = open_dataset(dataset)
+    bad = BadImages()
+    result: Evaluation = run(
+        load(model, weights=weights, device=device), data.test, progress=not quiet, on_bad=bad if skip_bad else None
+    )
+    if as_json:
+        print_json({**result.to_json(), "skipped": bad.to_json()})
+    else:
+        table = Table("type", title=f"{data.name}")
+        for heading in ("images", "image AUROC", "pixel AUROC", "PRO"):
+            table.add_column(heading, justify="right")
+        rows: dict[str, Figures] = {**result.by_type, "all": result}
+        for name, row in rows.items():
+            figures = (row.image_auroc, row.pixel_auroc, row.pro_score)
+            table.add_row(name, str(row.n_images), *("-" if x is None else f"{x:.4f}" for x in figures))
+        Console().print(table)
+    for warning in () if quiet else result.warnings:
+        messages.print(f"[yellow]note:[/] {warning}")

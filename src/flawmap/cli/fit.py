@@ -1,0 +1,92 @@
+"""`flawmap fit`: learn from good images and write a model file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flawmap.cli.console import (
+    Aspect,
+    BadImages,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    SkipBadOption,
+    WeightsOption,
+    check_writable_target,
+    guarded,
+    messages,
+    parse_size,
+    print_json,
+)
+from flawmap.errors import ParameterError
+
+
+@guarded
+def fit(
+    good: Annotated[str, typer.Argument(metavar="GOOD", help="Folder or glob of good images; or elpv:mono.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Model file to write.")],
+    preset: Annotated[str | None, typer.Option(help="padim-r18-rd100, padim-wr50-rd550 or padim-effnet-b5.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Backbone; efficientnet_lite0 if none is given.")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="A,B,C", help="One to five layers.")] = None,
+    n_features: Annotated[int | None, typer.Option(help="Channels to draw at random; all if not given.")] = None,
+    seed: Annotated[int, typer.Option(help="Fixes the draw.")] = 0,
+    regularization: Annotated[float | None, typer.Option(help="Added to each variance; 0.01 is the paper's.")] = None,
+    weights: WeightsOption = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="An untrained backbone.")] = False,
+    resize: Annotated[str | None, typer.Option(metavar="N|HxW", help="Size of the whole image; 256.")] = None,
+    crop: Annotated[str | None, typer.Option(metavar="N|HxW", help="Centre crop after that; none.")] = None,
+    aspect: Annotated[Aspect, typer.Option(help="Images of other proportions.")] = Aspect.squash,
+    device: DeviceOption = "auto",
+    skip_bad: SkipBadOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Learn what GOOD parts look like and write a MODEL."""
+    check_writable_target(output)
+    given: dict[str, Any] = {
+        "backbone": backbone,
+        "layers": None if layers is None else tuple(name.strip() for name in layers.split(",")),
+        "n_features": n_features,
+        "regularization": regularization,
+        "weights": weights,
+        "resize": parse_size(resize, "--resize"),
+        "crop": parse_size(crop, "--crop"),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    from flawmap import PaDiM
+    from flawmap.images import training_images
+
+    fixed: dict[str, Any] = {
+        "seed": seed, "pretrained": not random_weights, "aspect": aspect.value, "device": device
+    }  # fmt: skip
+    if preset is None:
+        model = PaDiM(**fixed, **given)
+    elif "backbone" in given or "layers" in given:
+        raise ParameterError("--preset names its own backbone and layers; give either it or --backbone and --layers")
+    else:
+        model = PaDiM.from_preset(preset, **fixed, **given)
+    bad = BadImages()
+    started = time.perf_counter()
+    model.fit(training_images(good), progress=not quiet, on_bad=bad if skip_bad else None)
+    model.save(output)
+    seconds = time.perf_counter() - started
+    size = output.stat().st_size
+    if as_json:
+        print_json(
+            {
+                "model": str(output),
+                "n_images": model.n_images_,
+                "bytes": size,
+                "seconds": round(seconds, 3),
+                "skipped": bad.to_json(),
+            }
+        )
+    elif not quiet:
+        messages.print(
+            f"Learnt from {model.n_images_} good images in {seconds:.1f} s: {output} ({size / 1e6:.1f} MB).\n"
+            f"Next: flawmap predict {output} IMAGES -o OUT"
+        )

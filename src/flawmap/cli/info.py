@@ -1,0 +1,41 @@
+"""`flawmap info`: what a model file holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flawmap.cli.console import JsonOption, guarded, print_json
+
+
+@guarded
+def info(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a MODEL is and what it was fitted on."""
+    from flawmap.model_file import ModelFile
+
+    file = ModelFile(model)
+    content = {
+        "path": str(model),
+        "bytes": model.stat().st_size,
+        **file.document.model_dump(mode="json", exclude={"channels"}),
+        "n_channels_used": len(file.document.channels),
+    }
+    if as_json:
+        print_json({**content, "channels": list(file.document.channels)})
+        return
+    table = Table("", "", show_header=False, title=str(model))
+    for name, value in content.items():
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                table.add_row(f"{name}.{key}", inner if isinstance(inner, str) else json.dumps(inner))
+        else:
+            table.add_row(name, value if isinstance(value, str) else json.dumps(value))
+    Console().print(table)

@@ -1,0 +1,156 @@
+"""`flawmap predict`: score images and write tables, overlays and maps."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Annotated, BinaryIO
+
+import numpy as np
+import typer
+from PIL import Image
+
+from flawmap.cli.console import (
+    BadImages,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    SkipBadOption,
+    WeightsOption,
+    guarded,
+    messages,
+    print_json,
+)
+from flawmap.atomic import replace_atomically
+from flawmap.errors import DatasetError
+from flawmap.images import collect, read_image
+from flawmap.pictures import overlay
+from flawmap.progress import report_progress
+from flawmap.records import Prediction
+
+COLUMNS = ("path", "pred_score", "image_height", "image_width", "overlay", "anomaly_map")
+
+
+@guarded
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Images, folders, globs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the results.")],
+    maps: Annotated[bool, typer.Option("--maps", help="Write each raw map as .npy, float32 at the input size.")] = False,
+    overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Write a picture of each image.")] = True,
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    skip_bad: SkipBadOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score IMAGES; write OUT/predictions.csv and .jsonl, an overlay picture each, and raw maps on request.
+
+    An image that cannot be read is named and left out, the others are still scored; the exit code is then 1, or 0 with
+    --skip-bad.
+    """
+    from flawmap import load
+
+    paths = _outside(output, [Path(str(item)) for item in collect(images).items])
+    detector = load(model, weights=weights, device=device)
+    results = Results(output, paths, detector.map_scale if overlays else None, maps)
+    bad = BadImages()
+    with results.tables() as add_row, report_progress(not quiet, "Predicting", len(paths)) as advance:
+        for prediction in detector.iter_predict(paths, on_bad=bad):
+            add_row(results.write(prediction))
+            advance(1)
+        if len(bad.errors) == len(paths):
+            raise DatasetError(f"none of the {len(paths)} images could be used; no predictions were written")
+    n_images = len(paths) - len(bad.errors)
+    if as_json:
+        print_json({"output": str(output), "n_images": n_images, "skipped": bad.to_json()})
+    elif not quiet:
+        messages.print(f"Scored {n_images} images: {output / 'predictions.csv'}")
+    if bad.errors and not skip_bad:
+        raise typer.Exit(1)
+
+
+def _outside(output: Path, paths: list[Path]) -> list[Path]:
+    """The images that do not lie in the output folder, where an earlier run has left its overlays."""
+    folder = output.resolve()
+    return [path for path in paths if not path.resolve().is_relative_to(folder)]
+
+
+class Results:
+    """What one run writes below its output folder."""
+
+    def __init__(self, output: Path, paths: Sequence[Path], scale: tuple[float, float] | None, maps: bool) -> None:
+        self.output = output
+        self.scale = scale
+        self.maps = maps
+        self.names = _short_names(paths)
+
+    def write(self, prediction: Prediction) -> dict[str, object]:
+        """Write an image's overlay and map; gives its row."""
+        path = str(prediction.path)
+        height, width = prediction.image_size
+        row: dict[str, object] = {
+            "path": path,
+            "pred_score": float(f"{prediction.pred_score:.9g}"),
+            "image_height": height,
+            "image_width": width,
+        }
+        if self.scale is not None:
+            picture = Image.fromarray(overlay(read_image(path), prediction, self.scale))
+            with self._file("overlays", path, ".png", row, "overlay") as file:
+                picture.save(file, format="PNG", compress_level=1)
+        if self.maps:
+            with self._file("maps", path, ".npy", row, "anomaly_map") as file:
+                np.save(file, prediction.anomaly_map, allow_pickle=False)
+        return row
+
+    @contextmanager
+    def tables(self) -> Iterator[Callable[[dict[str, object]], None]]:
+        """Yields a function that adds a row to both tables; they appear when the block ends well."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        with (
+            replace_atomically(self.output / "predictions.csv") as csv_path,
+            replace_atomically(self.output / "predictions.jsonl") as lines_path,
+            csv_path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as csv_file,
+            lines_path.open("w", encoding="utf-8") as lines,
+        ):
+            table = csv.DictWriter(csv_file, COLUMNS, restval="")
+            table.writeheader()
+
+            def add_row(row: dict[str, object]) -> None:
+                table.writerow(row)
+                lines.write(json.dumps(row) + "\n")
+
+            yield add_row
+
+    @contextmanager
+    def _file(
+        self, folder: str, path: str, suffix: str, row: dict[str, object], column: str
+    ) -> Iterator[BinaryIO]:
+        """A file for one image in a subfolder; its place, relative to the output folder, goes into the row."""
+        place = PurePosixPath(folder, self.names[path] + suffix)
+        target = self.output / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(target) as temporary, temporary.open("wb") as file:
+            yield file
+        row[column] = str(place)
+
+
+def _short_names(paths: Sequence[Path]) -> dict[str, str]:
+    """A distinct relative name for each image: its path below the folder that all share, without the suffix."""
+    absolute = [path.absolute() for path in paths]
+    shared = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for path, full in zip(paths, absolute, strict=True):
+        relative = full.relative_to(shared)
+        name = relative.with_suffix("").as_posix()
+        if name in taken:
+            name = relative.as_posix()
+        taken.add(name)
+        names[str(path)] = name
+    return names

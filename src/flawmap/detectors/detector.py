@@ -1,0 +1,44 @@
+"""What every detector can do; the commands and the evaluation know detectors by this alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Protocol, Self
+
+from flawmap.errors import ImageError
+from flawmap.images import ImageInput, Preprocessing
+from flawmap.progress import Progress
+from flawmap.records import Prediction
+
+__all__ = ["Detector", "OnBad"]
+
+OnBad = Callable[[ImageError], None]
+"""Is told of each image that cannot be used, which is then left out; without it, the first such image raises."""
+
+
+class Detector(Protocol):
+    """Learns from good images alone, then scores new ones; higher means more anomalous."""
+
+    preprocessing: Preprocessing
+
+    def fit(self, images: ImageInput, *, progress: Progress = False, on_bad: OnBad | None = None) -> Self:
+        """Learn from good images."""
+        ...
+
+    def iter_predict(self, images: ImageInput, *, on_bad: OnBad | None = None) -> Iterator[Prediction]:
+        """Score images one after the other, in input order, in bounded memory."""
+        ...
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a model file atomically."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """What the model is and what it was fitted on, as plain JSON values."""
+        ...
+
+    @property
+    def map_scale(self) -> tuple[float, float]:
+        """Anomaly-map values that pictures show as coolest and as hottest, the same for every image of a model."""
+        ...

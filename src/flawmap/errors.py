@@ -1,0 +1,75 @@
+"""Every error flawmap raises on purpose, drawn as one tree.
+
+FlawmapError
+├── ImageError            one image cannot be used (carries its name)
+├── DatasetError          a folder, glob or data set holds no usable images
+├── TrainingSetError      the good images cannot be learnt from (too few, of other sizes, not finite)
+├── BackboneError         an unknown network or layer, or a network that cannot take the input size
+│   └── WeightsError      pretrained weights are missing, partial or of another network
+├── ModelFileError        a model file is missing, cut short, hostile, too new or cannot be written
+├── NotFittedError        a detector is asked for results before `fit` or `load`
+├── ParameterError        a parameter has a value it cannot have (also a ValueError)
+└── MissingDependencyError  an optional package is needed (also an ImportError)
+
+A message says what was expected, what came, and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackboneError",
+    "DatasetError",
+    "FlawmapError",
+    "ImageError",
+    "MissingDependencyError",
+    "ModelFileError",
+    "NotFittedError",
+    "ParameterError",
+    "TrainingSetError",
+    "WeightsError",
+]
+
+
+class FlawmapError(Exception):
+    """Base of every error flawmap raises on purpose; the command prints it in one line, without a traceback."""
+
+
+class ImageError(FlawmapError):
+    """One image cannot be read or used; `name` is its path, or its place among the inputs."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class DatasetError(FlawmapError):
+    """A folder, glob or data set is missing, empty or not laid out as expected."""
+
+
+class TrainingSetError(FlawmapError):
+    """The good images cannot be learnt from."""
+
+
+class BackboneError(FlawmapError):
+    """An unknown backbone or layer, or a backbone that cannot take the input size."""
+
+
+class WeightsError(BackboneError):
+    """Pretrained weights are missing, partial, or belong to another network."""
+
+
+class ModelFileError(FlawmapError):
+    """A model file is missing, damaged, hostile, too new, or cannot be written."""
+
+
+class NotFittedError(FlawmapError):
+    """A detector was asked for results before it was fitted or loaded."""
+
+
+class ParameterError(FlawmapError, ValueError):
+    """A parameter has a value that it cannot have."""
+
+
+class MissingDependencyError(FlawmapError, ImportError):
+    """An optional package is needed for what was asked."""

@@ -1,0 +1,119 @@
+"""How well a detector tells good images from anomalous ones, and where: the figures of the paper's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from flawmap.detectors import Detector, OnBad
+from flawmap.errors import DatasetError
+from flawmap.images import Preprocessing, Sample, read_mask
+from flawmap.metrics import PixelScores, image_auroc
+from flawmap.progress import Progress, report_progress
+from flawmap.records import Prediction
+
+__all__ = ["Evaluation", "Figures", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures over some images; None where they are not defined (one class only, or no masks).
+
+    Attributes:
+        n_images: number of anomalous images of a type; of all images in the overall figures.
+        image_auroc: area under the ROC curve of the image scores.
+        pixel_auroc: the same over all pixels of the maps at the model's input size.
+        pro_score: per-region overlap, integrated up to a false-positive rate of 0.3.
+    """
+
+    n_images: int
+    image_auroc: float | None
+    pixel_auroc: float | None
+    pro_score: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation(Figures):
+    """Figures over all images and, by defect type, over that type's images and the good ones."""
+
+    by_type: dict[str, Figures]
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """One plain object: the overall figures, `by_type`, and `warnings`."""
+        return asdict(self)
+
+
+@dataclass
+class _Group:
+    """What has been seen of the good images, or of one defect type."""
+
+    scores: list[float] = field(default_factory=list)
+    pixels: PixelScores = field(default_factory=PixelScores)
+    n_without_mask: int = 0
+
+
+def evaluate(
+    model: Detector, samples: Sequence[Sample], *, progress: Progress = False, on_bad: OnBad | None = None
+) -> Evaluation:
+    """Score labelled images and compare with their labels and masks, in one streaming pass.
+
+    Masks take the same resize (nearest) and crop as the images. Pixel figures leave out anomalous images that have no
+    mask, with a warning, and are None if there is no mask at all.
+    """
+    if not samples:
+        raise DatasetError("there are no labelled images to evaluate on")
+    by_path = {str(sample.path): sample for sample in samples}
+    groups: dict[str, _Group] = {"good": _Group()}
+    with report_progress(progress, "Evaluating", len(samples)) as advance:
+        for prediction in model.iter_predict([sample.path for sample in samples], on_bad=on_bad):
+            sample = by_path[str(prediction.path)]
+            _take(groups.setdefault(sample.type, _Group()), sample, prediction, model.preprocessing)
+            advance(1)
+    return _summarise(groups.pop("good"), groups)
+
+
+def _take(group: _Group, sample: Sample, prediction: Prediction, preprocessing: Preprocessing) -> None:
+    group.scores.append(prediction.pred_score)
+    if not sample.is_anomalous:
+        group.pixels.add(prediction.anomaly_map, None)
+    elif sample.mask_path is None:
+        group.n_without_mask += 1
+    else:
+        mask = read_mask(sample.mask_path)
+        if mask.shape != prediction.image_size:
+            raise DatasetError(
+                f"{sample.mask_path}: the mask is {mask.shape[0]} x {mask.shape[1]}, but its image {sample.path} is "
+                f"{prediction.image_size[0]} x {prediction.image_size[1]}"
+            )
+        group.pixels.add(prediction.anomaly_map, preprocessing.apply_mask(mask, prediction.placement))
+
+
+def _summarise(good: _Group, types: dict[str, _Group]) -> Evaluation:
+    has_masks = any(group.n_without_mask < len(group.scores) for group in types.values())
+    warnings = []
+    whole = PixelScores()
+    whole.merge(good.pixels)
+    by_type = {}
+    for name, group in sorted(types.items()):
+        masked = len(group.scores) - group.n_without_mask
+        if has_masks and group.n_without_mask:
+            warnings.append(f"{name}: {group.n_without_mask} of {len(group.scores)} images have no mask")
+        pixels = PixelScores()
+        if masked:
+            pixels.merge(good.pixels)
+            pixels.merge(group.pixels)
+            whole.merge(group.pixels)
+        by_type[name] = _figures(good.scores, group.scores, pixels if masked else None, len(group.scores))
+    scores = [score for group in types.values() for score in group.scores]
+    overall = _figures(good.scores, scores, whole if has_masks else None, len(good.scores) + len(scores))
+    return Evaluation(**asdict(overall), by_type=by_type, warnings=tuple(warnings))
+
+
+def _figures(good: list[float], anomalous: list[float], pixels: PixelScores | None, n_images: int) -> Figures:
+    return Figures(
+        n_images=n_images,
+        image_auroc=image_auroc([0] * len(good) + [1] * len(anomalous), good + anomalous) if good or anomalous else None,
+        pixel_auroc=pixels.auroc() if pixels is not None else None,
+        pro_score=pixels.pro() if pixels is not None else None,
+    )

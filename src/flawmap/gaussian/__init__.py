@@ -1,0 +1,17 @@
+"""Gaussians of patch embeddings: moments, their factorisation, and distances. Pure functions on tensors."""
+
+from flawmap.gaussian.distance import squared_distances, typical_distance
+from flawmap.gaussian.factor import Factor, covariance_at, factorise, mean_at
+from flawmap.gaussian.moments import Moments, merge, update
+
+__all__ = [
+    "Factor",
+    "Moments",
+    "covariance_at",
+    "factorise",
+    "mean_at",
+    "merge",
+    "squared_distances",
+    "typical_distance",
+    "update",
+]

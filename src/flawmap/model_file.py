@@ -1,0 +1,179 @@
+"""Model files: one safetensors file whose metadata holds one versioned JSON document. Written atomically, never pickled.
+
+Reading trusts nothing: the header's length, the document's version and fields, and every tensor's name, shape, dtype
+and values are checked before anything is used, and no code of the file is run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flawmap.atomic import replace_atomically
+from flawmap.errors import ModelFileError
+
+__all__ = ["FORMAT_VERSION", "BackboneRecord", "Document", "ModelFile", "PreprocessingRecord"]
+
+FORMAT_VERSION = 1
+DOCUMENT_KEY = "flawmap"
+MAX_HEADER_BYTES = 8 * 2**20
+MAX_SIDE = 16384
+
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+FileSize = tuple[Side, Side]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+class BackboneRecord(_Record):
+    """Which network, which of its layers, and which weights."""
+
+    name: str = Field(min_length=1, max_length=200)
+    layers: tuple[str, ...] = Field(min_length=1, max_length=5)
+    pretrained: bool
+    seed: int
+    weights: str | None
+    weights_path: str | None
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class PreprocessingRecord(_Record):
+    """How an image becomes the model's input; sizes are (height, width)."""
+
+    resize: FileSize
+    crop: FileSize | None
+    aspect: Literal["squash", "letterbox"]
+
+
+class Document(_Record):
+    """The JSON document of a model file.
+
+    Attributes:
+        grids, n_channels: grid (h, w) and channels of each layer.
+        channels: indices into the concatenated layers.
+        n_images: number of good images it was fitted on.
+        versions: libraries that wrote the file.
+    """
+
+    format_version: Literal[1] = FORMAT_VERSION
+    detector: Literal["padim"]
+    backbone: BackboneRecord
+    preprocessing: PreprocessingRecord
+    grids: tuple[FileSize, ...] = Field(min_length=1, max_length=5)
+    n_channels: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=1, max_length=5)
+    channels: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, max_length=65536)
+    n_features: int | None
+    seed: int
+    regularization: float = Field(ge=0)
+    n_images: int = Field(ge=2)
+    versions: dict[str, str]
+
+
+class ModelFile:
+    """An opened model file: its checked document, and its tensors once their expected shapes are known."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        header = self._read_header()
+        self.document = self._read_document(header)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            if not isinstance(entry, dict) or entry.get("dtype") != "F32" or not isinstance(entry.get("shape"), list):
+                raise self._damaged(f"tensor '{name}' is not a float32 tensor")
+            self.shapes[name] = tuple(entry["shape"])
+
+    @staticmethod
+    def write(path: str | os.PathLike[str], document: Document, tensors: Mapping[str, Tensor]) -> None:
+        """Write a model file atomically: whole or not at all. The same document and tensors give the same bytes."""
+        text = json.dumps(document.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        try:
+            with replace_atomically(path) as temporary:
+                save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, {DOCUMENT_KEY: text})
+        except (OSError, SafetensorError) as error:
+            raise ModelFileError(
+                f"{path}: cannot be written ({_reason(error)}); check that the folder exists, is writable and has room. "
+                f"Nothing was changed"
+            ) from error
+
+    def read(self, expected: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
+        """The tensors, which must be just the `expected` ones, finite."""
+        if self.shapes != dict(expected):
+            wrong = sorted(set(self.shapes.items()) ^ set(expected.items()))[0][0]
+            raise self._damaged(
+                f"tensor '{wrong}' has shape {self.shapes.get(wrong)}, expected {expected.get(wrong)} from its description"
+            )
+        tensors = {}
+        try:
+            with safe_open(self.path, framework="pt", device=str(device)) as file:
+                for name in expected:
+                    tensors[name] = file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(_reason(error)) from error
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor.sum(dtype=torch.float64))):  # one NaN or infinity makes the sum so
+                raise self._damaged(f"tensor '{name}' holds NaN or infinite values")
+        return tensors
+
+    def _read_header(self) -> dict[str, Any]:
+        """The safetensors header: 8 bytes of length, then JSON; every claim checked against the file's size."""
+        try:
+            size = self.path.stat().st_size
+            with self.path.open("rb") as stream:
+                start = stream.read(8)
+                length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+                if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                    raise self._damaged(f"its header claims {length} bytes of the file's {size}")
+                header = json.loads(stream.read(length))
+        except FileNotFoundError as error:
+            raise ModelFileError(f"{self.path}: no such model file; `flawmap fit` makes one") from error
+        except OSError as error:
+            raise ModelFileError(f"{self.path}: cannot be read ({_reason(error)})") from error
+        except (ValueError, RecursionError) as error:
+            raise self._damaged("its header is not JSON") from error
+        if not isinstance(header, dict):
+            raise self._damaged("its header is not a JSON object")
+        return header
+
+    def _read_document(self, header: dict[str, Any]) -> Document:
+        metadata = header.get("__metadata__")
+        text = metadata.get(DOCUMENT_KEY) if isinstance(metadata, dict) else None
+        if not isinstance(text, str):
+            raise ModelFileError(f"{self.path}: a safetensors file, but no flawmap model; `flawmap fit` makes one")
+        try:
+            content = json.loads(text)
+            version = content.get("format_version") if isinstance(content, dict) else None
+            if isinstance(version, int) and version > FORMAT_VERSION:
+                raise ModelFileError(
+                    f"{self.path}: was written by a newer flawmap (format {version}; this one reads up to "
+                    f"{FORMAT_VERSION}); upgrade flawmap, or fit again"
+                )
+            return Document.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise self._damaged(f"its description is wrong at '{where}': {first['msg']}") from error
+        except (ValueError, RecursionError) as error:
+            raise self._damaged("its description is not JSON") from error
+
+    def _damaged(self, reason: str) -> ModelFileError:
+        return ModelFileError(f"{self.path}: no whole flawmap model file: {reason}; fit again or take a backup")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

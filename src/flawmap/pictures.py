@@ -1,0 +1,74 @@
+"""Pictures for people: an image with its anomaly map laid over it, and a contact sheet of many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from flawmap.records import Prediction
+
+__all__ = ["Tile", "contact_sheet", "overlay"]
+
+MAX_SIDE = 1600
+"""Longest side of an overlay; larger images are shown smaller."""
+TILE = 200
+MARGIN = 12
+CAPTION = 22
+INK = (32, 32, 32)
+
+
+def overlay(
+    rgb: NDArray[np.uint8], prediction: Prediction, scale: tuple[float, float], *, max_side: int = MAX_SIDE
+) -> NDArray[np.uint8]:
+    """The image (H, W, 3), made smaller if need be, with its anomaly map laid over it.
+
+    `scale` is the model's fixed (coolest, hottest) map value: below the first the image shows as it is, from the second
+    on it is fully covered in red. The scale is the same for all images of a model, so a good part never glows.
+    """
+    factor = min(1.0, max_side / max(rgb.shape[:2]))
+    height, width = max(1, round(rgb.shape[0] * factor)), max(1, round(rgb.shape[1] * factor))
+    picture = Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX)
+    shown = replace(prediction.placement, image_size=(height, width))  # a placement only knows proportions
+    low, high = scale
+    strength = np.clip((shown.to_original(prediction.anomaly_map) - low) / max(high - low, 1e-12), 0, 1)
+    colours = cv2.applyColorMap(np.round(strength * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    opacity = 0.65 * np.sqrt(strength)[..., None]
+    return np.round(np.asarray(picture) * (1 - opacity) + colours * opacity).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of a contact sheet: the picture (H, W, 3), its overlay of the same size, and a line below them."""
+
+    picture: NDArray[np.uint8]
+    overlay: NDArray[np.uint8]
+    caption: str
+
+
+def contact_sheet(title: str, sections: Sequence[tuple[str, Sequence[Tile]]], *, columns: int = 4) -> Image.Image:
+    """Titled sections of tiles; each tile is an image beside its overlay."""
+    font, bold = ImageFont.load_default(14), ImageFont.load_default(18)
+    cell = (2 * TILE + MARGIN, TILE + CAPTION + MARGIN)
+    rows = [-(-len(tiles) // columns) for _, tiles in sections]
+    height = 3 * MARGIN + 24 + sum(r * cell[1] + 34 for r in rows)
+    sheet = Image.new("RGB", (columns * cell[0] + 2 * MARGIN, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), title, INK, font=bold)
+    top = 2 * MARGIN + 24
+    for (heading, tiles), n_rows in zip(sections, rows, strict=True):
+        draw.text((MARGIN, top), heading, INK, font=bold)
+        top += 30
+        for i, tile in enumerate(tiles):
+            x, y = MARGIN + i % columns * cell[0], top + i // columns * cell[1]
+            for j, content in enumerate((tile.picture, tile.overlay)):
+                thumbnail = Image.fromarray(content)
+                thumbnail.thumbnail((TILE - 2, TILE), Image.Resampling.BICUBIC)
+                sheet.paste(thumbnail, (x + j * TILE, y))
+            draw.text((x, y + TILE + 3), tile.caption, INK, font=font)
+        top += n_rows * cell[1] + 4
+    return sheet

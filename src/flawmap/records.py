@@ -1,0 +1,94 @@
+"""Frozen records that are handed from one stage to the next. Sizes are (height, width), boxes half-open, pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Placement", "Prediction", "Size"]
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the model's input window lies on the original image.
+
+    The whole image, `image_size`, is resized to `resized_size`; the window of `input_size` starts at `offset` (top,
+    left) of that resized image. A crop has a positive offset; a letterbox has a negative one (the window is larger).
+    """
+
+    image_size: Size
+    resized_size: Size
+    offset: tuple[int, int]
+    input_size: Size
+
+    @property
+    def content(self) -> tuple[int, int, int, int]:
+        """Part of the window that shows image and not padding: (top, left, bottom, right) in input pixels."""
+        (height, width), (top, left) = self.input_size, self.offset
+        resized_height, resized_width = self.resized_size
+        return max(0, -top), max(0, -left), min(height, resized_height - top), min(width, resized_width - left)
+
+    def source_indices(self, axis: int) -> NDArray[np.int64]:
+        """Original row (axis 0) or column (axis 1) under each row or column of the window; -1 in the padding."""
+        centre = np.arange(self.input_size[axis]) + self.offset[axis] + 0.5
+        source = np.floor(centre * self.image_size[axis] / self.resized_size[axis]).astype(np.int64)
+        inside = (centre > 0) & (centre < self.resized_size[axis])
+        return np.where(inside, np.minimum(source, self.image_size[axis] - 1), -1)
+
+    def to_original(self, window: NDArray[np.float32], outside: float = 0.0) -> NDArray[np.float32]:
+        """Resample a window (H, W) bilinearly onto the original image (H0, W0); `outside` fills what it never saw."""
+        if window.shape != self.input_size:
+            raise ValueError(f"expected a window of {self.input_size}, got {window.shape}")
+        content = self.content
+        rows, row_weight, row_inside = self._taps(0, content[0], content[2])
+        columns, column_weight, column_inside = self._taps(1, content[1], content[3])
+        tall = window[rows[0]] * (1 - row_weight)[:, None] + window[rows[1]] * row_weight[:, None]
+        full = tall[:, columns[0]]
+        full *= 1 - column_weight
+        full += tall[:, columns[1]] * column_weight
+        full[~row_inside] = outside
+        full[:, ~column_inside] = outside
+        return full
+
+    def _taps(
+        self, axis: int, first: int, last: int
+    ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32], NDArray[np.bool_]]:
+        """Two source indices and the weight of the second for each original row or column, and whether it was seen."""
+        scale = self.resized_size[axis] / self.image_size[axis]
+        centre = (np.arange(self.image_size[axis]) + 0.5) * scale - self.offset[axis]
+        inside = (centre > first) & (centre < last)
+        position = np.clip(centre - 0.5, first, last - 1)
+        low = np.floor(position).astype(np.int64)
+        high = np.minimum(low + 1, last - 1)
+        return (low, high), (position - low).astype(np.float32), inside
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a detector says of one image. Higher means more anomalous.
+
+    Attributes:
+        path: the image file, or None for an image that came from memory.
+        pred_score: image score, the maximum of the anomaly map (a distance, >= 0).
+        anomaly_map: (H, W) float32 at the model's input size; 0 in the padding of a letterbox.
+        placement: where the model's input lies on the original image.
+    """
+
+    path: str | None
+    pred_score: float
+    anomaly_map: NDArray[np.float32]
+    placement: Placement
+
+    @property
+    def image_size(self) -> Size:
+        """Size (height, width) of the original image, after its EXIF rotation."""
+        return self.placement.image_size
+
+    def original_map(self, outside: float = 0.0) -> NDArray[np.float32]:
+        """Anomaly map (H0, W0) at the original image's size and position; `outside` fills what a crop left unseen."""
+        return self.placement.to_original(self.anomaly_map, outside)
