@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from types import FrameType
 
 __all__ = ["main"]
@@ -12,6 +13,7 @@ __all__ = ["main"]
 def main() -> None:
     """Entry point of the command."""
     signal.signal(signal.SIGTERM, _terminate)
+    warnings.filterwarnings("ignore", module="PIL")  # oddities of images' metadata; damaged images are named as errors
     try:
         from flawmap.cli.app import app
 

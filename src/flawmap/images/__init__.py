@@ -1,0 +1,22 @@
+"""Images: found, decoded, made ready for a model; and the data sets flawmap knows."""
+
+from flawmap.images.catalogue import open_dataset, training_images
+from flawmap.images.dataset import Dataset, Sample
+from flawmap.images.preprocessing import Preprocessing
+from flawmap.images.read import read_image, read_mask
+from flawmap.images.source import ImageInput, collect
+from flawmap.images.stream import Loaded, stream
+
+__all__ = [
+    "Dataset",
+    "ImageInput",
+    "Loaded",
+    "Preprocessing",
+    "Sample",
+    "collect",
+    "open_dataset",
+    "read_image",
+    "read_mask",
+    "stream",
+    "training_images",
+]

@@ -1,0 +1,89 @@
+"""From an image of any size to the model's input, and the way back. Sizes are (height, width) in pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from flawmap.errors import ParameterError
+from flawmap.records import Placement, Size
+
+__all__ = ["Aspect", "Preprocessing"]
+
+Aspect = Literal["squash", "letterbox"]
+
+MAX_SIDE = 16384
+PADDING = 127
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the model's input.
+
+    Attributes:
+        resize: the whole image is resized to this (bilinear, antialiased).
+        crop: centre crop after that, or None; what it cuts off is not inspected.
+        aspect: "squash" fills `resize`; "letterbox" keeps the image's proportions and pads with grey.
+    """
+
+    resize: Size = (256, 256)
+    crop: Size | None = None
+    aspect: Aspect = "squash"
+
+    @classmethod
+    def of(cls, resize: int | Size = 256, crop: int | Size | None = None, aspect: Aspect = "squash") -> Self:
+        """Checked preprocessing; an int is a square. Raises ParameterError."""
+        size = _size(resize, "resize")
+        window = None if crop is None else _size(crop, "crop")
+        if window is not None and (window[0] > size[0] or window[1] > size[1]):
+            raise ParameterError(f"crop {window} must fit into resize {size}")
+        if aspect not in ("squash", "letterbox"):
+            raise ParameterError(f"aspect must be 'squash' or 'letterbox', got {aspect!r}")
+        return cls(size, window, aspect)
+
+    @property
+    def input_size(self) -> Size:
+        """Size of the model's input."""
+        return self.crop or self.resize
+
+    def place(self, image_size: Size) -> Placement:
+        """Where the input lies on an image of this size."""
+        resized = self.resize
+        if self.aspect == "letterbox":
+            scale = min(self.resize[0] / image_size[0], self.resize[1] / image_size[1])
+            resized = max(1, round(image_size[0] * scale)), max(1, round(image_size[1] * scale))
+        offset = tuple(
+            round((canvas - window) / 2) - (canvas - side) // 2
+            for canvas, window, side in zip(self.resize, self.input_size, resized, strict=True)
+        )
+        return Placement(image_size, resized, (offset[0], offset[1]), self.input_size)
+
+    def apply(self, rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Placement]:
+        """The model's input (h, w, 3) uint8 from RGB (H, W, 3) uint8, and where it lies on it."""
+        placement = self.place((rgb.shape[0], rgb.shape[1]))
+        height, width = placement.resized_size
+        resized = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
+        top, left, bottom, right = placement.content
+        y, x = placement.offset
+        if (bottom - top, right - left) == self.input_size:
+            return np.ascontiguousarray(resized[y : y + bottom, x : x + right]), placement
+        window = np.full((*self.input_size, 3), PADDING, np.uint8)
+        window[top:bottom, left:right] = resized[top + y : bottom + y, left + x : right + x]
+        return window, placement
+
+    def apply_mask(self, mask: NDArray[np.bool_], placement: Placement) -> NDArray[np.bool_]:
+        """A mask (H, W) of the original image as the model's input sees it (h, w): nearest pixel, False in padding."""
+        rows, columns = placement.source_indices(0), placement.source_indices(1)
+        seen: NDArray[np.bool_] = mask[rows][:, columns] & (rows >= 0)[:, None] & (columns >= 0)
+        return seen
+
+
+def _size(value: int | Size, name: str) -> Size:
+    sides = (value, value) if isinstance(value, int) else tuple(value)
+    if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides):
+        raise ParameterError(f"{name} must be a number of pixels or (height, width), each 1 to {MAX_SIDE}; got {value!r}")
+    return sides[0], sides[1]
