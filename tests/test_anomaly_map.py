@@ -10,7 +10,8 @@ from flawmap.anomaly_map import anomaly_maps, image_scores
 
 
 @pytest.mark.parametrize(
-    ("grid", "size"), [((56, 56), (224, 224)), ((7, 20), (50, 161)), ((64, 64), (64, 64)), ((1, 1), (9, 30)), ((3, 2), (5, 3))]
+    ("grid", "size"),
+    [((56, 56), (224, 224)), ((7, 20), (50, 161)), ((64, 64), (64, 64)), ((1, 1), (9, 30)), ((3, 2), (5, 3))],
 )
 def test_one_product_equals_up_sampling_then_smoothing(grid, size):
     distances = torch.rand(3, *grid) * 20

@@ -1,4 +1,4 @@
-"""flawmap learns what good parts look like from good images alone, then says of a new image whether and where it differs."""
+"""flawmap learns what good parts look like from good images alone, then says whether and where a new one differs."""
 
 from __future__ import annotations
 

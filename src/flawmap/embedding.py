@@ -69,7 +69,7 @@ class Level:
             yield slice(start, min(start + step, self.n_cells))
 
     def stack(self, coarser: Tensor | None, own: Tensor, cells: slice) -> Tensor:
-        """Embeddings of some cells, coarse channels first: (n, D, B) from the parents' (cells, D-d, B) and (p, d, B)."""
+        """Embeddings of some cells, coarse channels first: (n, D, B) of parents' (cells, D-d, B) and own (p, d, B)."""
         mine = own[cells] if self.own is None else own[self.own[cells]]
         if coarser is None or self.parent is None:
             return mine
@@ -137,7 +137,9 @@ def draw_channels(n_total: int, n_features: int | None, seed: int) -> NDArray[np
     if n_features is None:
         return np.arange(n_total)
     if not 1 <= n_features <= n_total:
-        raise ParameterError(f"n_features must lie between 1 and {n_total}, the channels of these layers; got {n_features}")
+        raise ParameterError(
+            f"n_features must lie between 1 and {n_total}, the channels of these layers; got {n_features}"
+        )
     return np.sort(np.random.default_rng(seed).choice(n_total, n_features, replace=False))
 
 

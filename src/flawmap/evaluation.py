@@ -113,7 +113,9 @@ def _summarise(good: _Group, types: dict[str, _Group]) -> Evaluation:
 def _figures(good: list[float], anomalous: list[float], pixels: PixelScores | None, n_images: int) -> Figures:
     return Figures(
         n_images=n_images,
-        image_auroc=image_auroc([0] * len(good) + [1] * len(anomalous), good + anomalous) if good or anomalous else None,
+        image_auroc=image_auroc([0] * len(good) + [1] * len(anomalous), good + anomalous)
+        if good or anomalous
+        else None,
         pixel_auroc=pixels.auroc() if pixels is not None else None,
         pro_score=pixels.pro() if pixels is not None else None,
     )

@@ -1,4 +1,4 @@
-"""Model files: one safetensors file whose metadata holds one versioned JSON document. Written atomically, never pickled.
+"""Model files: one safetensors file whose metadata holds a versioned JSON document; written atomically, never pickled.
 
 Reading trusts nothing: the header's length, the document's version and fields, and every tensor's name, shape, dtype
 and values are checked before anything is used, and no code of the file is run.
@@ -67,7 +67,7 @@ class Document(_Record):
         versions: libraries that wrote the file.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     detector: Literal["padim"]
     backbone: BackboneRecord
     preprocessing: PreprocessingRecord
@@ -105,8 +105,8 @@ class ModelFile:
                 save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, {DOCUMENT_KEY: text})
         except (OSError, SafetensorError) as error:
             raise ModelFileError(
-                f"{path}: cannot be written ({_reason(error)}); check that the folder exists, is writable and has room. "
-                f"Nothing was changed"
+                f"{path}: cannot be written ({_reason(error)}); check that the folder exists, is writable and has "
+                f"room. Nothing was changed"
             ) from error
 
     def read(self, expected: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ class ModelFile:
         if self.shapes != dict(expected):
             wrong = sorted(set(self.shapes.items()) ^ set(expected.items()))[0][0]
             raise self._damaged(
-                f"tensor '{wrong}' has shape {self.shapes.get(wrong)}, expected {expected.get(wrong)} from its description"
+                f"tensor '{wrong}' has shape {self.shapes.get(wrong)}, its description asks for {expected.get(wrong)}"
             )
         tensors = {}
         try:

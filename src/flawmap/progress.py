@@ -35,4 +35,4 @@ def report_progress(progress: Progress, description: str, total: int | None) -> 
             task = bar.add_task(description, total=total)
             yield lambda images: bar.advance(task, images)
     else:
-        yield lambda images: None
+        yield lambda _: None

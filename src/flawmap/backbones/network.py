@@ -12,7 +12,7 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
-from timm.models import create_feature_extractor
+from timm.models import PretrainedCfg, create_feature_extractor
 from torch import Tensor, nn
 
 from flawmap.backbones.catalogue import CATALOGUE, CatalogueEntry, describe
@@ -37,6 +37,7 @@ class Backbone:
         sha256: fingerprint of the network's tensors.
         network: the frozen network; its outputs are in the order of `layers`.
         mean, std: per channel (3,), for pixels scaled to 0..1.
+        trained_size: (height, width) of the images it was trained on.
         device: where it runs.
     """
 
@@ -48,6 +49,7 @@ class Backbone:
     network: nn.Module
     mean: Tensor
     std: Tensor
+    trained_size: Size
     device: torch.device
 
     @torch.inference_mode()
@@ -64,9 +66,8 @@ class Backbone:
             maps = self.features(np.zeros((1, *input_size, 3), np.uint8))
         except (RuntimeError, AssertionError, ValueError, IndexError) as error:
             raise BackboneError(
-                f"{self.name} cannot take images of {input_size[0]} x {input_size[1]} ({error}); choose another `resize` "
-                f"or `crop`, such as the {timm.get_pretrained_cfg(describe(self.name).timm_name).input_size[1]} pixels "
-                f"it was trained at"
+                f"{self.name} cannot take images of {input_size[0]} x {input_size[1]} ({error}); choose another "
+                f"`resize` or `crop`, such as the {self.trained_size} pixels it was trained at"
             ) from error
         return [(features.shape[1], (features.shape[2], features.shape[3])) for features in maps]
 
@@ -90,16 +91,15 @@ def load_backbone(
         device: "auto" takes a GPU where there is one.
     """
     entry = describe(name)
-    whole, info = _describe_network(name, entry)
-    chosen = _choose_layers(name, entry, info, layers)
-    file = find_weights(name, entry, weights) if pretrained else None
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # timm draws initial weights; the caller's generator is left alone
         torch.manual_seed(seed)
-        network = _cut(entry, info, chosen)
+        anatomy = _dissect(name, entry)
+        chosen = _choose_layers(name, entry, anatomy.levels, layers)
+        file = find_weights(name, entry, weights) if pretrained else None
+        network = _cut(entry, anatomy.levels, chosen)
     if file is not None:
-        load_weights(network, file, name, order=whole)
+        load_weights(network, file, name, order=anatomy.tensors)
     network.eval().requires_grad_(False)
-    config = timm.get_pretrained_cfg(entry.timm_name, allow_unregistered=True)
     target = pick_device(device)
     return Backbone(
         name=name,
@@ -107,9 +107,12 @@ def load_backbone(
         weights=file.path.name if file else None,
         weights_path=str(file.path.resolve()) if file and not file.by_order else None,
         sha256=fingerprint(network),
-        network=_Ordered(network, info, chosen).to(target, memory_format=torch.channels_last),  # twice as fast on a CPU
-        mean=torch.tensor(config.mean, device=target),
-        std=torch.tensor(config.std, device=target),
+        network=_Ordered(network, anatomy.levels, chosen)
+        .to(target)
+        .to(memory_format=torch.channels_last),  # faster on a CPU
+        mean=torch.tensor(anatomy.mean, device=target),
+        std=torch.tensor(anatomy.std, device=target),
+        trained_size=anatomy.trained_size,
         device=target,
     )
 
@@ -152,15 +155,27 @@ def _channels_first(features: Tensor, n_channels: int | None) -> Tensor:
     return features
 
 
-def _describe_network(name: str, entry: CatalogueEntry) -> tuple[list[str], dict[str, int]]:
-    """Names of all tensors of the whole network, and the channels of its feature levels by module name."""
+@dataclass(frozen=True)
+class _Anatomy:
+    """What a whole network is made of: its tensors' names, the channels of its feature levels, its normalisation."""
+
+    tensors: list[str]
+    levels: dict[str, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    trained_size: Size
+
+
+def _dissect(name: str, entry: CatalogueEntry) -> _Anatomy:
     if not timm.is_model(entry.architecture):  # a name with a hub prefix would make timm reach for the network
         near = difflib.get_close_matches(name, [*CATALOGUE, *timm.list_models()], 3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists all names"
         raise BackboneError(f"unknown backbone '{name}'{hint}")
     whole: Any = timm.create_model(entry.architecture, pretrained=False)
-    levels = getattr(whole, "feature_info", None) or []
-    return list(whole.state_dict()), {level["module"]: level["num_chs"] for level in levels}
+    levels = {level["module"]: level["num_chs"] for level in getattr(whole, "feature_info", None) or []}
+    config = timm.get_pretrained_cfg(entry.timm_name, allow_unregistered=True) or PretrainedCfg(**whole.default_cfg)
+    trained_size = config.input_size[1], config.input_size[2]
+    return _Anatomy(list(whole.state_dict()), levels, tuple(config.mean), tuple(config.std), trained_size)
 
 
 def _choose_layers(
@@ -169,20 +184,22 @@ def _choose_layers(
     """The layers asked for, or the default ones: the catalogue's, else the second to fourth feature level."""
     if isinstance(layers, str):
         raise ParameterError(f"layers must be a list of names, got the text {layers!r}; write [{layers!r}]")
-    if layers is None:
-        chosen = entry.layers or (tuple(info)[1:4] if len(info) > 3 else tuple(info))
-    else:
-        chosen = tuple(layers)
+    usual = entry.layers or (tuple(info)[1:4] if len(info) > 3 else tuple(info))
+    chosen = usual if layers is None else tuple(layers)
     if not 1 <= len(chosen) <= MAX_LAYERS or len(set(chosen)) != len(chosen):
-        raise ParameterError(f"layers must be one to {MAX_LAYERS} distinct names, got {list(chosen)}; {name} has {list(info)}")
+        raise ParameterError(
+            f"layers must be one to {MAX_LAYERS} distinct names, got {list(chosen)}; {name} has {list(info)}"
+        )
     return chosen
 
 
 def _cut(entry: CatalogueEntry, info: dict[str, int], layers: Sequence[str]) -> nn.Module:
-    """The network up to the last of the layers: timm's feature network, or a traced graph for layers it does not list."""
+    """The network up to the last layer: timm's feature network, or a traced graph for layers that does not list."""
     if all(layer in info for layer in layers):
         indices = sorted(list(info).index(layer) for layer in layers)
-        network: nn.Module = timm.create_model(entry.architecture, features_only=True, out_indices=indices, pretrained=False)
+        network: nn.Module = timm.create_model(
+            entry.architecture, features_only=True, out_indices=indices, pretrained=False
+        )
         return network
     whole = timm.create_model(entry.architecture, pretrained=False).eval()
     known = dict(whole.named_modules())

@@ -33,7 +33,7 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of pretrained weights; `by_order` if its tensors map onto the network's by their order, not their names."""
+    """A file of pretrained weights; `by_order` if its tensors map onto the network's by order and not by name."""
 
     path: Path
     by_order: bool = False
@@ -98,7 +98,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path}: cannot be read as weights ({_first_line(error)}); the file may be damaged") from error
+        raise WeightsError(
+            f"{path}: cannot be read as weights ({_first_line(error)}); the file may be damaged"
+        ) from error
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -165,7 +167,7 @@ def _in_caches(entry: CatalogueEntry) -> Path | None:
             cached = try_to_load_from_cache(config.hf_hub_id, file)
             if isinstance(cached, str):
                 return Path(cached)
-    if config.url:
+    if isinstance(config.url, str) and config.url:
         checkpoint = Path(torch.hub.get_dir()) / "checkpoints" / config.url.rpartition("/")[2]
         if checkpoint.is_file():
             return checkpoint
@@ -180,8 +182,8 @@ def _fetch(repository: str) -> Path:
         return Path(hf_hub_download(repository, HUB_FILES[0]))
     except Exception as error:  # the hub's client raises many kinds, of several libraries
         raise WeightsError(
-            f"{HUB_PREFIX}{repository}: {HUB_FILES[0]} could not be fetched ({_first_line(error)}); fetch it on another "
-            f"machine and give it with --weights PATH"
+            f"{HUB_PREFIX}{repository}: {HUB_FILES[0]} could not be fetched ({_first_line(error)}); fetch it on "
+            f"another machine and give it with --weights PATH"
         ) from error
 
 

@@ -23,6 +23,6 @@ def main() -> None:
         sys.exit(130)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def _terminate(number: int, _frame: FrameType | None) -> None:
     """Unwind on SIGTERM, so that half-written files are removed."""
     sys.exit(128 + number)

@@ -32,7 +32,8 @@ def demo(
     """Learn from functional solar cells, score unseen ones and defective ones, and show what was found.
 
     The photos are electroluminescence images of monocrystalline cells (ELPV data set, CC BY-NC-SA 4.0), which the
-    `demo` extra installs. Learns from 80 % of the functional cells; scores the others and all that are surely defective.
+    `demo` extra installs. Learns from 80 % of the functional cells; scores the others and the surely
+    defective ones.
     """
     from flawmap import PaDiM
     from flawmap.images import open_dataset
@@ -74,9 +75,7 @@ def demo(
         messages.print(f"The most and least conspicuous cells, with heat maps: {sheet}")
 
 
-def _draw(
-    found: list[tuple[Sample, Prediction]], scale: tuple[float, float], title: str
-) -> Image.Image:
+def _draw(found: list[tuple[Sample, Prediction]], scale: tuple[float, float], title: str) -> Image.Image:
     """Contact sheet of the most and the least conspicuous images; `found` is sorted, most conspicuous first."""
 
     def tile(sample: Sample, prediction: Prediction) -> Tile:

@@ -26,7 +26,8 @@ from flawmap.cli.console import (
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
     dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="Folder in MVTec AD layout, or of good/ and other types; elpv:mono.")
+        str,
+        typer.Argument(metavar="DATASET", help="Folder in MVTec AD layout, or of good/ and other types; elpv:mono."),
     ],
     weights: WeightsOption = None,
     device: DeviceOption = "auto",

@@ -14,6 +14,7 @@ import numpy as np
 import typer
 from PIL import Image
 
+from flawmap.atomic import replace_atomically
 from flawmap.cli.console import (
     BadImages,
     DeviceOption,
@@ -25,7 +26,6 @@ from flawmap.cli.console import (
     messages,
     print_json,
 )
-from flawmap.atomic import replace_atomically
 from flawmap.errors import DatasetError
 from flawmap.images import collect, read_image
 from flawmap.pictures import overlay
@@ -40,7 +40,9 @@ def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Images, folders, globs.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the results.")],
-    maps: Annotated[bool, typer.Option("--maps", help="Write each raw map as .npy, float32 at the input size.")] = False,
+    maps: Annotated[
+        bool, typer.Option("--maps", help="Write each raw map as .npy, float32 at the input size.")
+    ] = False,
     overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Write a picture of each image.")] = True,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
@@ -128,9 +130,7 @@ class Results:
             yield add_row
 
     @contextmanager
-    def _file(
-        self, folder: str, path: str, suffix: str, row: dict[str, object], column: str
-    ) -> Iterator[BinaryIO]:
+    def _file(self, folder: str, path: str, suffix: str, row: dict[str, object], column: str) -> Iterator[BinaryIO]:
         """A file for one image in a subfolder; its place, relative to the output folder, goes into the row."""
         place = PurePosixPath(folder, self.names[path] + suffix)
         target = self.output / place

@@ -12,9 +12,7 @@ from flawmap.model_file import ModelFile
 __all__ = ["PRESETS", "Detector", "OnBad", "PaDiM", "load"]
 
 
-def load(
-    path: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None = None, device: str = "auto"
-) -> PaDiM:
+def load(path: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None = None, device: str = "auto") -> PaDiM:
     """The model of a file that `save` or `flawmap fit` wrote.
 
     Args:

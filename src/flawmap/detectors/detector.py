@@ -20,7 +20,10 @@ OnBad = Callable[[ImageError], None]
 class Detector(Protocol):
     """Learns from good images alone, then scores new ones; higher means more anomalous."""
 
-    preprocessing: Preprocessing
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the detector's input."""
+        ...
 
     def fit(self, images: ImageInput, *, progress: Progress = False, on_bad: OnBad | None = None) -> Self:
         """Learn from good images."""

@@ -37,7 +37,7 @@ from flawmap.gaussian import (
     typical_distance,
     update,
 )
-from flawmap.images import ImageInput, Loaded, Preprocessing, collect, stream
+from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, stream
 from flawmap.model_file import BackboneRecord, Document, ModelFile, PreprocessingRecord
 from flawmap.progress import Progress, report_progress
 from flawmap.records import Prediction, Size
@@ -102,7 +102,7 @@ class PaDiM:
         self._backbone: Backbone | None = None
 
     @classmethod
-    def from_preset(cls, preset: str, **changes: Any) -> Self:
+    def from_preset(cls, preset: str, **changes: Any) -> Self:  # noqa: ANN401 (the arguments of __init__)
         """A detector as the paper configures it; `changes` are further arguments, such as `weights`."""
         if preset not in PRESETS:
             raise ParameterError(f"unknown preset '{preset}'; there are {', '.join(PRESETS)}")
@@ -114,7 +114,12 @@ class PaDiM:
         return Preprocessing.of(self.resize, self.crop, self.aspect)
 
     def fit(
-        self, images: ImageInput, *, progress: Progress = False, on_bad: OnBad | None = None, batch_size: int | None = None
+        self,
+        images: ImageInput,
+        *,
+        progress: Progress = False,
+        on_bad: OnBad | None = None,
+        batch_size: int | None = None,
     ) -> Self:
         """Learn from good images in one streaming pass; memory does not grow with their number.
 
@@ -172,7 +177,7 @@ class PaDiM:
         return self._predict(collect(images).items, on_bad, batch_size)
 
     def distances(self, images: ImageInput, *, batch_size: int | None = None) -> NDArray[np.float32]:
-        """Patch distances (N, h, w) on the finest layer's grid, before up-sampling and smoothing; (paper, equation 2)."""
+        """Patch distances (N, h, w) on the finest layer's grid, before up-sampling and smoothing (equation 2)."""
         maps = [distances.cpu().numpy() for _, distances in self._distances(collect(images).items, None, batch_size)]
         grid = self._fitted()[1].hierarchy.grid
         return np.concatenate(maps) if maps else np.empty((0, *grid), np.float32)
@@ -188,9 +193,9 @@ class PaDiM:
 
     @property
     def map_scale(self) -> tuple[float, float]:
-        """Anomaly-map values shown as coolest and hottest: once and three times a typical good patch's distance."""
+        """Anomaly-map values shown as coolest and hottest: 1.5 and 8 times a typical good patch's distance."""
         typical = typical_distance(self._fitted()[1], regularization=self.regularization, count=self.n_images_)
-        return typical, 3 * typical
+        return 1.5 * typical, 8 * typical
 
     def describe(self) -> dict[str, object]:
         """What the model is and what it was fitted on, as plain JSON values."""
@@ -240,7 +245,9 @@ class PaDiM:
                 raise ParameterError("channels are not ascending")
             hierarchy = build_hierarchy(document.grids, document.n_channels, channels)
         except ParameterError as error:
-            raise ModelFileError(f"{file.path}: no whole flawmap model file: {error}; fit again or take a backup") from error
+            raise ModelFileError(
+                f"{file.path}: no whole flawmap model file: {error}; fit again or take a backup"
+            ) from error
         model._backbone = _matching_backbone(file, weights, device)
         target = model._backbone.device
         tensors = file.read(_expected_shapes(hierarchy, record.layers), target)
@@ -268,7 +275,9 @@ class PaDiM:
             raise NotFittedError("this PaDiM has learnt nothing yet; call fit(good_images), or flawmap.load(path)")
         return self._backbone, self.factor_
 
-    def _predict(self, items: Iterable[object], on_bad: OnBad | None, batch_size: int | None) -> Iterator[Prediction]:
+    def _predict(
+        self, items: Iterable[ImageSource], on_bad: OnBad | None, batch_size: int | None
+    ) -> Iterator[Prediction]:
         input_size = self.preprocessing.input_size
         for batch, distances in self._distances(items, on_bad, batch_size):
             maps = anomaly_maps(distances, input_size).cpu()
@@ -278,7 +287,7 @@ class PaDiM:
                 yield Prediction(image.path, score, anomaly_map, image.placement)
 
     def _distances(
-        self, items: Iterable[object], on_bad: OnBad | None, batch_size: int | None
+        self, items: Iterable[ImageSource], on_bad: OnBad | None, batch_size: int | None
     ) -> Iterator[tuple[list[Loaded], Tensor]]:
         """Batches of images with their patch distances (B, h, w)."""
         backbone, factor = self._fitted()
@@ -348,9 +357,7 @@ def _expected_shapes(hierarchy: Hierarchy, layers: Sequence[str]) -> dict[str, t
     return shapes
 
 
-def _matching_backbone(
-    file: ModelFile, weights: str | os.PathLike[str] | None, device: torch.device | str
-) -> Backbone:
+def _matching_backbone(file: ModelFile, weights: str | os.PathLike[str] | None, device: torch.device | str) -> Backbone:
     """The backbone with the very weights the model was fitted with; others would give wrong scores in silence."""
     record = file.document.backbone
     candidates: list[str | os.PathLike[str] | None] = [weights]
@@ -375,7 +382,7 @@ def _matching_backbone(
             return backbone
         problem = f"those found ({backbone.weights or 'random, of another torch version'}) are others"
     raise WeightsError(
-        f"{file.path}: was fitted with the {record.name} weights of '{record.weights or 'a random draw'}' (SHA-256 of its "
-        f"layers {record.sha256[:12]}...), which are needed again: {problem}. Give that file with --weights PATH, put it "
-        f"beside the model, or fit again"
+        f"{file.path}: was fitted with the {record.name} weights of '{record.weights or 'a random draw'}' (SHA-256 of "
+        f"its layers {record.sha256[:12]}...), which are needed again: {problem}. Give that file with --weights PATH, "
+        f"put it beside the model, or fit again"
     )

@@ -122,4 +122,5 @@ def _inverse_cholesky(matrix: Tensor) -> Tensor:
             "channels and `regularization` is too small; raise `regularization` (0.01 is the paper's)"
         )
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device).expand_as(matrix)
-    return torch.linalg.solve_triangular(lower, identity, upper=False)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return inverse

@@ -3,13 +3,14 @@
 from flawmap.images.catalogue import open_dataset, training_images
 from flawmap.images.dataset import Dataset, Sample
 from flawmap.images.preprocessing import Preprocessing
-from flawmap.images.read import read_image, read_mask
+from flawmap.images.read import ImageSource, read_image, read_mask
 from flawmap.images.source import ImageInput, collect
 from flawmap.images.stream import Loaded, stream
 
 __all__ = [
     "Dataset",
     "ImageInput",
+    "ImageSource",
     "Loaded",
     "Preprocessing",
     "Sample",

@@ -83,7 +83,9 @@ class Preprocessing:
 
 
 def _size(value: int | Size, name: str) -> Size:
-    sides = (value, value) if isinstance(value, int) else tuple(value)
+    sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides):
-        raise ParameterError(f"{name} must be a number of pixels or (height, width), each 1 to {MAX_SIDE}; got {value!r}")
+        raise ParameterError(
+            f"{name} must be a number of pixels or (height, width), each 1 to {MAX_SIDE}; got {value!r}"
+        )
     return sides[0], sides[1]

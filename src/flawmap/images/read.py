@@ -46,7 +46,7 @@ def read_image(source: ImageSource, *, name: str | None = None) -> NDArray[np.ui
 
 
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
-    """Ground truth (H, W), True where anomalous: values above half of the range, or above 0 if there are only 0 and 1."""
+    """Ground truth (H, W), True where anomalous: values above half the range, or above 0 if there are only 0 and 1."""
     name = str(path)
     with _opened(Path(path), name) as image:
         upright = _upright(image)

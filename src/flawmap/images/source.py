@@ -22,9 +22,28 @@ ImageInput = str | os.PathLike[str] | NDArray[Any] | Image.Image | Iterable[Imag
 """A path, folder or glob; an array (H, W), (H, W, C) or batch (N, H, W, C); a PIL image; or an iterable of these."""
 
 SUFFIXES = frozenset(
-    ".bmp .dib .gif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
-)  # fmt: skip
+    {
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
+)
 """File names in folders and globs that are taken for images; others are passed over."""
+
+SKIPPED = "__MACOSX"
+"""Folder of an archive's metadata, whose files are named like images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +71,15 @@ def collect(images: ImageInput) -> ImageCollection:
         return ImageCollection([images], 1, True)
     if isinstance(images, (str, os.PathLike)):
         paths = _expand(images)
+        if not paths[0].exists():
+            raise ImageError(str(images), "no such file or folder")
         return ImageCollection(paths, len(paths), single=paths == [Path(images)] and not Path(images).is_dir())
     if isinstance(images, (list, tuple)):
         items = list(_flatten(images))
         return ImageCollection(items, len(items), False)
     if not isinstance(images, Iterable):
         raise ParameterError(
-            f"images must be a path, folder, glob, array, PIL image or an iterable of these; got {type(images).__name__}"
+            f"images must be a path, folder, glob, array, PIL image or iterable of these, not {type(images).__name__}"
         )
     return ImageCollection(_flatten(images), None, False)
 
@@ -67,15 +88,17 @@ def list_folder(folder: Path) -> list[Path]:
     """Image files below a folder, sorted by their path; hidden files and folders are passed over."""
     found = []
     for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        folders[:] = [name for name in folders if not name.startswith(".") and name != SKIPPED]
         found += [Path(root, name) for name in files if _looks_like_image(name)]
     if not found:
-        raise DatasetError(f"{folder}: no images in this folder; expected files ending in {', '.join(sorted(SUFFIXES))}")
+        raise DatasetError(
+            f"{folder}: no images in this folder; expected files ending in {', '.join(sorted(SUFFIXES))}"
+        )
     return sorted(found, key=lambda path: path.parts)
 
 
 def _flatten(images: Iterable[object]) -> Iterator[ImageSource]:
-    """Elements of an iterable, with folders, globs and batches among them spread out."""
+    """Elements of an iterable, with folders, globs and batches among them spread out; a missing file is passed on."""
     for image in images:
         if isinstance(image, np.ndarray) and image.ndim == 4:
             yield from image
@@ -95,14 +118,13 @@ def _expand(where: str | os.PathLike[str]) -> list[Path]:
     if path.exists():
         return [path]
     if not glob.has_magic(str(path)):
-        raise ImageError(str(where), "no such file or folder")
+        return [path]
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (takes absolute patterns)
     found = [match for match in matches if match.is_file() and _looks_like_image(match.name)]
-    for folder in (match for match in matches if match.is_dir()):
-        found += list_folder(folder) if "**" not in str(path) else []
+    found = [match for match in found if SKIPPED not in match.parts]
     if not found:
         raise DatasetError(f"{where}: no image matches this pattern")
-    return sorted(set(found), key=lambda match: match.parts)
+    return sorted(set(found), key=lambda path: path.parts)
 
 
 def _looks_like_image(name: str) -> bool:

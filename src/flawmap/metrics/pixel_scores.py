@@ -60,35 +60,41 @@ class PixelScores:
 
     def auroc(self) -> float | None:
         """Area under the pixels' ROC curve, ties counted half; None without anomalous or without normal pixels."""
-        false_alarms, hits = self._curve(self._positive)
-        if len(hits) == 0 or not false_alarms[-1] or not hits[-1]:
+        scores, counts = self._positive.items()
+        rates = self._false_positive_rates(scores)
+        if rates is None:
             return None
-        area = np.trapezoid(hits, false_alarms) if hasattr(np, "trapezoid") else np.trapz(hits, false_alarms)
-        return float(np.clip(area / (false_alarms[-1] * hits[-1]), 0, 1))
+        above, at = rates
+        return float(counts @ (1 - above - at / 2) / counts.sum())
 
     def pro(self, *, max_fpr: float = MAX_FPR) -> float | None:
-        """Mean per-region overlap up to a false-positive rate, over that rate: 0 to 1; None as for `auroc`."""
+        """Mean per-region overlap up to a false-positive rate, over that rate: 0 to 1; None as for `auroc`.
+
+        The curve rises by a pixel's weight while the rate goes from that of the scores above it to that of the scores
+        at or above it, in a straight line; the area under each rise, cut off at `max_fpr`, is known in closed form.
+        """
         if not 0 < max_fpr <= 1:
             raise ParameterError(f"max_fpr must lie above 0 and at most at 1, got {max_fpr}")
-        false_alarms, overlap = self._curve(self._overlap)
-        if len(overlap) == 0 or not false_alarms[-1] or not self.n_regions:
+        scores, weights = self._overlap.items()
+        rates = self._false_positive_rates(scores)
+        if rates is None:
             return None
-        rate, overlap = false_alarms / false_alarms[-1], overlap / self.n_regions
-        end = int(np.searchsorted(rate, max_fpr, side="right"))
-        last = np.interp(max_fpr, rate[end - 1 : end + 1], overlap[end - 1 : end + 1])
-        x, y = np.append(rate[:end], max_fpr), np.append(overlap[:end], last)
-        return float(np.clip(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) / max_fpr, 0, 1))
+        above, at = rates
+        rise = np.clip(max_fpr - above, 0, at)
+        slope = np.divide(rise, at, out=np.zeros_like(rise), where=at > 0)
+        area = slope * rise / 2 + np.clip(max_fpr - above - at, 0, None)
+        return float(np.clip(weights @ area / (self.n_regions * max_fpr), 0, 1))
 
-    def _curve(self, positives: ScoreCounts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weight of negatives and of positives at or above each distinct score, from (0, 0) on, falling scores."""
+    def _false_positive_rates(
+        self, scores: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Share of the normal pixels above each score, and at it; None if there are no scores or no normal pixels."""
         negative, counts = self._negative.items()
-        positive, weights = positives.items()
-        scores = np.union1d(negative, positive)[::-1]
-        steps = np.zeros((2, len(scores) + 1))
-        steps[0, len(scores) - np.searchsorted(scores[::-1], negative)] = counts
-        steps[1, len(scores) - np.searchsorted(scores[::-1], positive)] = weights
-        np.cumsum(steps, axis=1, out=steps)
-        return steps[0], steps[1]
+        if len(scores) == 0 or len(negative) == 0:
+            return None
+        below = np.concatenate([[0.0], np.cumsum(counts)])
+        left, right = below[np.searchsorted(negative, scores)], below[np.searchsorted(negative, scores, side="right")]
+        return 1 - right / below[-1], (right - left) / below[-1]
 
 
 def pixel_auroc(maps: Iterable[NDArray[np.float32]], masks: Iterable[NDArray[np.bool_] | None]) -> float | None:

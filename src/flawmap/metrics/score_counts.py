@@ -35,7 +35,8 @@ class ScoreCounts:
 
     def merge(self, other: ScoreCounts) -> None:
         """Count all that `other` has counted."""
-        for run in [*other._runs, *map(_count, other._raw)]:
+        other._flush()
+        for run in other._runs:
             self._push(run)
 
     def items(self) -> Run:
@@ -55,6 +56,8 @@ class ScoreCounts:
             self._push(_count((np.concatenate([s for s, _ in weighted]), np.concatenate([w for _, w in weighted]))))
 
     def _push(self, run: Run) -> None:
+        if len(run[0]) == 0:
+            return
         while self._runs and len(self._runs[-1][0]) < 2 * len(run[0]):
             run = _merge(self._runs.pop(), run)
         self._runs.append(run)
@@ -67,7 +70,7 @@ def _count(raw: Run) -> Run:
         distinct, counts = np.unique(scores, return_counts=True)
         return distinct, counts.astype(np.float64)
     distinct, place = np.unique(scores, return_inverse=True)
-    return distinct, np.bincount(place, weights, minlength=len(distinct))
+    return distinct, np.bincount(place, weights, minlength=len(distinct)).astype(np.float64)
 
 
 def _merge(one: Run, other: Run) -> Run:

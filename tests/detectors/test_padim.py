@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from flawmap import PaDiM, Prediction, load
+from flawmap.errors import ImageError, NotFittedError, ParameterError, TrainingSetError, WeightsError
+
+SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64}
+
+
+@pytest.fixture(scope="module")
+def model(good_images):
+    return PaDiM(**SMALL).fit(good_images)
+
+
+def test_a_scratch_is_scored_above_good_parts_and_found_where_it_is(model, good_images, scratched):
+    good, bad = model.predict(good_images[1]), model.predict(scratched)
+    assert bad.pred_score > 2 * good.pred_score
+    row, column = np.unravel_index(bad.anomaly_map.argmax(), bad.anomaly_map.shape)
+    assert 20 <= row <= 44
+    assert 34 <= column <= 47
+
+
+def test_a_prediction_carries_its_map_score_and_place(model, good_folder):
+    prediction = model.predict(good_folder / "000.png")
+    assert isinstance(prediction, Prediction)
+    assert prediction.path == str(good_folder / "000.png")
+    assert prediction.anomaly_map.shape == (64, 64)
+    assert prediction.anomaly_map.dtype == np.float32
+    assert prediction.pred_score == prediction.anomaly_map.max()
+    with pytest.raises(AttributeError):
+        prediction.pred_score = 0
+
+
+def test_every_kind_of_input_gives_the_same_scores(model, good_images, good_folder):
+    paths = sorted(good_folder.iterdir())
+    wanted = [prediction.pred_score for prediction in model.predict(good_images)]
+    inputs = [good_folder, str(good_folder), f"{good_folder}/*.png", paths, [str(path) for path in paths]]
+    inputs += [list(good_images), [Image.fromarray(image) for image in good_images], iter(good_images), [good_folder]]
+    for images in inputs:
+        predictions = model.predict(images)
+        assert [prediction.pred_score for prediction in predictions] == pytest.approx(wanted, rel=1e-5)
+    for single in (paths[3], str(paths[3]), good_images[3], Image.open(paths[3])):
+        assert model.predict(single).pred_score == pytest.approx(wanted[3], rel=1e-4)
+
+
+def test_distances_are_those_under_the_map(model, good_images):
+    distances = model.distances(good_images[:3])
+    assert distances.shape == (3, 16, 16)
+    assert np.all(distances >= 0)
+    mean, covariance = model.gaussian(5, 7)
+    assert mean.shape == (model.channels_.size,)
+    assert np.linalg.eigvalsh(covariance).min() >= 0.99 * model.regularization
+
+
+def test_a_map_comes_back_at_the_size_and_place_of_the_original(good_images, scratched):
+    model = PaDiM(**SMALL | {"crop": 48}).fit(good_images)
+    tall = np.repeat(np.repeat(scratched, 3, axis=0), 2, axis=1)
+    prediction = model.predict(tall)
+    original = prediction.original_map(outside=float("nan"))
+    assert original.shape == prediction.image_size == (192, 128)
+    assert np.isnan(original[:24]).all()
+    row, column = np.unravel_index(np.nanargmax(original), original.shape)
+    assert 60 <= row <= 132
+    assert 68 <= column <= 94
+
+
+def test_the_padding_of_a_letterbox_counts_for_nothing(good_images, scratched):
+    model = PaDiM(**SMALL | {"aspect": "letterbox"}).fit([image[:32] for image in good_images])
+    prediction = model.predict(scratched[16:48])
+    assert prediction.placement.content == (16, 0, 48, 64)
+    assert not prediction.anomaly_map[:16].any()
+    assert prediction.anomaly_map[16:48].all()
+    assert prediction.original_map().shape == (32, 64)
+
+
+@pytest.mark.parametrize("n_images", [2, 5])
+def test_few_images_are_enough(good_images, scratched, n_images):
+    model = PaDiM(**SMALL).fit(good_images[:n_images])
+    assert model.n_images_ == n_images
+    assert math.isfinite(model.predict(scratched).pred_score)
+
+
+@pytest.mark.parametrize("n_images", [0, 1])
+def test_too_few_images_are_refused(good_images, n_images):
+    with pytest.raises(TrainingSetError, match=f"at least 2 good images, got {n_images} usable"):
+        PaDiM(**SMALL).fit(good_images[:n_images])
+
+
+def test_duplicates_leave_only_the_regularisation(good_images, scratched):
+    model = PaDiM(**SMALL).fit([good_images[0]] * 4)
+    assert model.predict(good_images[0]).pred_score == pytest.approx(0, abs=0.05)
+    assert model.predict(scratched).pred_score > 1
+
+
+def test_a_bad_image_is_named_or_left_out(good_images):
+    images = [*good_images, np.zeros((4, 4), np.float32)]
+    with pytest.raises(ImageError, match="^image 13: expected uint8"):
+        PaDiM(**SMALL).fit(images)
+    bad: list[ImageError] = []
+    model = PaDiM(**SMALL).fit(images, on_bad=bad.append)
+    assert (model.n_images_, len(bad)) == (12, 1)
+    assert len(model.predict(images, on_bad=bad.append)) == 12
+    assert len(bad) == 2
+
+
+def test_progress_is_told(good_images):
+    told: list[tuple[int, int | None]] = []
+    PaDiM(**SMALL).fit(good_images, progress=lambda done, total: told.append((done, total)), batch_size=5)
+    assert told == [(5, 12), (10, 12), (12, 12)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32])
+def test_the_batch_size_changes_nothing(model, good_images, batch_size):
+    other = PaDiM(**SMALL).fit(iter(good_images), batch_size=batch_size)
+    np.testing.assert_allclose(other.distances(good_images), model.distances(good_images), rtol=1e-3)
+
+
+def test_a_draw_and_explicit_channels(good_images):
+    drawn = PaDiM(**SMALL, n_features=50, seed=4).fit(good_images)
+    given = PaDiM(**SMALL | {"seed": 4}, channels=drawn.channels_.tolist()).fit(good_images)
+    assert drawn.channels_.size == 50
+    np.testing.assert_allclose(given.distances(good_images), drawn.distances(good_images), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "layers"),
+    [
+        ((64, 96), ["layer1", "layer2", "layer3"]),
+        ((61, 83), ["layer1", "layer2", "layer3"]),
+        (40, ["layer2"]),
+        (72, ["act1", "layer1", "layer2", "layer3", "layer4"]),
+    ],
+)
+def test_any_size_and_any_one_to_five_layers(good_images, scratched, tmp_path, size, layers):
+    model = PaDiM(**SMALL | {"resize": size}, layers=layers, n_features=40).fit(good_images)
+    prediction = model.predict(scratched)
+    assert prediction.anomaly_map.shape == (size if isinstance(size, tuple) else (size, size))
+    model.save(tmp_path / "m.flawmap")
+    assert load(tmp_path / "m.flawmap").predict(scratched).pred_score == pytest.approx(prediction.pred_score, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"n_features": 0}, "n_features must lie between 1"),
+        ({"n_features": 10**6}, "n_features must lie between 1"),
+        ({"channels": [1.5]}, "list of integers"),
+        ({"channels": [10**6]}, "distinct indices"),
+        ({"regularization": -1}, "finite number >= 0"),
+        ({"regularization": math.nan}, "finite number >= 0"),
+        ({"resize": 0}, "resize must be"),
+        ({"crop": 65}, "must fit into"),
+        ({"layers": "layer1"}, "list of names"),
+    ],
+)
+def test_impossible_parameters_are_refused_by_fit(good_images, parameters, message):
+    with pytest.raises(ParameterError, match=message):
+        PaDiM(**SMALL | parameters).fit(good_images)
+
+
+def test_nothing_is_predicted_before_fit(good_images, tmp_path):
+    for use in (PaDiM().predict, PaDiM().distances):
+        with pytest.raises(NotFittedError, match=r"call fit\(good_images\)"):
+            use(good_images)
+    with pytest.raises(NotFittedError):
+        PaDiM().save(tmp_path / "m.flawmap")
+
+
+def test_presets():
+    preset = PaDiM.from_preset("padim-wr50-rd550", seed=3)
+    assert (preset.backbone, preset.n_features, preset.resize, preset.crop) == ("wide_resnet50_2", 550, 256, 224)
+    with pytest.raises(ParameterError, match="unknown preset 'padim'; there are padim-r18-rd100"):
+        PaDiM.from_preset("padim")
+
+
+def test_the_effnet_preset_reads_stages_2_4_and_5(good_images):
+    model = PaDiM.from_preset("padim-effnet-b5", pretrained=False, resize=64, crop=None).fit(good_images[:3])
+    assert model.describe()["n_channels"] == [40, 128, 176]
+
+
+def test_a_model_with_weights_from_a_file_finds_them_again(good_images, tmp_path, monkeypatch):
+    monkeypatch.delenv("FLAWMAP_WEIGHTS", raising=False)
+    weights, folder = tmp_path / "mine.safetensors", tmp_path / "models"
+    save_file(timm.create_model("resnet10t").state_dict(), weights)
+    folder.mkdir()
+    fitted = PaDiM(**SMALL | {"pretrained": True}, weights=weights).fit(good_images)
+    fitted.save(folder / "m.flawmap")
+    wanted = fitted.predict(good_images[0]).pred_score
+    assert load(folder / "m.flawmap").predict(good_images[0]).pred_score == pytest.approx(wanted, rel=1e-6)
+    weights.rename(folder / "mine.safetensors")
+    assert load(folder / "m.flawmap").predict(good_images[0]).pred_score == pytest.approx(wanted, rel=1e-6)
+    (folder / "mine.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    with pytest.raises(WeightsError, match=r"weights of 'mine\.safetensors'.* needed again"):
+        load(folder / "m.flawmap")
+    load(folder / "m.flawmap", weights=tmp_path / "elsewhere.safetensors")
+    save_file(timm.create_model("resnet10t").state_dict(), weights)
+    with pytest.raises(WeightsError, match="are others"):
+        load(folder / "m.flawmap", weights=weights)
+
+
+def test_memory_of_the_caller_is_left_alone(model, good_images):
+    before = good_images.copy()
+    prediction = model.predict(good_images[0])
+    prediction.anomaly_map[:] = 0
+    assert np.array_equal(before, good_images)
+    assert model.predict(good_images[0]).pred_score > 0
+    assert not torch.is_inference_mode_enabled()

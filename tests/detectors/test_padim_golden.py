@@ -1,0 +1,69 @@
+"""PaDiM against an independent float64 implementation, on MVTec AD screw (resize 256, crop 224)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flawmap import PaDiM, load
+from flawmap.evaluation import evaluate
+from flawmap.images import open_dataset
+
+CASES = {"resnet18": "padim_resnet18_rd100_screw", "efficientnet_lite0": "padim_efficientnet_lite0_screw"}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def fitted(request, shared, screw, resnet18_weights, tmp_path_factory):
+    """Golden results, the model after a round trip through its file, and that file."""
+    golden = np.load(shared / "golden" / f"{CASES[request.param]}.npz")
+    weights = resnet18_weights if request.param == "resnet18" else None
+    model = PaDiM(
+        backbone=request.param, weights=weights, channels=golden["channels"], resize=256, crop=224, regularization=0.01
+    ).fit(screw / "train" / "good")
+    path = tmp_path_factory.mktemp("golden") / "screw.flawmap"
+    model.save(path)
+    return golden, load(path), path
+
+
+def test_mean_and_covariance(fitted):
+    golden, model, _ = fitted
+    scale = np.abs(golden["mean"]).max()
+    for position in range(0, 56 * 56, 301):
+        mean, _ = model.gaussian(*divmod(position, 56))
+        np.testing.assert_allclose(mean, golden["mean"][:, position], rtol=1e-4, atol=1e-4 * scale)
+    for position, expected in zip(golden["cov_patches"].tolist(), golden["covariance"], strict=True):
+        _, covariance = model.gaussian(*divmod(position, 56))
+        np.testing.assert_allclose(covariance, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_patch_distances_and_maps(fitted, screw):
+    golden, model, _ = fitted
+    paths = [screw / path for path in golden["map_test"]]
+    distances, expected = model.distances(paths), golden["patch_distance"]
+    assert np.all(np.abs(distances - expected) <= np.where(expected < 1, 1e-2, 1e-3) * expected)
+    for prediction, wanted in zip(model.predict(paths), golden["anomaly_map"], strict=True):
+        np.testing.assert_allclose(prediction.anomaly_map, wanted, rtol=2e-3)  # the golden maps are float16
+
+
+def test_scores_and_figures(fitted, screw):
+    golden, model, _ = fitted
+    data = open_dataset(screw)
+    result = evaluate(model, data.test)
+    assert result.n_images == 160
+    assert result.image_auroc == pytest.approx(float(golden["image_auroc"]), abs=0.002)
+    assert result.pixel_auroc == pytest.approx(float(golden["pixel_auroc"]), abs=0.002)
+    assert result.pro_score == pytest.approx(float(golden["pro_score"]), abs=0.002)
+    assert {name: row.n_images for name, row in result.by_type.items()} == {
+        "manipulated_front": 24, "scratch_head": 24, "scratch_neck": 25, "thread_side": 23, "thread_top": 23
+    }  # fmt: skip
+    assert result.warnings == ()
+    scores = [prediction.pred_score for prediction in model.iter_predict([screw / path for path in golden["test"]])]
+    np.testing.assert_allclose(scores, golden["image_score"], rtol=2e-3)
+
+
+def test_the_file_is_a_fraction_of_full_matrices(fitted):
+    golden, _, path = fitted
+    full = 56 * 56 * (len(golden["channels"]) ** 2 + len(golden["channels"])) * 4
+    assert path.stat().st_size < full / 4
+    if len(golden["channels"]) == 100:
+        assert path.stat().st_size < 35e6

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flawmap.errors import ImageError
+from flawmap.images import Preprocessing, stream
+
+SMALL = Preprocessing.of(4)
+
+
+def flat(value):
+    return np.full((4, 4, 3), value, np.uint8)
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("flawmap-read")]
+
+
+def test_images_come_in_order_whatever_they_take(tmp_path):
+    items = []
+    for i in range(30):
+        side = 600 if i % 3 == 0 else 4
+        Image.new("RGB", (side, side), (i, i, i)).save(tmp_path / f"{i:02}.png")
+        items.append(tmp_path / f"{i:02}.png")
+    loaded = list(stream(items, SMALL, workers=4))
+    assert [int(image.pixels[0, 0, 0]) for image in loaded] == list(range(30))
+    assert [image.path for image in loaded] == [str(path) for path in items]
+    assert not readers()
+
+
+def test_a_generator_is_read_no_further_ahead_than_its_bound():
+    pulled = []
+
+    def numbers():
+        for i in range(1000):
+            pulled.append(i)
+            yield flat(i % 256)
+
+    images = stream(numbers(), SMALL, workers=2)
+    next(images)
+    next(images)
+    assert len(pulled) <= 2 + 2 * 4
+    images.close()
+    assert not readers()
+
+
+def test_a_bad_image_raises_or_is_told_and_left_out():
+    items = [flat(0), np.zeros((4, 4), np.float64), flat(2)]
+    with pytest.raises(ImageError, match="^image 2: expected uint8"):
+        list(stream(items, SMALL))
+    told: list[ImageError] = []
+    loaded = list(stream(items, SMALL, on_bad=told.append))
+    assert [image.name for image in loaded] == ["image 1", "image 3"]
+    assert [error.name for error in told] == ["image 2"]
+    assert not readers()
+
+
+def test_an_error_of_the_source_reaches_the_caller_and_ends_the_threads():
+    def failing():
+        yield flat(0)
+        raise RuntimeError("camera unplugged")
+
+    with pytest.raises(RuntimeError, match="camera unplugged"):
+        list(stream(failing(), SMALL))
+    assert not readers()
+
+
+def test_no_images_are_no_images():
+    assert list(stream([], SMALL)) == []

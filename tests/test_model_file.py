@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from flawmap import PaDiM, load
+from flawmap.atomic import replace_atomically
+from flawmap.errors import BackboneError, FlawmapError, ModelFileError
+from flawmap.model_file import ModelFile
+
+
+@pytest.fixture(scope="module")
+def model(good_images):
+    return PaDiM(backbone="resnet10t", pretrained=False, resize=64, n_features=30).fit(good_images)
+
+
+@pytest.fixture
+def path(model, tmp_path):
+    model.save(tmp_path / "part.flawmap")
+    return tmp_path / "part.flawmap"
+
+
+def rewrite(path, change_document=lambda document: None, change_tensors=lambda tensors: None):
+    """The file with its JSON document or tensors changed."""
+    tensors = load_file(path)
+    document = json.loads(ModelFile(path).document.model_dump_json())
+    change_document(document)
+    change_tensors(tensors)
+    save_file(tensors, path, {"flawmap": json.dumps(document)})
+
+
+def test_a_loaded_model_predicts_the_same(model, path, good_images):
+    for one, other in zip(model.predict(good_images), load(path).predict(good_images), strict=True):
+        np.testing.assert_allclose(other.anomaly_map, one.anomaly_map, rtol=1e-6)
+
+
+def test_the_same_data_and_seed_give_the_same_bytes(path, good_images, tmp_path):
+    again = PaDiM(backbone="resnet10t", pretrained=False, resize=64, n_features=30).fit(good_images)
+    again.save(tmp_path / "again.flawmap")
+    assert (tmp_path / "again.flawmap").read_bytes() == path.read_bytes()
+    load(path).save(tmp_path / "resaved.flawmap")
+    assert (tmp_path / "resaved.flawmap").read_bytes() == path.read_bytes()
+
+
+def test_the_document_states_what_the_model_is(path):
+    document = ModelFile(path).document
+    assert document.backbone.name == "resnet10t"
+    assert document.backbone.layers == ("layer1", "layer2", "layer3")
+    assert document.preprocessing.resize == (64, 64)
+    assert (document.n_images, document.seed, document.n_features, len(document.channels)) == (12, 0, 30, 30)
+    assert {"flawmap", "torch", "timm"} <= set(document.versions)
+
+
+def test_a_file_cut_short_anywhere_is_refused(path):
+    whole = path.read_bytes()
+    for length in [0, 1, 7, 8, 9, 100, 2000, len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ModelFileError, match=r"part\.flawmap"):
+            load(path)
+
+
+def test_other_files_are_refused(path, tmp_path):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        path.write_bytes(rng.bytes(3000))
+        with pytest.raises(ModelFileError):
+            load(path)
+    save_file({"a": load_something()}, path)
+    with pytest.raises(ModelFileError, match="no flawmap model"):
+        load(path)
+    with pytest.raises(ModelFileError, match="no such model file"):
+        load(tmp_path / "nowhere.flawmap")
+    with pytest.raises(ModelFileError, match="cannot be read"):
+        load(tmp_path)
+
+
+def load_something():
+    import torch
+
+    return torch.zeros(3)
+
+
+HEADERS = {
+    "length beyond the file": struct.pack("<Q", 2**40) + b"{}",
+    "largest length": struct.pack("<Q", 2**64 - 1) + b"{}",
+    "nested without end": struct.pack("<Q", 100_000) + b"[" * 100_000,
+    "no object": struct.pack("<Q", 2) + b"[]",
+    "no text": struct.pack("<Q", 4) + b"\xff\xfe\xfd\xfc",
+    "metadata of another type": struct.pack("<Q", 23) + b'{"__metadata__": [1, 2]}'[:23],
+    "document of another type": struct.pack("<Q", 34) + b'{"__metadata__": {"flawmap": "[]"}}'[:34],
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_hostile_headers_are_refused(path, name):
+    path.write_bytes(HEADERS[name] + b"\0" * 64)
+    with pytest.raises(ModelFileError):
+        load(path)
+
+
+def set_in(*keys, value):
+    def change(document):
+        for key in keys[:-1]:
+            document = document[key]
+        document[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_in("grids", value=[[16000, 16000], [8, 8], [4, 4]]),
+        set_in("grids", value=[[-1, 16], [8, 8], [4, 4]]),
+        set_in("grids", value=[[16, 16], [8, 8]]),
+        set_in("grids", value=[[8, 8], [8, 8], [4, 4]]),
+        set_in("n_channels", value=[10**9, 128, 256]),
+        set_in("n_channels", value=[64, 128, 0]),
+        set_in("channels", value=list(range(500, 530))),
+        set_in("channels", value=list(range(29, -1, -1))),
+        set_in("channels", value=[]),
+        set_in("channels", value=[-1, *range(29)]),
+        set_in("n_images", value=1),
+        set_in("regularization", value=-0.1),
+        set_in("preprocessing", "resize", value=[0, 64]),
+        set_in("preprocessing", "crop", value=[65, 65]),
+        set_in("preprocessing", "resize", value=[10**9, 10**9]),
+        set_in("preprocessing", "aspect", value="stretch"),
+        set_in("backbone", "sha256", value="x"),
+        set_in("backbone", "layers", value=[]),
+        set_in("detector", value="os.system"),
+        set_in("surprise", value=1),
+        lambda document: document.pop("channels"),
+    ],
+)
+def test_hostile_descriptions_are_refused(path, change):
+    rewrite(path, change)
+    with pytest.raises(ModelFileError, match=r"part\.flawmap"):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["unheard_of", "hf-hub:someone/something", "local-dir:/etc", "../../etc/passwd"])
+def test_hostile_backbones_are_refused_without_a_look_at_the_network(path, name, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("reached for the network"))
+    rewrite(path, set_in("backbone", "name", value=name))
+    with pytest.raises(BackboneError, match="unknown backbone"):
+        load(path)
+
+
+def test_a_newer_format_says_to_upgrade(path):
+    rewrite(path, set_in("format_version", value=2))
+    with pytest.raises(ModelFileError, match=r"newer flawmap \(format 2; this one reads up to 1\); upgrade"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("layer1.mean"), "layer1.mean"),
+        (lambda tensors: tensors.update(extra=tensors["layer1.mean"].clone()), "extra"),
+        (lambda tensors: tensors.update({"layer1.mean": tensors["layer1.mean"][:-1].clone()}), "layer1.mean"),
+        (lambda tensors: tensors.update({"layer1.mean": tensors["layer1.mean"].double()}), "not a float32 tensor"),
+        (lambda tensors: tensors["layer2.factor"].view(-1)[5:6].fill_(float("nan")), "layer2.factor.*NaN"),
+        (lambda tensors: tensors["layer3.mean"].view(-1)[0:1].fill_(float("inf")), "layer3.mean.*infinite"),
+    ],
+)
+def test_wrong_tensors_are_refused_by_name(path, change, message):
+    rewrite(path, change_tensors=change)
+    with pytest.raises(ModelFileError, match=message):
+        load(path)
+
+
+def test_any_flipped_byte_of_the_header_is_refused_or_harmless(path, good_images, model):
+    """Fuzzed headers end in flawmap's own errors or in a model that works, never in anything else."""
+    whole = path.read_bytes()
+    length = struct.unpack("<Q", whole[:8])[0]
+    rng = np.random.default_rng(0)
+    refused = 0
+    for position in rng.integers(0, 8 + length, 60).tolist():
+        changed = bytearray(whole)
+        changed[position] ^= int(rng.integers(1, 256))
+        path.write_bytes(bytes(changed))
+        try:
+            load(path).predict(good_images[0])
+        except FlawmapError:
+            refused += 1
+    assert refused > 40
+
+
+def test_saving_where_it_cannot_be_changes_nothing(model, path, tmp_path):
+    before = path.read_bytes()
+    with pytest.raises(ModelFileError, match=r"cannot be written .*Nothing was changed"):
+        model.save(tmp_path / "no" / "such" / "folder.flawmap")
+    with pytest.raises(ModelFileError, match="cannot be written"):
+        model.save(tmp_path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["part.flawmap"]
+
+
+def test_a_write_that_is_broken_off_leaves_the_old_file_and_nothing_else(path, tmp_path):
+    before = path.read_bytes()
+    for error in (KeyboardInterrupt, OSError("no space left on device")):
+        with pytest.raises((KeyboardInterrupt, OSError)), replace_atomically(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["part.flawmap"]
+
+
+def test_writers_of_one_file_do_not_mix(model, tmp_path):
+    target = tmp_path / "shared.flawmap"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: model.save(target), range(8)))
+    assert load(target).n_images_ == 12
+    assert [entry.name for entry in tmp_path.iterdir()] == ["shared.flawmap"]
+
+
+def test_a_model_file_can_be_read_by_others_as_the_umask_says(path):
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
