@@ -20,10 +20,10 @@ def test_every_position_reaches_the_embedding_of_repeated_and_concatenated_maps(
     repeated = torch.cat([interpolate(maps, size=finest, mode="nearest") for maps in features], 1)[:, channels]
     columns = hierarchy.select(features)
     for position in range(finest[0] * finest[1]):
-        embedding = torch.empty(len(channels), 2)
+        embedding = torch.empty(2, len(channels))
         for level, column, cell in zip(hierarchy.levels, columns, hierarchy.ancestors(position), strict=True):
-            embedding[level.columns] = column[cell if level.own is None else int(level.own[cell])]
-        assert torch.equal(embedding, repeated.flatten(2)[:, :, position].T)
+            embedding[:, level.columns] = column[cell if level.own is None else int(level.own[cell])]
+        assert torch.equal(embedding, repeated.flatten(2)[:, :, position])
 
 
 def test_a_draw_is_sorted_distinct_and_fixed_by_its_seed():

@@ -4,6 +4,9 @@ PaDiM (Defard et al. 2020, section III-A) repeats the coarser maps onto the fine
 concatenates them. What is repeated is the same in all fine positions of one coarse cell, so nothing is repeated here:
 each level keeps its own cells, and every cell knows the cell of the next coarser level it lies in. Levels run coarse to
 fine. Where grids do not nest, a cell is a distinct (own position, parent cell) pair.
+
+Cells are ordered by their parent. Where every parent has the same number of children, as with nested grids, the
+children of a parent form a group and share one product with what is coarser; elsewhere each cell is its own group.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from flawmap.records import Size
 __all__ = ["Hierarchy", "Level", "build_hierarchy", "draw_channels"]
 
 CHUNK_BYTES = 32 * 2**20
-"""How large a block of stacked embeddings may be while it is worked on."""
+"""How large a block of intermediate results may be."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,22 @@ class Level:
         grid: (height, width) of its feature map.
         channels: (d,) selected channels of that layer.
         columns: (d,) where these channels stand in the embedding, i.e. in the sorted draw over all layers.
+        n_coarser: D, channels of all coarser levels together.
         own: (cells,) position on `grid` of each cell; None if cell i is position i.
-        parent: (cells,) cell of the next coarser level; None for the coarsest.
-        width: D, channels of this level and all coarser ones.
+        group_parent: (groups,) parent of each group of cells; None if group i is parent i.
+        n_groups: groups; of the coarsest level, which has no parents, its cells.
+        children: cells in each group.
     """
 
     layer: int
     grid: Size
     channels: Tensor
     columns: Tensor
+    n_coarser: int
     own: Tensor | None
-    parent: Tensor | None
-    width: int
+    group_parent: Tensor | None
+    n_groups: int
+    children: int
 
     @property
     def n_channels(self) -> int:
@@ -60,20 +67,34 @@ class Level:
     @property
     def n_cells(self) -> int:
         """Cells: positions, or more where grids do not nest."""
-        return self.n_positions if self.own is None else len(self.own)
+        return self.n_groups * self.children
 
-    def chunks(self, bytes_per_cell: int) -> Iterator[slice]:
-        """Slices of cells whose blocks stay under CHUNK_BYTES."""
-        step = max(1, CHUNK_BYTES // max(1, bytes_per_cell))
-        for start in range(0, self.n_cells, step):
-            yield slice(start, min(start + step, self.n_cells))
+    def in_cells(self, column: Tensor) -> Tensor:
+        """Own channels of each cell (cells, B, d) from those of each position (positions, B, d)."""
+        return column if self.own is None else column[self.own]
 
-    def stack(self, coarser: Tensor | None, own: Tensor, cells: slice) -> Tensor:
-        """Embeddings of some cells, coarse channels first: (n, D, B) of parents' (cells, D-d, B) and own (p, d, B)."""
-        mine = own[cells] if self.own is None else own[self.own[cells]]
-        if coarser is None or self.parent is None:
-            return mine
-        return torch.cat([coarser[self.parent[cells]], mine], dim=1)
+    def coarser(self, parents: Tensor, groups: slice) -> Tensor:
+        """What the cells of some groups have above them (groups, ...) from that of each parent (parents, ...)."""
+        return parents[groups] if self.group_parent is None else parents[self.group_parent[groups]]
+
+    def stack(self, parents: Tensor, own: Tensor) -> Tensor:
+        """Channels of each cell and of all it lies in, coarse first: (cells, B, D + d)."""
+        stacked = own.new_empty(self.n_groups, self.children, own.shape[1], self.n_coarser + self.n_channels)
+        stacked[..., : self.n_coarser] = self.coarser(parents, slice(None))[:, None]
+        stacked[..., self.n_coarser :] = own.view(self.n_groups, self.children, *own.shape[1:])
+        return stacked.flatten(0, 1)
+
+    def chunks(self, bytes_per_group: int) -> Iterator[tuple[slice, slice]]:
+        """Slices of groups whose blocks stay under CHUNK_BYTES, each with the slice of their cells."""
+        step = max(1, CHUNK_BYTES // max(1, bytes_per_group))
+        for start in range(0, self.n_groups, step):
+            stop = min(start + step, self.n_groups)
+            yield slice(start, stop), slice(start * self.children, stop * self.children)
+
+    def parent(self, cell: int) -> int:
+        """Cell of the next coarser level that a cell lies in."""
+        group = cell // self.children
+        return group if self.group_parent is None else int(self.group_parent[group])
 
 
 @dataclass(frozen=True)
@@ -99,21 +120,33 @@ class Hierarchy:
                 level,
                 channels=level.channels.to(device),
                 own=None if level.own is None else level.own.to(device),
-                parent=None if level.parent is None else level.parent.to(device),
+                group_parent=None if level.group_parent is None else level.group_parent.to(device),
             )
             for level in self.levels
         )
         return replace(self, levels=levels, cell=None if self.cell is None else self.cell.to(device))
 
     def select(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Selected channels, positions first: one (p, d, B) per level from the layers' maps (B, C, h, w)."""
+        """Selected channels, positions first: one (p, B, d) per level from the layers' maps (B, C, h, w)."""
         columns = []
         for level in self.levels:
             maps = features[level.layer]
             if tuple(maps.shape[2:]) != level.grid:
                 raise ParameterError(f"expected feature maps of {level.grid}, got {tuple(maps.shape[2:])}")
-            columns.append(maps[:, level.channels].flatten(2).permute(2, 1, 0).contiguous())
+            columns.append(maps[:, level.channels].flatten(2).permute(2, 0, 1).contiguous())
         return columns
+
+    def walk(self, columns: Sequence[Tensor]) -> Iterator[tuple[Level, Tensor, Tensor]]:
+        """Levels, coarse to fine, each with its cells' own channels and those of all coarser levels of each parent.
+
+        From columns (positions, B, d) per level; yields (level, own (cells, B, d), parents (parents, B, D)).
+        """
+        parents = columns[0].new_empty(self.levels[0].n_groups, columns[0].shape[1], 0)
+        for level, column in zip(self.levels, columns, strict=True):
+            own = level.in_cells(column)
+            yield level, own, parents
+            if level is not self.levels[-1]:
+                parents = level.stack(parents, own)
 
     def to_positions(self, per_cell: Tensor) -> Tensor:
         """Spread (cells, ...) of the finest level over the positions of the finest grid (P, ...)."""
@@ -121,11 +154,9 @@ class Hierarchy:
 
     def ancestors(self, position: int) -> list[int]:
         """Cell of every level, coarse to fine, in which a position of the finest grid lies."""
-        cell = position if self.cell is None else int(self.cell[position])
-        path = [cell]
-        for level in reversed(self.levels):
-            if level.parent is not None:
-                path.append(int(level.parent[path[-1]]))
+        path = [position if self.cell is None else int(self.cell[position])]
+        for level in reversed(self.levels[1:]):
+            path.append(level.parent(path[-1]))
         return path[::-1]
 
 
@@ -157,26 +188,39 @@ def build_hierarchy(grids: Sequence[Size], n_channels: Sequence[int], selected: 
         columns = np.flatnonzero((selected >= offsets[layer]) & (selected < offsets[layer + 1]))
         if len(columns) == 0:
             continue
-        own, parent, cell = _cells(grids[layer], finest, cell)
-        width = len(columns) + (levels[-1].width if levels else 0)
-        channels = torch.from_numpy(selected[columns] - offsets[layer])
-        levels.append(Level(layer, grids[layer], channels, torch.from_numpy(columns), own, parent, width))
+        own, group_parent, n_groups, children, cell = _cells(grids[layer], finest, cell)
+        levels.append(
+            Level(
+                layer=layer,
+                grid=grids[layer],
+                channels=torch.from_numpy(selected[columns] - offsets[layer]),
+                columns=torch.from_numpy(columns),
+                n_coarser=sum(level.n_channels for level in levels),
+                own=own,
+                group_parent=group_parent,
+                n_groups=n_groups,
+                children=children,
+            )
+        )
     return Hierarchy(finest, tuple(levels), _unless_identity(cell, finest[0] * finest[1]), len(selected))
 
 
 def _cells(
     grid: Size, finest: Size, coarser: NDArray[np.int64] | None
-) -> tuple[Tensor | None, Tensor | None, NDArray[np.int64]]:
-    """Own position and parent of each cell of a level, and the cell of each position of the finest grid."""
+) -> tuple[Tensor | None, Tensor | None, int, int, NDArray[np.int64]]:
+    """Of a level: own position of each cell, parent of each group, groups, children; and each position's cell."""
     rows = np.arange(finest[0]) * grid[0] // finest[0]
     columns = np.arange(finest[1]) * grid[1] // finest[1]
     position = (rows[:, None] * grid[1] + columns).ravel()
     n_positions = grid[0] * grid[1]
     if coarser is None:
-        return None, None, position
-    pair, cell = np.unique(position * (coarser.max() + 1) + coarser, return_inverse=True)
-    own, parent = np.divmod(pair, coarser.max() + 1)
-    return _unless_identity(own, n_positions), torch.from_numpy(parent), cell
+        return None, None, n_positions, 1, position
+    pair, cell = np.unique(coarser * n_positions + position, return_inverse=True)
+    parent, own = np.divmod(pair, n_positions)
+    siblings = np.bincount(parent)
+    if siblings.min() == siblings.max():
+        return _unless_identity(own, n_positions), None, len(siblings), int(siblings[0]), cell
+    return _unless_identity(own, n_positions), _unless_identity(parent, len(siblings)), len(parent), 1, cell
 
 
 def _unless_identity(index: NDArray[np.int64] | None, n: int) -> Tensor | None:

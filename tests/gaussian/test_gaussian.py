@@ -80,20 +80,22 @@ def test_merged_halves_equal_one_pass(case):
     assert second.count == whole.count == N_IMAGES
     for mine, expected in zip(second.mean, whole.mean, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-6)
-    for mine, expected in zip(second.scatter, whole.scatter, strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    for mine, expected in zip(second.cross + second.own, whole.cross + whole.own, strict=True):
+        scale = float(expected.abs().max()) if expected.numel() else 0.0
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4 * scale)
 
 
 def test_merging_with_nothing_changes_nothing(case):
     hierarchy, features, _ = case
     moments = fit_in_batches(hierarchy, features, 32)
-    before = [scatter.clone() for scatter in moments.scatter]
+    before = [rows.clone() for rows in moments.cross + moments.own]
     merge(moments, Moments.empty(hierarchy))
     empty = Moments.empty(hierarchy)
     merge(empty, moments)
-    for scatter, same, copied in zip(before, moments.scatter, empty.scatter, strict=True):
-        assert torch.equal(scatter, same)
-        torch.testing.assert_close(copied, scatter)
+    copies = empty.cross + empty.own
+    for rows, same, copied in zip(before, moments.cross + moments.own, copies, strict=True):
+        assert torch.equal(rows, same)
+        torch.testing.assert_close(copied, rows)
     assert empty.count == moments.count == N_IMAGES
 
 
@@ -117,7 +119,7 @@ def test_typical_distance_is_the_root_mean_square_of_the_training_distances(case
 def test_cells_stay_far_fewer_than_positions_where_grids_nest():
     hierarchy = build_hierarchy([(56, 56), (28, 28), (14, 14)], [64, 128, 256], draw_channels(448, 100, 0))
     assert [level.n_cells for level in hierarchy.levels] == [14 * 14, 28 * 28, 56 * 56]
-    stored = sum(level.n_cells * level.n_channels * level.width for level in hierarchy.levels)
+    stored = sum(level.n_cells * level.n_channels * (level.n_channels + level.n_coarser) for level in hierarchy.levels)
     assert stored < 56 * 56 * 100 * 100 / 4
 
 

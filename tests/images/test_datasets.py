@@ -82,6 +82,44 @@ def test_elpv():
 
 
 def test_without_its_package_elpv_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'flawmap\[demo\]'"):
         read_elpv("mono")
+
+
+def test_learning_finds_the_good_images_below_the_home_folder(layout, monkeypatch):
+    monkeypatch.setenv("HOME", str(layout.parent))
+    assert training_images("~/bolt") == layout / "train" / "good"
+
+
+def test_learning_takes_only_good_of_a_folder_of_types(layout):
+    assert training_images(layout / "test") == layout / "test" / "good"
+
+
+@pytest.mark.parametrize("part", ["test", "ground_truth"])
+def test_learning_refuses_test_images_without_good_ones(tmp_path, part):
+    (tmp_path / part).mkdir()
+    with pytest.raises(DatasetError, match="expected train/good"):
+        training_images(tmp_path)
+
+
+def test_learning_hands_on_what_is_no_data_set(tmp_path):
+    for where in (tmp_path, f"{tmp_path}/*.png", "missing.png", "x" * 5000):
+        assert training_images(where) == where
+
+
+def test_learning_takes_the_training_images_of_elpv():
+    pytest.importorskip("elpv_dataset")
+    assert training_images("elpv:poly") == open_dataset("elpv:poly").train
+
+
+def test_a_type_folder_without_images_is_passed_over(layout):
+    (layout / "test" / "scratched").mkdir()
+    (layout / "test" / "scratched" / ".DS_Store").touch()
+    assert {sample.type for sample in open_dataset(layout).test} == {"bent", "good", "rusty"}
+
+
+def test_a_folder_named_as_a_packaged_data_set_comes_first(layout, monkeypatch):
+    layout.rename(layout.parent / "elpv")
+    monkeypatch.chdir(layout.parent)
+    assert [path.name for path in open_dataset("elpv").train] == ["000.png", "001.png"]

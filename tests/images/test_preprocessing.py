@@ -77,6 +77,66 @@ def test_the_way_back_agrees_with_a_naive_resampling(image_size, resize, crop, l
             assert back[y, x] == pytest.approx(upper * (1 - (v - y0)) + lower * (v - y0), abs=1e-5)
 
 
+@given(image=st.integers(1, 2000), resized=st.integers(1, 600))
+def test_source_indices_are_pillows_nearest(image, resized):
+    row = Image.fromarray(np.arange(image, dtype=np.int32)[None])
+    expected = np.asarray(row.resize((resized, 1), Image.Resampling.NEAREST))[0]
+    assert np.array_equal(Placement((1, image), (1, resized), (0, 0), (1, resized)).source_indices(1), expected)
+
+
+@pytest.mark.parametrize("image", [64, 512, 700, 1024])
+def test_masks_agree_with_pillow_where_centres_fall_between_two_pixels(image):
+    mask = picture(image, image)[..., 0] > 127
+    preprocessing = Preprocessing.of(224)
+    pil = Image.fromarray(mask.astype(np.uint8)).resize((224, 224), Image.Resampling.NEAREST)
+    assert np.array_equal(preprocessing.apply_mask(mask, preprocessing.place(mask.shape)), np.asarray(pil) > 0)
+
+
+@given(image_size=size, resize=size, crop=st.floats(0.1, 1), letterbox=st.booleans())
+def test_masks_agree_with_a_naive_look_up(image_size, resize, crop, letterbox):
+    window = max(1, int(resize[0] * crop)), max(1, int(resize[1] * crop))
+    preprocessing = Preprocessing.of(resize, window, "letterbox" if letterbox else "squash")
+    placement = preprocessing.place(image_size)
+    mask = picture(*image_size)[..., 0] > 127
+    seen = preprocessing.apply_mask(mask, placement)
+    (image_h, image_w), (resized_h, resized_w) = image_size, placement.resized_size
+    for y in range(window[0]):
+        for x in range(window[1]):
+            v, u = y + placement.offset[0], x + placement.offset[1]
+            if not (0 <= v < resized_h and 0 <= u < resized_w):
+                assert not seen[y, x]
+                continue
+            # exact in integers; where a centre lies on an edge either neighbour is the nearest
+            rows = {((2 * v + 1) * image_h) // (2 * resized_h), ((2 * v + 1) * image_h - 1) // (2 * resized_h)}
+            columns = {((2 * u + 1) * image_w) // (2 * resized_w), ((2 * u + 1) * image_w - 1) // (2 * resized_w)}
+            assert seen[y, x] in {mask[row, column] for row in rows for column in columns}
+
+
+def test_a_mask_of_another_size_is_refused():
+    preprocessing = Preprocessing.of(8)
+    with pytest.raises(ParameterError, match=r"expected a mask of the image's size \(50, 40\), got \(40, 50\)"):
+        preprocessing.apply_mask(np.zeros((40, 50), bool), preprocessing.place((50, 40)))
+
+
+@pytest.mark.parametrize("crop", [None, (30, 50), (64, 40)])
+def test_a_letterbox_holds_pils_resize_in_the_middle_of_grey(crop):
+    rgb = picture(45, 80)
+    canvas = np.full((64, 64, 3), 127, np.uint8)
+    canvas[14:50] = np.asarray(Image.fromarray(rgb).resize((64, 36), Image.Resampling.BILINEAR))
+    expected = np.asarray(center_crop(Image.fromarray(canvas), list(crop or (64, 64))))
+    pixels, _ = Preprocessing.of(64, crop, "letterbox").apply(rgb)
+    assert np.array_equal(pixels, expected)
+
+
+@given(resize=size, crop=st.floats(0.05, 1))
+def test_crops_start_where_torchvisions_do(resize, crop):
+    window = max(1, int(resize[0] * crop)), max(1, int(resize[1] * crop))
+    rgb = picture(*resize)
+    pixels, placement = Preprocessing.of(resize, window).apply(rgb)
+    assert np.array_equal(pixels, np.asarray(center_crop(Image.fromarray(rgb), list(window))))
+    assert placement.resized_size == resize
+
+
 def test_a_flat_map_comes_back_flat_and_what_a_crop_left_out_is_marked():
     placement = Preprocessing.of(256, 224).place((512, 512))
     back = placement.to_original(np.full((224, 224), 3, np.float32), outside=float("nan"))
@@ -100,10 +160,15 @@ def test_extreme_shapes(shape, aspect):
     assert placement.to_original(np.ones((48, 48), np.float32)).shape == shape
 
 
-@pytest.mark.parametrize("bad", [0, -1, 1.5, (64,), (64, 0), 16385, "64"])
+@pytest.mark.parametrize("bad", [0, -1, 1.5, (64,), (64, 0), 16385, "64", True, (64, False)])
 def test_impossible_sizes_are_refused(bad):
     with pytest.raises(ParameterError, match="resize must be a number of pixels"):
         Preprocessing.of(bad)
+
+
+def test_numpy_integers_are_sizes():
+    assert Preprocessing.of(np.int64(64), (np.int32(32), 16)) == Preprocessing.of(64, (32, 16))
+    assert Preprocessing.of([64, 32]).input_size == (64, 32)
 
 
 def test_a_crop_must_fit_and_the_aspect_be_known():

@@ -85,3 +85,55 @@ def test_nothing_to_be_found_is_said(tmp_path):
         collect(5)
     with pytest.raises(ParameterError, match="got int"):
         collect([5])
+
+
+def test_a_glob_may_name_an_ending_of_its_own(folder):
+    assert names(f"{folder}/*.txt") == ["notes.txt"]
+    assert names(f"{folder}/*") == ["a.JPG", "b.png"]
+    assert names(f"{folder}/**/?.*") == ["a.JPG", "b.png", "c.bmp"]
+
+
+def test_the_home_folder_is_found(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    assert collect("~/b.png").single
+    assert names("~/deep") == ["[x].png", "c.bmp"]
+    assert names("~/*.png") == ["b.png"]
+
+
+def test_a_linked_folder_is_searched(folder):
+    (folder / "link").symlink_to(folder / "deep")
+    assert names(folder / "link") == ["[x].png", "c.bmp"]
+    assert collect(folder).count == 4
+
+
+def test_order_goes_by_the_parts_of_the_path(tmp_path):
+    for name in ("a/2.png", "a-b/1.png", "a.png", "B.png", "a/10.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for images in (tmp_path, f"{tmp_path}/**/*.png"):
+        found = [Path(str(item)).relative_to(tmp_path).as_posix() for item in collect(images).items]
+        assert found == ["B.png", "a/10.png", "a/2.png", "a-b/1.png", "a.png"]
+
+
+def test_impossible_names_are_missing_files(tmp_path):
+    for name in ("x" * 5000, "nul\0.png", f"{tmp_path}/a.png/b.png"):
+        with pytest.raises(ImageError, match="no such file or folder"):
+            collect(name)
+    with pytest.raises(ParameterError, match="not bytes"):
+        collect(b"a.png")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(folder, monkeypatch):
+    def walk(top, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{top}/deep"))
+        return []
+
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(DatasetError, match=r"deep: this folder cannot be listed \(Permission denied\)"):
+        collect(folder)
+
+
+def test_a_folder_among_others_may_not_be_empty(folder):
+    (folder / "none").mkdir()
+    with pytest.raises(DatasetError, match="none: no images in this folder"):
+        collect([folder / "b.png", folder / "none"])

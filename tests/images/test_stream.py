@@ -50,7 +50,7 @@ def test_a_generator_is_read_no_further_ahead_than_its_bound():
 
 def test_a_bad_image_raises_or_is_told_and_left_out():
     items = [flat(0), np.zeros((4, 4), np.float64), flat(2)]
-    with pytest.raises(ImageError, match="^image 2: expected uint8"):
+    with pytest.raises(ImageError, match=r"^image 2: expected uint8"):
         list(stream(items, SMALL))
     told: list[ImageError] = []
     loaded = list(stream(items, SMALL, on_bad=told.append))
@@ -71,3 +71,38 @@ def test_an_error_of_the_source_reaches_the_caller_and_ends_the_threads():
 
 def test_no_images_are_no_images():
     assert list(stream([], SMALL)) == []
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_caller_leaves_no_threads(interruption):
+    images = stream((flat(i) for i in range(100)), SMALL, workers=3)
+    assert next(images).name == "image 1"
+    with pytest.raises(interruption):
+        images.throw(interruption())
+    assert not readers()
+    assert next(images, None) is None
+
+
+def test_a_stream_that_is_never_read_starts_nothing():
+    pulled = []
+    images = stream((pulled.append(i) for i in range(3)), SMALL)
+    assert not readers()
+    images.close()
+    assert pulled == []
+
+
+def test_an_error_of_on_bad_reaches_the_caller():
+    def stop(error):
+        raise RuntimeError(f"stopped at {error.name}")
+
+    with pytest.raises(RuntimeError, match="stopped at image 1"):
+        list(stream([np.zeros((1, 1))] * 50, SMALL, on_bad=stop))
+    assert not readers()
+
+
+def test_the_placement_belongs_to_the_original(tmp_path):
+    Image.new("RGB", (30, 10)).save(tmp_path / "a.png")
+    [loaded] = stream([str(tmp_path / "a.png")], Preprocessing.of(8, 6))
+    assert loaded.name == loaded.path == str(tmp_path / "a.png")
+    assert loaded.pixels.shape == (6, 6, 3)
+    assert (loaded.placement.image_size, loaded.placement.offset) == ((10, 30), (1, 1))

@@ -46,7 +46,10 @@ __all__ = ["PaDiM"]
 
 BATCH_PIXELS = 32 * 256 * 256
 """Input pixels per batch: 32 images of 256 x 256, fewer of larger ones."""
+FIT_BATCH = 64
+"""Embeddings that are gathered before the moments take them in; fewer make it slower."""
 MAX_POSITIONS = 2**22
+"""Finest grid that a model file may ask for."""
 
 
 class PaDiM:
@@ -147,11 +150,16 @@ class PaDiM:
         moments = Moments.empty(hierarchy, backbone.device)
         loaded = stream(collection.items, preprocessing, on_bad=on_bad)
         with report_progress(progress, "Learning", collection.count) as advance:
+            pending: list[list[Tensor]] = []
             for batch in _batches(loaded, batch_size or _batch_size(preprocessing.input_size)):
-                columns = hierarchy.select(backbone.features(np.stack([image.pixels for image in batch])))
-                _check_finite(columns, batch)
-                update(moments, columns)
+                pending.append(_embed(backbone, hierarchy, batch))
+                if sum(columns[0].shape[1] for columns in pending) >= FIT_BATCH:
+                    update(moments, _join(pending))
+                    pending = []
                 advance(len(batch))
+            if pending:
+                update(moments, _join(pending))
+            del pending
             if moments.count < 2:
                 raise TrainingSetError(
                     f"PaDiM learns a spread and needs at least 2 good images, got {moments.count} usable; "
@@ -205,9 +213,11 @@ class PaDiM:
         """Write a model file atomically; the same images, parameters and seed give the same bytes."""
         document, (_, factor) = self._document(), self._fitted()
         tensors: dict[str, Tensor] = {}
-        for level, mean, rows in zip(factor.hierarchy.levels, factor.mean, factor.rows, strict=True):
+        for i, level in enumerate(factor.hierarchy.levels):
             layer = document.backbone.layers[level.layer]
-            tensors[f"{layer}.mean"], tensors[f"{layer}.factor"] = mean, rows
+            tensors[f"{layer}.mean"], tensors[f"{layer}.own"] = factor.mean[i], factor.own[i]
+            if level.n_coarser:
+                tensors[f"{layer}.cross"] = factor.cross[i]
         ModelFile.write(path, document, tensors)
 
     @classmethod
@@ -252,8 +262,13 @@ class PaDiM:
         target = model._backbone.device
         tensors = file.read(_expected_shapes(hierarchy, record.layers), target)
         names = [record.layers[level.layer] for level in hierarchy.levels]
+        coarsest = hierarchy.levels[0]
+        no_cross = torch.empty(coarsest.n_cells, coarsest.n_channels, 0, device=target)
         model.factor_ = Factor(
-            hierarchy.to(target), [tensors[f"{n}.mean"] for n in names], [tensors[f"{n}.factor"] for n in names]
+            hierarchy.to(target),
+            mean=[tensors[f"{name}.mean"] for name in names],
+            cross=[no_cross, *(tensors[f"{name}.cross"] for name in names[1:])],
+            own=[tensors[f"{name}.own"] for name in names],
         )
         model.channels_, model.n_images_ = channels, document.n_images
         model._shapes = list(zip(document.n_channels, document.grids, strict=True))
@@ -293,9 +308,7 @@ class PaDiM:
         backbone, factor = self._fitted()
         loaded = stream(items, self.preprocessing, on_bad=on_bad)
         for batch in _batches(loaded, batch_size or max(1, _batch_size(self.preprocessing.input_size) // 4)):
-            columns = factor.hierarchy.select(backbone.features(np.stack([image.pixels for image in batch])))
-            _check_finite(columns, batch)
-            yield batch, squared_distances(factor, columns).sqrt_()
+            yield batch, squared_distances(factor, _embed(backbone, factor.hierarchy, batch)).sqrt_()
 
     def _document(self) -> Document:
         backbone, preprocessing = self._fitted()[0], self.preprocessing
@@ -333,11 +346,19 @@ def _batches(images: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
         yield batch
 
 
-def _check_finite(columns: Sequence[Tensor], batch: Sequence[Loaded]) -> None:
+def _embed(backbone: Backbone, hierarchy: Hierarchy, batch: Sequence[Loaded]) -> list[Tensor]:
+    """Embeddings of a batch, per level (positions, B, d)."""
+    columns = hierarchy.select(backbone.features(np.stack([image.pixels for image in batch])))
     if not all(bool(torch.isfinite(column.sum())) for column in columns):
         raise TrainingSetError(
             f"the backbone's features are not finite for the images from {batch[0].name} on; its weights may be damaged"
         )
+    return columns
+
+
+def _join(parts: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Batches of embeddings, per level, as one."""
+    return [torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)]
 
 
 def _blank_padding(anomaly_map: Tensor, content: tuple[int, int, int, int]) -> None:
@@ -353,7 +374,9 @@ def _expected_shapes(hierarchy: Hierarchy, layers: Sequence[str]) -> dict[str, t
     for level in hierarchy.levels:
         name = layers[level.layer]
         shapes[f"{name}.mean"] = (level.n_positions, level.n_channels)
-        shapes[f"{name}.factor"] = (level.n_cells, level.n_channels, level.width)
+        shapes[f"{name}.own"] = (level.n_cells, level.n_channels, level.n_channels)
+        if level.n_coarser:
+            shapes[f"{name}.cross"] = (level.n_cells, level.n_channels, level.n_coarser)
     return shapes
 
 

@@ -13,25 +13,22 @@ __all__ = ["squared_distances", "typical_distance"]
 
 
 def squared_distances(factor: Factor, columns: Sequence[Tensor]) -> Tensor:
-    """Squared distances (B, h, w) on the finest grid from embeddings, per level (positions, d, B) float32."""
-    hierarchy = factor.hierarchy
-    batch = columns[0].shape[-1]
-    stack: Tensor | None = None
-    total: Tensor | None = None
-    for level, column, mean, rows in zip(hierarchy.levels, columns, factor.mean, factor.rows, strict=True):
-        centred = column - mean[..., None]
-        coarser, coarser_total = stack, total
-        stack = centred.new_empty(level.n_cells, level.width, batch) if level is not hierarchy.levels[-1] else None
-        total = centred.new_empty(level.n_cells, batch)
-        for cells in level.chunks(level.width * batch * centred.element_size()):
-            part = level.stack(coarser, centred, cells)
-            torch.sum(torch.bmm(rows[cells], part).square_(), dim=1, out=total[cells])
-            if stack is not None:
-                stack[cells] = part
-        if coarser_total is not None and level.parent is not None:
-            total += coarser_total[level.parent]
-    if total is None:
-        raise ValueError("a hierarchy has at least one level")
+    """Squared distances (B, h, w) on the finest grid from embeddings, per level (positions, B, d) float32."""
+    hierarchy, batch = factor.hierarchy, columns[0].shape[1]
+    centred = [column - mean[:, None] for column, mean in zip(columns, factor.mean, strict=True)]
+    total = centred[0].new_zeros(hierarchy.levels[0].n_groups, batch)
+    for (level, own, parents), cross, square in zip(hierarchy.walk(centred), factor.cross, factor.own, strict=True):
+        grouped = cross.view(level.n_groups, level.children * level.n_channels, level.n_coarser)
+        above = level.coarser(total, slice(None))
+        total = centred[0].new_empty(level.n_cells, batch)
+        for groups, cells in level.chunks(batch * (level.n_coarser + 3 * level.children * level.n_channels) * 4):
+            white = torch.bmm(own[cells], square[cells].transpose(1, 2))
+            if level.n_coarser:
+                # children of one parent stand side by side in one product: (B, D) x (D, children * d)
+                shared = torch.bmm(level.coarser(parents, groups), grouped[groups].transpose(1, 2))
+                white += shared.view(-1, batch, level.children, level.n_channels).transpose(1, 2).flatten(0, 1)
+            torch.sum(white.square_(), dim=2, out=total[cells])
+        total.view(level.n_groups, level.children, batch).add_(above[:, None])
     return hierarchy.to_positions(total).T.reshape(batch, *hierarchy.grid)
 
 
@@ -41,11 +38,9 @@ def typical_distance(factor: Factor, *, regularization: float, count: int) -> fl
     Over the `count` images N the factor was fitted on, the mean is known without them:
     (N - 1) / N (d - regularization tr Sigma^-1), and tr Sigma^-1 is the sum of the squared entries of A.
     """
-    trace: Tensor | None = None
-    for level, rows in zip(factor.hierarchy.levels, factor.rows, strict=True):
-        own = torch.linalg.vector_norm(rows, dim=(1, 2)).square().double()
-        trace = own if trace is None or level.parent is None else own + trace[level.parent]
-    if trace is None:
-        raise ValueError("a hierarchy has at least one level")
+    trace = factor.mean[0].new_zeros(factor.hierarchy.levels[0].n_groups)
+    for level, cross, square in zip(factor.hierarchy.levels, factor.cross, factor.own, strict=True):
+        above = level.coarser(trace, slice(None)).repeat_interleave(level.children)
+        trace = above + cross.square().sum(dim=(1, 2)) + square.square().sum(dim=(1, 2))
     mean_square = (count - 1) / count * (factor.hierarchy.n_features - regularization * trace)
     return float(mean_square.clamp(min=0).median().sqrt())

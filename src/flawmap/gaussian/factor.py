@@ -4,8 +4,9 @@ With the channels ordered coarse to fine and Sigma = L L^T, the rows of A = L^-1
 level's cell alone: Sigma^-1 = A^T A, so a squared Mahalanobis distance is the sum over levels of |A_level x|^2, and
 every level is stored and computed once per cell instead of once per position. Nothing is approximated.
 
-For a level with own block S, cross block C to the coarser channels and their inverse factor T:
-K = T C^T, L L^T = S - K^T K (Schur complement), A = [-L^-1 K^T T, L^-1].
+For a cell with own block S, cross block C to the coarser channels and their inverse factor T:
+K = C T^T, L L^T = S - K K^T (Schur complement), rows of A = [-L^-1 K T, L^-1]. T is the same for all children of a
+parent, which therefore share the two large products.
 """
 
 from __future__ import annotations
@@ -30,18 +31,14 @@ class Factor:
     Attributes:
         hierarchy: levels, coarse to fine.
         mean: per level (positions, d), float32.
-        rows: per level (cells, d, D), float32: the level's rows of A = L^-1.
+        cross: per level (cells, d, D), float32: the level's rows of A = L^-1, coarser channels.
+        own: per level (cells, d, d), float32: the same rows, own channels; lower triangular.
     """
 
     hierarchy: Hierarchy
     mean: list[Tensor]
-    rows: list[Tensor]
-
-    def to(self, device: torch.device) -> Factor:
-        """The same Gaussians on a device."""
-        return Factor(
-            self.hierarchy.to(device), [mean.to(device) for mean in self.mean], [rows.to(device) for rows in self.rows]
-        )
+    cross: list[Tensor]
+    own: list[Tensor]
 
 
 def factorise(moments: Moments, *, regularization: float) -> Factor:
@@ -55,16 +52,17 @@ def factorise(moments: Moments, *, regularization: float) -> Factor:
             f"a Gaussian needs at least 2 good images, got {moments.count}; a few dozen are a good start"
         )
     levels = moments.hierarchy.levels
-    rows: list[Tensor] = []
-    for depth, (level, scatter) in enumerate(zip(levels, moments.scatter, strict=True)):
-        result = torch.empty_like(scatter)
-        for cells in level.chunks(level.width * (level.width + 3 * level.n_channels) * 8):
-            covariance = scatter[cells].double() / (moments.count - 1)
-            covariance[..., -level.n_channels :].diagonal(dim1=1, dim2=2).add_(regularization)
-            triangle = None if level.parent is None else _triangle(levels[:depth], rows, level.parent[cells])
-            result[cells] = _block_row(covariance, triangle).float()
-        rows.append(result)
-    return Factor(moments.hierarchy, [mean.float() for mean in moments.mean], rows)
+    factor = Factor(moments.hierarchy, [mean.float() for mean in moments.mean], [], [])
+    for depth, (level, cross, own) in enumerate(zip(levels, moments.cross, moments.own, strict=True)):
+        factor.cross.append(torch.empty_like(cross))
+        factor.own.append(torch.empty_like(own))
+        for groups, cells in level.chunks(
+            8 * level.n_coarser * (level.n_coarser + 3 * level.children * level.n_channels)
+        ):
+            triangle = _triangle(levels[:depth], factor, _parents(level, groups, cross.device))
+            blocks = _factor_cells(cross[cells], own[cells], triangle, moments.count, regularization)
+            factor.cross[depth][cells], factor.own[depth][cells] = blocks
+    return factor
 
 
 def mean_at(factor: Factor, position: int) -> Tensor:
@@ -81,8 +79,8 @@ def mean_at(factor: Factor, position: int) -> Tensor:
 def covariance_at(factor: Factor, position: int) -> Tensor:
     """Regularised covariance (d, d) float64 at a position of the finest grid, in the order of the drawn channels."""
     levels = factor.hierarchy.levels
-    cell = torch.tensor([factor.hierarchy.ancestors(position)[-1]], device=factor.rows[-1].device)
-    inverse = _triangle(levels, factor.rows, cell)[0].cpu()
+    cell = torch.tensor([factor.hierarchy.ancestors(position)[-1]], device=factor.own[-1].device)
+    inverse = _triangle(levels, factor, cell)[0].cpu()
     identity = torch.eye(len(inverse), dtype=torch.float64)
     lower = torch.linalg.solve_triangular(inverse, identity, upper=False)
     order = torch.cat([level.columns for level in levels])
@@ -91,26 +89,39 @@ def covariance_at(factor: Factor, position: int) -> Tensor:
     return covariance
 
 
-def _triangle(levels: Sequence[Level], rows: Sequence[Tensor], cells: Tensor) -> Tensor:
-    """The whole inverse factor A (n, D, D) float64 of some cells of the last of these levels."""
-    width = levels[-1].width
+def _parents(level: Level, groups: slice, device: torch.device) -> Tensor:
+    """Parent of each of some groups."""
+    if level.group_parent is None:
+        return torch.arange(groups.start, groups.stop, device=device)
+    return level.group_parent[groups]
+
+
+def _triangle(levels: Sequence[Level], factor: Factor, cells: Tensor) -> Tensor:
+    """The whole inverse factor A (n, D, D) float64 of some cells of the last of these levels; (n, 0, 0) of none."""
+    width = levels[-1].n_coarser + levels[-1].n_channels if levels else 0
     triangle = torch.zeros(len(cells), width, width, dtype=torch.float64, device=cells.device)
-    for level, block in zip(reversed(levels), reversed(rows), strict=True):
-        triangle[:, level.width - level.n_channels : level.width, : level.width] = block[cells].double()
-        if level.parent is not None:
-            cells = level.parent[cells]
+    for depth in reversed(range(len(levels))):
+        level, start = levels[depth], levels[depth].n_coarser
+        stop = start + level.n_channels
+        triangle[:, start:stop, :start] = factor.cross[depth][cells].double()
+        triangle[:, start:stop, start:stop] = factor.own[depth][cells].double()
+        group = cells // level.children
+        cells = group if level.group_parent is None else level.group_parent[group]
     return triangle
 
 
-def _block_row(covariance: Tensor, triangle: Tensor | None) -> Tensor:
-    """Rows of A (n, d, D) from the same rows of Sigma and the coarser channels' inverse factor (n, D-d, D-d)."""
-    n_own = covariance.shape[1]
-    own = covariance[..., -n_own:]
-    if triangle is None:
-        return _inverse_cholesky(own)
-    projected = triangle @ covariance[..., :-n_own].transpose(1, 2)
-    inverse = _inverse_cholesky(own - projected.transpose(1, 2) @ projected)
-    return torch.cat([-(inverse @ projected.transpose(1, 2)) @ triangle, inverse], dim=-1)
+def _factor_cells(
+    cross: Tensor, own: Tensor, triangle: Tensor, count: int, regularization: float
+) -> tuple[Tensor, Tensor]:
+    """Cross and own blocks of A of some cells, from those of S (n, d, D), (n, d, d) and their parents' A (g, D, D)."""
+    n_cells, n_own, n_coarser = cross.shape
+    grouped = cross.double().div_(count - 1).view(len(triangle), n_cells // len(triangle) * n_own, n_coarser)
+    projected = torch.bmm(grouped, triangle.transpose(1, 2))
+    per_cell = projected.view(cross.shape)
+    schur = own.double().div_(count - 1)
+    schur.diagonal(dim1=1, dim2=2).add_(regularization)
+    inverse = _inverse_cholesky(schur.baddbmm_(per_cell, per_cell.transpose(1, 2), alpha=-1))
+    return torch.bmm(-inverse, torch.bmm(projected, triangle).view(cross.shape)), inverse
 
 
 def _inverse_cholesky(matrix: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 (n, mean, S) is a commutative monoid (Chan, Golub, LeVeque 1983): parts fitted apart merge exactly, whatever their order
 and size, so memory does not grow with the number of images. Of each scatter matrix only the block rows of the
-hierarchy are kept: at a level with d own channels and D channels up to it, (d, D) per cell.
+hierarchy are kept: for every cell of a level, its own channels against those of all coarser levels, and against
+themselves.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ class Moments:
         hierarchy: levels, coarse to fine.
         count: number n of images seen.
         mean: per level (positions, d), float64.
-        scatter: per level (cells, d, D), float32: rows of S = sum (x - mean)(x - mean)^T.
+        cross: per level (cells, d, D), float32: rows of S = sum (x - mean)(x - mean)^T, coarser channels.
+        own: per level (cells, d, d), float32: the same rows, own channels.
     """
 
     hierarchy: Hierarchy
     count: int
     mean: list[Tensor]
-    scatter: list[Tensor]
+    cross: list[Tensor]
+    own: list[Tensor]
 
     @classmethod
     def empty(cls, hierarchy: Hierarchy, device: torch.device | str = "cpu") -> Moments:
@@ -44,55 +47,59 @@ class Moments:
             hierarchy,
             0,
             [torch.zeros(level.n_positions, level.n_channels, dtype=torch.float64, device=device) for level in levels],
-            [torch.zeros(level.n_cells, level.n_channels, level.width, device=device) for level in levels],
+            [torch.zeros(level.n_cells, level.n_channels, level.n_coarser, device=device) for level in levels],
+            [torch.zeros(level.n_cells, level.n_channels, level.n_channels, device=device) for level in levels],
         )
 
 
 def update(moments: Moments, columns: Sequence[Tensor]) -> None:
-    """Take in a batch of embeddings, per level (positions, d, B) float32, in place."""
-    batch = columns[0].shape[-1]
+    """Take in a batch of embeddings, per level (positions, B, d) float32, in place. Larger batches are faster."""
+    batch = columns[0].shape[1]
     if batch == 0:
         return
-    means = [column.mean(dim=-1) for column in columns]
-    centred = [column - mean[..., None] for column, mean in zip(columns, means, strict=True)]
-    _combine(moments, batch, [mean.double() for mean in means], centred)
+    means = [column.mean(dim=1) for column in columns]
+    between = _move_means(moments, batch, [mean.double() for mean in means])
+    centred = []
+    for column, mean, delta in zip(columns, means, between, strict=True):
+        rows = column.new_empty(column.shape[0], batch + 1, column.shape[2])
+        torch.sub(column, mean[:, None], out=rows[:, :batch])
+        rows[:, batch] = delta
+        centred.append(rows)
+    _add_outer(moments, centred)
 
 
 def merge(moments: Moments, other: Moments) -> None:
     """Take in all that `other` has seen, in place; both must describe the same hierarchy."""
-    if [tuple(s.shape) for s in moments.scatter] != [tuple(s.shape) for s in other.scatter]:
+    if [rows.shape for rows in moments.cross] != [rows.shape for rows in other.cross]:
         raise ParameterError("moments of different layers, channels or grids cannot be merged")
     if other.count == 0:
         return
-    _combine(moments, other.count, other.mean, None)
-    for mine, theirs in zip(moments.scatter, other.scatter, strict=True):
+    _add_outer(moments, [delta[:, None] for delta in _move_means(moments, other.count, other.mean)])
+    for mine, theirs in zip(moments.cross + moments.own, other.cross + other.own, strict=True):
         mine += theirs
 
 
-def _combine(moments: Moments, count: int, means: Sequence[Tensor], centred: Sequence[Tensor] | None) -> None:
-    """Chan's update: add the scatter of `centred` columns and the rank-one term between the two means."""
+def _move_means(moments: Moments, count: int, means: Sequence[Tensor]) -> list[Tensor]:
+    """Take in the count and means of a part; gives, per level (positions, d), the root of Chan's term between means."""
     total = moments.count + count
-    columns = []
-    for i, mean in enumerate(means):
-        delta = mean - moments.mean[i]
-        moments.mean[i] += delta * (count / total)
-        between = (delta * math.sqrt(moments.count * count / total)).float()[..., None]
-        parts = [between] if centred is None else [centred[i], between]
-        columns.append(torch.cat(parts, dim=-1))
+    between = []
+    for mean, theirs in zip(moments.mean, means, strict=True):
+        delta = theirs - mean
+        mean += delta * (count / total)
+        between.append((delta * math.sqrt(moments.count * count / total)).float())
     moments.count = total
-    _add_outer(moments, columns)
+    return between
 
 
 def _add_outer(moments: Moments, columns: Sequence[Tensor]) -> None:
-    """S += X X^T over the last axis of the columns (positions, d, B), block row by block row."""
-    levels = moments.hierarchy.levels
-    coarser: Tensor | None = None
-    for level, column, scatter in zip(levels, columns, moments.scatter, strict=True):
-        batch = column.shape[-1]
-        kept = column.new_empty(level.n_cells, level.width, batch) if level is not levels[-1] else None
-        for cells in level.chunks(level.width * batch * column.element_size()):
-            stack = level.stack(coarser, column, cells)
-            scatter[cells].baddbmm_(stack[:, -level.n_channels :], stack.transpose(1, 2))
-            if kept is not None:
-                kept[cells] = stack
-        coarser = kept
+    """S += sum over B of x x^T for columns (positions, B, d), block row by block row."""
+    batch = columns[0].shape[1]
+    for (level, own, parents), cross, square in zip(
+        moments.hierarchy.walk(columns), moments.cross, moments.own, strict=True
+    ):
+        square.baddbmm_(own.transpose(1, 2), own)
+        # children of one parent stand side by side in one product: (children * d, B) x (B, D)
+        grouped = cross.view(level.n_groups, level.children * level.n_channels, level.n_coarser)
+        for groups, cells in level.chunks(batch * (level.n_coarser + level.children * level.n_channels) * 4):
+            mine = own[cells].view(-1, level.children, batch, level.n_channels).permute(0, 1, 3, 2).flatten(1, 2)
+            grouped[groups].baddbmm_(mine, level.coarser(parents, groups))

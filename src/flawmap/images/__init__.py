@@ -4,11 +4,12 @@ from flawmap.images.catalogue import open_dataset, training_images
 from flawmap.images.dataset import Dataset, Sample
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource, read_image, read_mask
-from flawmap.images.source import ImageInput, collect
+from flawmap.images.source import ImageCollection, ImageInput, collect
 from flawmap.images.stream import Loaded, stream
 
 __all__ = [
     "Dataset",
+    "ImageCollection",
     "ImageInput",
     "ImageSource",
     "Loaded",

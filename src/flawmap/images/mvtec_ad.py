@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flawmap.errors import DatasetError
 from flawmap.images.dataset import GOOD, Dataset, Sample, check_folder
-from flawmap.images.source import list_folder
+from flawmap.images.source import find_images
 
 __all__ = ["read_mvtec_ad"]
 
@@ -27,17 +27,15 @@ def read_mvtec_ad(root: str | os.PathLike[str]) -> Dataset:
                 f"{root}: expected test/good and test/<type> (MVTec AD layout), or good/ and folders of other types; "
                 f"found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'an empty folder'}"
             )
-    samples = [sample for path in types for sample in _samples(path, folder / "ground_truth" / path.name)]
+    samples = [
+        Sample(image, path.name, _mask(image, folder / "ground_truth" / path.name))
+        for path in types
+        for image in find_images(path)
+    ]
     if not samples:
-        raise DatasetError(f"{root}: the folders of test images are empty")
+        raise DatasetError(f"{root}: the folders of test images are empty; expected images in good/ and <type>/")
     train = folder / "train" / GOOD
-    return Dataset(folder.resolve().name, tuple(list_folder(train)) if train.is_dir() else (), tuple(samples))
-
-
-def _samples(folder: Path, masks: Path) -> list[Sample]:
-    if not any(folder.iterdir()):
-        return []
-    return [Sample(path, folder.name, _mask(path, masks)) for path in list_folder(folder)]
+    return Dataset(folder.resolve().name, tuple(find_images(train)) if train.is_dir() else (), tuple(samples))
 
 
 def _mask(path: Path, masks: Path) -> Path | None:

@@ -76,7 +76,12 @@ class Preprocessing:
         return window, placement
 
     def apply_mask(self, mask: NDArray[np.bool_], placement: Placement) -> NDArray[np.bool_]:
-        """A mask (H, W) of the original image as the model's input sees it (h, w): nearest pixel, False in padding."""
+        """A mask (H, W) of the original image as the model's input sees it (h, w): nearest pixel, False in padding.
+
+        Raises ParameterError if the mask is not of the image's size.
+        """
+        if mask.shape != placement.image_size:
+            raise ParameterError(f"expected a mask of the image's size {placement.image_size}, got {mask.shape}")
         rows, columns = placement.source_indices(0), placement.source_indices(1)
         seen: NDArray[np.bool_] = mask[rows][:, columns] & (rows >= 0)[:, None] & (columns >= 0)
         return seen
@@ -84,8 +89,12 @@ class Preprocessing:
 
 def _size(value: int | Size, name: str) -> Size:
     sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides):
+    if len(sides) != 2 or not all(_is_side(side) for side in sides):
         raise ParameterError(
             f"{name} must be a number of pixels or (height, width), each 1 to {MAX_SIDE}; got {value!r}"
         )
-    return sides[0], sides[1]
+    return int(sides[0]), int(sides[1])
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 1 <= int(value) <= MAX_SIDE

@@ -16,7 +16,7 @@ from PIL import Image
 from flawmap.errors import DatasetError, ImageError, ParameterError
 from flawmap.images.read import ImageSource
 
-__all__ = ["SUFFIXES", "ImageCollection", "ImageInput", "collect", "list_folder"]
+__all__ = ["SUFFIXES", "ImageCollection", "ImageInput", "collect", "find_images", "list_folder"]
 
 ImageInput = str | os.PathLike[str] | NDArray[Any] | Image.Image | Iterable[ImageSource]
 """A path, folder or glob; an array (H, W), (H, W, C) or batch (N, H, W, C); a PIL image; or an iterable of these."""
@@ -71,13 +71,13 @@ def collect(images: ImageInput) -> ImageCollection:
         return ImageCollection([images], 1, True)
     if isinstance(images, (str, os.PathLike)):
         paths = _expand(images)
-        if not paths[0].exists():
-            raise ImageError(str(images), "no such file or folder")
-        return ImageCollection(paths, len(paths), single=paths == [Path(images)] and not Path(images).is_dir())
+        if not _exists(paths[0]):
+            raise ImageError(str(images), "no such file or folder; check the path")
+        return ImageCollection(paths, len(paths), single=paths == [Path(images).expanduser()])
     if isinstance(images, (list, tuple)):
         items = list(_flatten(images))
         return ImageCollection(items, len(items), False)
-    if not isinstance(images, Iterable):
+    if not isinstance(images, Iterable) or isinstance(images, bytes):
         raise ParameterError(
             f"images must be a path, folder, glob, array, PIL image or iterable of these, not {type(images).__name__}"
         )
@@ -85,16 +85,27 @@ def collect(images: ImageInput) -> ImageCollection:
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted by their path; hidden files and folders are passed over."""
+    """Image files below a folder, as `find_images`; DatasetError if there are none."""
+    if not (found := find_images(folder)):
+        raise DatasetError(f"{folder}: no images in this folder; expected files ending in {_endings()}")
+    return found
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Image files below a folder, sorted by their path's parts; maybe none.
+
+    Hidden files and folders are passed over, and links to folders are not followed (the folder itself may be a link).
+    Raises DatasetError if a folder may not be listed, for its images would be missed without a word.
+    """
     found = []
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=_cannot_list):
         folders[:] = [name for name in folders if not name.startswith(".") and name != SKIPPED]
         found += [Path(root, name) for name in files if _looks_like_image(name)]
-    if not found:
-        raise DatasetError(
-            f"{folder}: no images in this folder; expected files ending in {', '.join(sorted(SUFFIXES))}"
-        )
     return sorted(found, key=lambda path: path.parts)
+
+
+def _cannot_list(error: OSError) -> None:
+    raise DatasetError(f"{error.filename}: this folder cannot be listed ({error.strerror}); change its permissions")
 
 
 def _flatten(images: Iterable[object]) -> Iterator[ImageSource]:
@@ -111,20 +122,35 @@ def _flatten(images: Iterable[object]) -> Iterator[ImageSource]:
 
 
 def _expand(where: str | os.PathLike[str]) -> list[Path]:
-    """A file as it is; the images of a folder; the matches of a glob (an existing path is never taken for one)."""
+    """A file as it is; the images of a folder; the matches of a glob (an existing path is never taken for one).
+
+    A glob finds images only, unless it names an ending itself ("*.raw").
+    """
     path = Path(where).expanduser()
-    if path.is_dir():
-        return list_folder(path)
-    if path.exists():
-        return [path]
-    if not glob.has_magic(str(path)):
-        return [path]
-    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (takes absolute patterns)
-    found = [match for match in matches if match.is_file() and _looks_like_image(match.name)]
-    found = [match for match in found if SKIPPED not in match.parts]
+    if not _exists(path) and glob.has_magic(str(path)):
+        return _matches(path)
+    return list_folder(path) if _exists(path) and path.is_dir() else [path]
+
+
+def _matches(pattern: Path) -> list[Path]:
+    names_its_ending = pattern.suffix != "" and not glob.has_magic(pattern.suffix)
+    matches = [Path(match) for match in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207 (takes absolute ones)
+    found = {
+        match
+        for match in matches
+        if match.is_file() and SKIPPED not in match.parts and (names_its_ending or _looks_like_image(match.name))
+    }
     if not found:
-        raise DatasetError(f"{where}: no image matches this pattern")
-    return sorted(set(found), key=lambda path: path.parts)
+        raise DatasetError(f"{pattern}: no image matches this pattern; expected files ending in {_endings()}")
+    return sorted(found, key=lambda path: path.parts)
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 (Path.exists raises for names that are too long or may not be seen)
+
+
+def _endings() -> str:
+    return ", ".join(sorted(SUFFIXES))
 
 
 def _looks_like_image(name: str) -> bool:

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from flawmap import load
+from flawmap.cli.app import app
+
+FIT = ["--backbone", "resnet10t", "--random-weights", "--resize", "64"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def fail(*arguments, code=1):
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def fitted(good_images, tmp_path_factory):
+    """Bytes of a model file."""
+    folder = tmp_path_factory.mktemp("fitted")
+    for i, image in enumerate(good_images):
+        Image.fromarray(image).save(folder / f"{i:03}.png")
+    succeed("fit", folder, "-o", folder / "part.flawmap", *FIT, "-q")
+    return (folder / "part.flawmap").read_bytes()
+
+
+@pytest.fixture
+def model(fitted, tmp_path):
+    (tmp_path / "part.flawmap").write_bytes(fitted)
+    return tmp_path / "part.flawmap"
+
+
+@pytest.fixture
+def dataset(good_images, scratched, tmp_path):
+    """A small data set in MVTec AD layout, with one mask missing."""
+    root = tmp_path / "data"
+    mask = np.zeros((64, 64), np.uint8)
+    mask[24:40, 38:43] = 255
+    files = {f"test/good/{i}.png": good_images[i] for i in range(4)}
+    files |= {"test/scratch/0.png": scratched, "test/scratch/1.png": scratched[::-1], "test/spot/0.png": scratched}
+    files |= {"ground_truth/scratch/0_mask.png": mask, "ground_truth/spot/0_mask.png": mask}
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(content).save(path)
+    return root
+
+
+def rows(folder):
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as table:
+        return list(csv.DictReader(table))
+
+
+def test_fit_predict_info_and_their_json(good_folder, tmp_path):
+    out = tmp_path / "out"
+    fitted = json.loads(succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--json", "-q").stdout)
+    assert (fitted["n_images"], fitted["skipped"]) == (12, [])
+    done = succeed("predict", tmp_path / "m.flawmap", good_folder, "-o", out, "--maps", "--json", "-q")
+    assert json.loads(done.stdout)["n_images"] == 12
+    expected = load(tmp_path / "m.flawmap").predict(good_folder)
+    table = rows(out)
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [row["path"] for row in table] == [line["path"] for line in lines] == [p.path for p in expected]
+    for row, line, prediction in zip(table, lines, expected, strict=True):
+        assert float(row["pred_score"]) == line["pred_score"] == pytest.approx(prediction.pred_score, rel=1e-6)
+        np.testing.assert_allclose(np.load(out / row["anomaly_map"]), prediction.anomaly_map, rtol=1e-5)
+        with Image.open(out / row["overlay"]) as overlay:
+            assert overlay.size == (64, 64)
+    described = json.loads(succeed("info", tmp_path / "m.flawmap", "--json").stdout)
+    assert described["backbone"]["name"] == "resnet10t"
+    assert described["n_images"] == 12
+    assert "resnet10t" in succeed("info", tmp_path / "m.flawmap").stdout
+
+
+def test_quiet_says_nothing(good_folder, tmp_path):
+    assert succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--quiet").output == ""
+    assert succeed("predict", tmp_path / "m.flawmap", good_folder, "-o", tmp_path / "out", "--quiet").output == ""
+
+
+def test_evaluate(model, dataset):
+    result = json.loads(succeed("evaluate", model, dataset, "--json", "-q").stdout)
+    assert result["n_images"] == 7
+    assert result["image_auroc"] == 1
+    assert 0.9 < result["pixel_auroc"] <= 1
+    assert 0 < result["pro_score"] <= 1
+    assert set(result["by_type"]) == {"scratch", "spot"}
+    assert result["by_type"]["scratch"]["n_images"] == 2
+    assert set(result["by_type"]["spot"]) == {"n_images", "image_auroc", "pixel_auroc", "pro_score"}
+    assert result["warnings"] == ["scratch: 1 of 2 images have no mask"]
+    table = succeed("evaluate", model, dataset, "-q").stdout
+    assert "scratch" in table
+    assert "1.0000" in table
+
+
+def test_evaluate_without_masks_leaves_the_pixel_figures_out(model, dataset):
+    result = json.loads(succeed("evaluate", model, dataset / "test", "--json", "-q").stdout)
+    assert result["image_auroc"] == 1
+    assert result["pixel_auroc"] is None
+    assert result["by_type"]["spot"]["pro_score"] is None
+
+
+def test_evaluate_refuses_a_mask_of_another_size(model, dataset):
+    Image.new("L", (32, 64)).save(dataset / "ground_truth" / "spot" / "0_mask.png")
+    assert "the mask is 64 x 32, but its image" in fail("evaluate", model, dataset, "-q").stderr.replace("\n", " ")
+
+
+def test_other_files_in_the_folder_are_passed_over(good_folder, tmp_path):
+    (good_folder / "notes.txt").write_text("shift 3")
+    fitted = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--json", "-q")
+    assert json.loads(fitted.stdout)["n_images"] == 12
+
+
+def test_a_truncated_image_is_named_and_skipped_on_request(good_folder, model, tmp_path):
+    whole = (good_folder / "003.png").read_bytes()
+    (good_folder / "003.png").write_bytes(whole[: len(whole) // 2])
+    target = tmp_path / "m.flawmap"
+    failed = fail("fit", good_folder, "-o", target, *FIT, "-q")
+    assert "003.png" in failed.stderr
+    assert "damaged or cut short" in failed.stderr.replace("\n", " ")
+    assert not target.exists()
+    fitted = json.loads(succeed("fit", good_folder, "-o", target, *FIT, "--skip-bad", "--json", "-q").stdout)
+    assert fitted["n_images"] == 11
+    assert [entry["path"] for entry in fitted["skipped"]] == [str(good_folder / "003.png")]
+    out = tmp_path / "out"
+    assert "003.png" in fail("predict", model, good_folder, "-o", out, "-q").stderr
+    assert len(rows(out)) == 11
+    succeed("predict", model, good_folder, "-o", out, "--skip-bad", "-q")
+    assert len(rows(out)) == 11
+
+
+def test_no_images_one_image_and_no_folder(tmp_path, good_images):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no images in this folder" in fail("fit", empty, "-o", tmp_path / "m.flawmap", *FIT).stderr
+    Image.fromarray(good_images[0]).save(empty / "one.png")
+    assert "at least 2 good images, got 1" in fail("fit", empty, "-o", tmp_path / "m.flawmap", *FIT, "-q").stderr
+    assert "no such file or folder" in fail("fit", tmp_path / "gone", "-o", tmp_path / "m.flawmap", *FIT).stderr
+
+
+def test_places_that_cannot_be_written(good_folder, model, tmp_path):
+    assert "is a folder" in fail("fit", good_folder, "-o", tmp_path, *FIT).stderr
+    assert "no such folder" in fail("fit", good_folder, "-o", tmp_path / "no" / "m.flawmap", *FIT).stderr
+    (tmp_path / "file").write_text("x")
+    assert "file" in fail("predict", model, good_folder, "-o", tmp_path / "file", "-q").stderr
+    read_only = fail("predict", model, good_folder, "-o", "/proc/flawmap", "-q")
+    assert "/proc/flawmap" in read_only.stderr
+
+
+def test_names_beyond_ascii_and_equal_stems(model, good_images, tmp_path):
+    folder = tmp_path / "Prüfung [1] 検査"
+    for name in ("a/ü 1.png", "b/ü 1.png", "b/ü 1.bmp"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(good_images[0]).save(folder / name)
+    succeed("predict", model, folder, "-o", tmp_path / "out", "-q")
+    assert [row["overlay"] for row in rows(tmp_path / "out")] == [
+        "overlays/a/ü 1.png",
+        "overlays/b/ü 1.png",
+        "overlays/b/ü 1.png.png",
+    ]
+    assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == 3
+
+
+def test_results_inside_the_image_folder_are_not_scored_again(model, good_folder):
+    for _ in range(2):
+        succeed("predict", model, good_folder, "-o", good_folder / "out", "-q")
+        assert len(rows(good_folder / "out")) == 12
+
+
+def test_a_whole_data_set_as_good_images_learns_only_the_good_ones(dataset, good_images, tmp_path):
+    (dataset / "train" / "good").mkdir(parents=True)
+    for i in range(3):
+        Image.fromarray(good_images[i]).save(dataset / "train" / "good" / f"{i}.png")
+    fitted = succeed("fit", dataset, "-o", tmp_path / "m.flawmap", *FIT, "--json", "-q")
+    assert json.loads(fitted.stdout)["n_images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resize", "abc"], "--resize takes a number or HEIGHTxWIDTH"),
+        (["--resize", "64", "--crop", "65"], "must fit into"),
+        (["--n-features", "0"], "n_features must lie between 1"),
+        (["--layers", "nonsense"], "has no layer 'nonsense'"),
+        (["--preset", "unknown", "--backbone", "resnet18"], "--preset names its own backbone"),
+        (["--device", "quantum"], "use 'auto' or 'cpu'"),
+    ],
+)
+def test_impossible_options(good_folder, tmp_path, options, message):
+    base = ["--backbone", "resnet10t", "--random-weights", "-q"] if "--preset" not in options else []
+    failed = fail("fit", good_folder, "-o", tmp_path / "m.flawmap", *base, *options)
+    assert message in failed.stderr.replace("\n", " ")
+
+
+def test_rectangles_crops_letterbox_and_drawn_channels(good_folder, tmp_path):
+    options = ["--backbone", "resnet10t", "--random-weights", "--resize", "72x96", "--crop", "64x80", "--seed", "5"]
+    options += ["--aspect", "letterbox", "--n-features", "20", "--layers", "layer1,layer3", "--regularization", "0.1"]
+    succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *options, "-q")
+    document = json.loads(succeed("info", tmp_path / "m.flawmap", "--json").stdout)
+    assert document["preprocessing"] == {"resize": [72, 96], "crop": [64, 80], "aspect": "letterbox"}
+    assert (document["seed"], len(document["channels"]), document["regularization"]) == (5, 20, 0.1)
+
+
+def test_a_damaged_model_file(model, good_folder, tmp_path):
+    model.write_bytes(model.read_bytes()[:1000])
+    for command in (
+        ["predict", model, good_folder, "-o", tmp_path / "out"],
+        ["info", model],
+        ["evaluate", model, "elpv"],
+    ):
+        assert "part.flawmap" in fail(*command).stderr
+
+
+def test_usage_version_and_help():
+    assert run("fit").exit_code == 2
+    assert run("fit", "x").exit_code == 2
+    assert succeed("--version").stdout.strip()
+    for command in ("fit", "predict", "evaluate", "info", "demo"):
+        assert command in succeed("--help").stdout
+        assert "--json" in succeed(command, "--help").stdout
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "flawmap", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_fit_leaves_nothing(good_folder, tmp_path, number, code):
+    target = tmp_path / "models" / "m.flawmap"
+    target.parent.mkdir()
+    for i in range(400):
+        os.link(good_folder / "000.png", good_folder / f"copy{i}.png")
+    process = start("fit", good_folder, "-o", target, "--resize", "512", "--backbone", "resnet10t", "--random-weights")
+    wait_until(lambda: process.poll() is None and open_files(process, good_folder))
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert list(target.parent.iterdir()) == []
+
+
+def test_an_interrupted_predict_leaves_no_half_table(model, good_folder, tmp_path):
+    out = tmp_path / "out"
+    for i in range(600):
+        os.link(good_folder / "000.png", good_folder / f"copy{i}.png")
+    process = start("predict", model, good_folder, "-o", out)
+    wait_until(lambda: len(list(out.glob("overlays/*.png"))) > 3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert not (out / "predictions.csv").exists()
+    assert not list(out.rglob("*.partial"))
+    for overlay in out.glob("overlays/*.png"):
+        with Image.open(overlay) as picture:
+            picture.load()
+
+
+def open_files(process, folder):
+    """Whether the process is reading images of the folder."""
+    return any(str(folder) in str(fd.readlink()) for fd in Path(f"/proc/{process.pid}/fd").iterdir())
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if condition():
+                return
+        except OSError:
+            pass
+        time.sleep(0.01)
+    pytest.fail("it did not come so far in time")
