@@ -8,10 +8,11 @@ anomalous pixel weighted by one over its region's size. No grid of thresholds is
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import zip_longest
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from flawmap.errors import ParameterError
 from flawmap.metrics.score_counts import ScoreCounts
@@ -21,96 +22,133 @@ __all__ = ["MAX_FPR", "PixelScores", "pixel_auroc", "pro_score"]
 MAX_FPR = 0.3
 """False-positive rate up to which PRO is integrated."""
 
+REGION_WEIGHT = 2**42
+"""What a region weighs, in integers so that sums are exact in any order; its pixels' shares are rounded."""
+MAX_REGIONS = 2_000_000
+"""Regions whose weights fit an int64 even if all their pixels had one score."""
+
 
 class PixelScores:
-    """Scores of normal and anomalous pixels; maps are added one by one, parts merge."""
+    """Scores of normal and anomalous pixels; maps are added one by one, parts merge, in any order, to the same figures.
+
+    Attributes:
+        n_maps: maps added.
+        n_regions: 8-connected regions of their ground truth.
+        n_normal: pixels outside all regions.
+        n_anomalous: pixels of the regions.
+    """
 
     def __init__(self) -> None:
-        self.n_regions = 0
-        self._negative = ScoreCounts()
-        self._positive = ScoreCounts()
+        self.n_maps = self.n_regions = self.n_normal = self.n_anomalous = 0
+        self._normal = ScoreCounts()
+        self._anomalous = ScoreCounts()
         self._overlap = ScoreCounts()  # anomalous pixels, weighted by one over their region's size
 
-    def add(self, anomaly_map: NDArray[np.float32], gt_mask: NDArray[np.bool_] | None = None) -> None:
-        """Take in a map (H, W) and its ground truth (H, W), True where anomalous; None for a good image."""
-        scores = np.asarray(anomaly_map, np.float32)
-        if scores.ndim != 2 or (gt_mask is not None and np.shape(gt_mask) != scores.shape):
-            shape = None if gt_mask is None else np.shape(gt_mask)
-            raise ParameterError(f"expected a map (H, W) and a mask of its shape, got {scores.shape} and {shape}")
-        if np.isnan(scores).any():
-            raise ParameterError("an anomaly map holds NaN")
-        if gt_mask is None or not np.any(gt_mask):
-            self._negative.add(scores.ravel())
-            return
-        mask = np.asarray(gt_mask, bool)
-        n_labels, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-        region = labels[mask]
-        sizes = np.bincount(region, minlength=n_labels)
-        self.n_regions += n_labels - 1
-        self._negative.add(scores[~mask])
-        self._positive.add(scores[mask])
-        self._overlap.add(scores[mask], 1 / sizes[region])
+    def add(self, anomaly_map: ArrayLike, gt_mask: ArrayLike | None = None) -> None:
+        """Take in a map (H, W), as float32, and its ground truth (H, W), True where anomalous; None for a good image.
+
+        Infinite scores are allowed. Raises ParameterError for other shapes, NaN, and a mask that is neither bool nor
+        integer; nothing is taken in then.
+        """
+        scores = _checked_scores(anomaly_map)
+        mask = np.zeros(scores.shape, bool) if gt_mask is None else _checked_mask(gt_mask, scores.shape)
+        anomalous = scores[mask]
+        if len(anomalous):
+            self._add_regions(anomalous, mask)
+            self._normal.add(scores[~mask])
+        else:
+            self._normal.add(scores.ravel())
+        self.n_maps += 1
+        self.n_anomalous += len(anomalous)
+        self.n_normal += scores.size - len(anomalous)
 
     def merge(self, other: PixelScores) -> None:
-        """Take in all that `other` has seen."""
-        self.n_regions += other.n_regions
-        self._negative.merge(other._negative)
-        self._positive.merge(other._positive)
+        """Take in all that `other` has seen; `other` stays as it is."""
+        _check_regions(self.n_regions + other.n_regions)
+        self._normal.merge(other._normal)
+        self._anomalous.merge(other._anomalous)
         self._overlap.merge(other._overlap)
+        self.n_maps += other.n_maps
+        self.n_regions += other.n_regions
+        self.n_normal += other.n_normal
+        self.n_anomalous += other.n_anomalous
 
     def auroc(self) -> float | None:
         """Area under the pixels' ROC curve, ties counted half; None without anomalous or without normal pixels."""
-        scores, counts = self._positive.items()
-        rates = self._false_positive_rates(scores)
-        if rates is None:
+        if not self.n_normal or not self.n_anomalous:
             return None
-        above, at = rates
-        return float(counts @ (1 - above - at / 2) / counts.sum())
+        scores, counts = self._anomalous.items()
+        below, equal = self._normal.ranks(scores)
+        return min(1.0, float(np.sum(counts * (below + equal / 2)) / self.n_normal / self.n_anomalous))
 
     def pro(self, *, max_fpr: float = MAX_FPR) -> float | None:
         """Mean per-region overlap up to a false-positive rate, over that rate: 0 to 1; None as for `auroc`.
 
-        The curve rises by a pixel's weight while the rate goes from that of the scores above it to that of the scores
-        at or above it, in a straight line; the area under each rise, cut off at `max_fpr`, is known in closed form.
+        The curve starts at (0, 0). It rises by a pixel's weight while the rate goes from that of the scores above it to
+        that of the scores at or above it, in a straight line; the area under each rise, cut off at `max_fpr`, is known
+        in closed form. Raises ParameterError unless 0 < max_fpr <= 1.
         """
         if not 0 < max_fpr <= 1:
-            raise ParameterError(f"max_fpr must lie above 0 and at most at 1, got {max_fpr}")
+            raise ParameterError(f"expected max_fpr above 0 and at most 1, got {max_fpr}")
+        if not self.n_normal or not self.n_anomalous:
+            return None
         scores, weights = self._overlap.items()
-        rates = self._false_positive_rates(scores)
-        if rates is None:
-            return None
-        above, at = rates
-        rise = np.clip(max_fpr - above, 0, at)
-        slope = np.divide(rise, at, out=np.zeros_like(rise), where=at > 0)
-        area = slope * rise / 2 + np.clip(max_fpr - above - at, 0, None)
-        return float(np.clip(weights @ area / (self.n_regions * max_fpr), 0, 1))
+        below, equal = self._normal.ranks(scores)
+        start, width = (self.n_normal - below - equal) / self.n_normal, equal / self.n_normal
+        rise = np.clip(max_fpr - start, 0, width)
+        share = np.divide(rise, width, out=np.zeros_like(rise), where=equal > 0)
+        area = share * rise / 2 + np.clip(max_fpr - start - width, 0, None)
+        return float(np.clip(np.sum(weights * area) / weights.sum() / max_fpr, 0, 1))
 
-    def _false_positive_rates(
-        self, scores: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Share of the normal pixels above each score, and at it; None if there are no scores or no normal pixels."""
-        negative, counts = self._negative.items()
-        if len(scores) == 0 or len(negative) == 0:
-            return None
-        below = np.concatenate([[0.0], np.cumsum(counts)])
-        left, right = below[np.searchsorted(negative, scores)], below[np.searchsorted(negative, scores, side="right")]
-        return 1 - right / below[-1], (right - left) / below[-1]
+    def _add_regions(self, anomalous: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
+        n_labels, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        _check_regions(self.n_regions + n_labels - 1)
+        region = labels[mask]
+        sizes = np.bincount(region, minlength=n_labels)
+        self._anomalous.add(anomalous)
+        self._overlap.add(anomalous, np.rint(REGION_WEIGHT / sizes[region]).astype(np.int64))
+        self.n_regions += n_labels - 1
 
 
-def pixel_auroc(maps: Iterable[NDArray[np.float32]], masks: Iterable[NDArray[np.bool_] | None]) -> float | None:
-    """Pixel AUROC over maps (H, W) and their masks (H, W), None for good images."""
-    return _gather(maps, masks).auroc()
+def pixel_auroc(masks: Iterable[ArrayLike | None], maps: Iterable[ArrayLike]) -> float | None:
+    """Pixel AUROC over masks (H, W), None for good images, and their maps (H, W); see `PixelScores`."""
+    return _gather(masks, maps).auroc()
 
 
 def pro_score(
-    maps: Iterable[NDArray[np.float32]], masks: Iterable[NDArray[np.bool_] | None], *, max_fpr: float = MAX_FPR
+    masks: Iterable[ArrayLike | None], maps: Iterable[ArrayLike], *, max_fpr: float = MAX_FPR
 ) -> float | None:
-    """PRO score over maps (H, W) and their masks (H, W), None for good images."""
-    return _gather(maps, masks).pro(max_fpr=max_fpr)
+    """PRO score over masks (H, W), None for good images, and their maps (H, W); see `PixelScores`."""
+    return _gather(masks, maps).pro(max_fpr=max_fpr)
 
 
-def _gather(maps: Iterable[NDArray[np.float32]], masks: Iterable[NDArray[np.bool_] | None]) -> PixelScores:
+def _gather(masks: Iterable[ArrayLike | None], maps: Iterable[ArrayLike]) -> PixelScores:
     pixels = PixelScores()
-    for anomaly_map, mask in zip(maps, masks, strict=True):
-        pixels.add(anomaly_map, mask)
+    for mask, anomaly_map in zip_longest(zip(masks), zip(maps)):  # tuples of one, for a mask may be None
+        if mask is None or anomaly_map is None:
+            raise ParameterError(f"expected as many masks as maps, got one without the other after {pixels.n_maps}")
+        pixels.add(anomaly_map[0], mask[0])
     return pixels
+
+
+def _checked_scores(anomaly_map: ArrayLike) -> NDArray[np.float32]:
+    scores = np.asarray(anomaly_map, np.float32)
+    if scores.ndim != 2 or scores.size == 0:
+        raise ParameterError(f"expected an anomaly map (H, W), got an array of shape {scores.shape}")
+    if np.isnan(scores).any():
+        raise ParameterError("expected an anomaly map of numbers, got NaN")
+    return scores
+
+
+def _checked_mask(gt_mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    mask = np.asarray(gt_mask)
+    if mask.shape != shape:
+        raise ParameterError(f"expected a mask of its map's shape {shape}, got one of shape {mask.shape}")
+    if mask.dtype.kind not in "biu":
+        raise ParameterError(f"expected a mask of booleans, or of integers with 0 for normal, got {mask.dtype}")
+    return mask.astype(bool)
+
+
+def _check_regions(n_regions: int) -> None:
+    if n_regions > MAX_REGIONS:
+        raise ParameterError(f"expected at most {MAX_REGIONS} ground-truth regions, got {n_regions}; score in parts")

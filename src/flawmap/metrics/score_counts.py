@@ -1,10 +1,9 @@
 """How often each score occurs: an exact multiset of float32 scores that streams and merges.
 
-Scores are held as integer keys in the same order. Where keys are few and far between they lie in sorted runs, each at
-least twice as long as the next, so that sorting and merging cost n log n in all. Where they are crowded, as those of
-smooth maps soon are, they are counted in pages with a place for every possible key, which needs no sorting. Either way
-memory grows with the number of distinct scores, not with the number of pixels. Counts and weights are integers, so
-the order of adding and merging changes nothing at all.
+Scores that are few and far between lie in sorted runs, each at least twice as long as the next, so that sorting and
+merging cost n log n in all. Scores that lie close together, as those of smooth maps soon do, are counted in pages
+without sorting. Either way memory grows with the number of distinct scores, not of pixels. Counts and weights are
+integers, so the order of adding and merging changes nothing at all.
 """
 
 from __future__ import annotations
@@ -13,19 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flawmap.errors import ParameterError
+from flawmap.metrics.score_pages import Counts, Keys, Run, ScorePages, keys_of, scores_of
 
 __all__ = ["ScoreCounts"]
 
 BUFFER = 2**22
 """Scores kept as they came before they are counted."""
-PAGE_BITS = 16
-PAGE = 2**PAGE_BITS
-CROWDED = PAGE // 4
-"""Distinct scores in a run from which their page is opened: a page's memory is at most 32 bytes per distinct score."""
-
-Keys = NDArray[np.uint32]
-Counts = NDArray[np.int64]
-Run = tuple[Keys, Counts]
+MAX_RAW = 2**12
+"""Arrays of scores kept as they came, however short."""
 
 
 class ScoreCounts:
@@ -34,69 +28,63 @@ class ScoreCounts:
     def __init__(self) -> None:
         self._raw: list[tuple[Keys, Counts | None]] = []
         self._n_raw = 0
-        self._runs: list[Run] = []  # keys ascending and distinct; a key may lie in several runs and in a page
-        self._slots = np.full(2**32 // PAGE, -1, np.int32)  # page of a key -> its row in _pages, or -1
-        self._pages = np.zeros((0, PAGE), np.int64)
+        self._runs: list[Run] = []
+        self._pages = ScorePages()  # a score may be counted here and in any number of runs: its counts add up
 
     def add(self, scores: ArrayLike, weights: ArrayLike | None = None) -> None:
-        """Count float32 scores (N,), none of them NaN, each once or by its weight (N,), an integer above 0."""
-        keys = _keys(np.asarray(scores, np.float32))
-        if keys.ndim != 1 or (weights is not None and np.shape(weights) != keys.shape):
-            raise ParameterError(f"expected scores (N,) and as many weights, got {keys.shape} and {np.shape(weights)}")
+        """Count scores (N,) once each, or by integer weights (N,) above 0. Scores are taken as float32, without NaN.
+
+        Raises ParameterError for other shapes and weights. That there is no NaN is the caller's to check.
+        """
+        values = np.asarray(scores, np.float32)
         counts = None if weights is None else np.array(weights, np.int64)
-        if counts is not None and len(counts) and counts.min() <= 0:
+        if values.ndim != 1 or (counts is not None and counts.shape != values.shape):
+            got = "none" if counts is None else counts.shape
+            raise ParameterError(f"expected scores (N,) and as many weights or none, got {values.shape} and {got}")
+        if counts is not None and counts.min(initial=1) <= 0:
             raise ParameterError(f"expected weights above 0, got {counts.min()}")
-        self._take(keys, counts)
+        self._take(keys_of(values), counts)
 
     def merge(self, other: ScoreCounts) -> None:
         """Count all that `other` has counted; `other` stays as it is."""
-        for keys, counts in list(other._raw):
+        raw, runs = list(other._raw), list(other._runs)
+        self._pages.merge(other._pages)
+        for keys, counts in raw:
             self._take(keys, counts)
-        for run in list(other._runs):
+        for run in runs:
             self._push(run)
-        pages = np.flatnonzero(other._slots >= 0)
-        self._open(pages[self._slots[pages] < 0])
-        for page in pages:
-            self._pages[self._slots[page]] += other._pages[other._slots[page]]
 
     def items(self) -> tuple[NDArray[np.float32], Counts]:
-        """Distinct scores, ascending, and the total count or weight of each."""
+        """Distinct scores, ascending, and the total count of each."""
         self._flush()
         while len(self._runs) > 1:
             self._runs.append(_merge(self._runs.pop(), self._runs.pop()))
-        keys, counts = _merge(self._crowded(), self._runs[0]) if self._runs else self._crowded()
-        return _scores(keys), counts
+        keys, counts = self._pages.run()
+        for run in self._runs:
+            keys, counts = _merge((keys, counts), run)
+        return scores_of(keys), counts
 
     def ranks(self, scores: NDArray[np.float32]) -> tuple[Counts, Counts]:
-        """Of what was counted, how much lies below each of some ascending scores (N,), and how much is equal to it."""
+        """Total count below each of some ascending scores (N,), and the count of the score itself."""
         self._flush()
-        keys = _keys(scores)
-        below, equal = np.zeros(len(keys), np.int64), np.zeros(len(keys), np.int64)
+        keys = keys_of(scores)
+        below, equal = self._pages.ranks(keys)
         for own, counts in self._runs:
             total = np.concatenate([[0], np.cumsum(counts)])
-            left = total[np.searchsorted(own, keys)]
-            equal += total[np.searchsorted(own, keys, side="right")] - left
+            left, right = total[np.searchsorted(own, keys)], total[np.searchsorted(own, keys, side="right")]
             below += left
-        pages = np.flatnonzero(self._slots >= 0)
-        rows = self._slots[pages]
-        before = np.concatenate([[0], np.cumsum(self._pages.sum(axis=1)[rows])])
-        below += before[np.searchsorted(pages, keys >> PAGE_BITS)]
-        bounds = np.searchsorted(keys >> PAGE_BITS, np.append(pages, PAGE))
-        for row, first, page in zip(rows, bounds[:-1], pages, strict=True):
-            last = np.searchsorted(keys >> PAGE_BITS, page, side="right") if first < len(keys) else first
-            place = keys[first:last] & (PAGE - 1)
-            below[first:last] += (np.cumsum(self._pages[row]) - self._pages[row])[place]
-            equal[first:last] += self._pages[row][place]
+            equal += right - left
         return below, equal
 
     def _take(self, keys: Keys, counts: Counts | None) -> None:
-        """Count keys of open pages at once, keep the others for later."""
-        keys, counts = self._count_crowded(keys, counts)
-        if len(keys) == 0:
+        rest = ~self._pages.add(keys, counts)
+        if not rest.any():
             return
+        if not rest.all():
+            keys, counts = keys[rest], None if counts is None else counts[rest]
         self._raw.append((keys, counts))
         self._n_raw += len(keys)
-        if self._n_raw >= BUFFER or len(self._raw) >= 2**12:
+        if self._n_raw >= BUFFER or len(self._raw) >= MAX_RAW:
             self._flush()
 
     def _flush(self) -> None:
@@ -107,48 +95,39 @@ class ScoreCounts:
     def _push(self, run: Run) -> None:
         while self._runs and len(self._runs[-1][0]) < 2 * len(run[0]):
             run = _merge(self._runs.pop(), run)
-        pages = np.arange(2**32 // PAGE, dtype=np.uint32) << PAGE_BITS
-        n_distinct = np.diff(np.searchsorted(run[0], pages), append=len(run[0]))
-        crowded = np.flatnonzero(n_distinct >= CROWDED)
-        if len(crowded):
-            self._open(crowded[self._slots[crowded] < 0])
-            keys, counts = self._count_crowded(*run)
-            assert counts is not None
-            run = keys, counts
-        if len(run[0]):
-            self._runs.append(run)
-
-    def _open(self, pages: NDArray[np.intp]) -> None:
-        """Make room for pages that are not open yet."""
-        first = int(self._slots.max()) + 1
-        self._slots[pages] = np.arange(first, first + len(pages))
-        if first + len(pages) > len(self._pages):
-            grown = np.zeros((max(first + len(pages), len(self._pages) * 3 // 2), PAGE), np.int64)
-            grown[: len(self._pages)] = self._pages
-            self._pages = grown
-
-    def _count_crowded(self, keys: Keys, counts: Counts | None) -> tuple[Keys, Counts | None]:
-        """Count the keys of open pages; return the others."""
-        slots = self._slots[keys >> PAGE_BITS]
-        is_open = slots >= 0
-        rest = ~is_open
-        if not is_open.any():
-            return keys, counts
-        places = (slots.astype(np.int64) << PAGE_BITS) | (keys & (PAGE - 1))
+        self._pages.open_crowded(run)
+        rest = ~self._pages.add(*run)
         if rest.any():
-            places = places[is_open]
-        np.add.at(self._pages.reshape(-1), places, 1 if counts is None else counts[is_open])
-        return keys[rest], None if counts is None else counts[rest]
+            self._runs.append(run if rest.all() else (run[0][rest], run[1][rest]))
 
-    def _crowded(self) -> Run:
-        """The open pages as one run."""
-        pages = np.flatnonzero(self._slots >= 0)
-        ends = np.cumsum([np.count_nonzero(self._pages[self._slots[page]]) for page in pages], dtype=np.int64)
-        n_distinct = int(ends[-1]) if len(ends) else 0
-        keys, counts = np.empty(n_distinct, np.uint32), np.empty(n_distinct, np.int64)
-        for page, end in zip(pages, ends, strict=True):
-            row = self._pages[self._slots[page]]
-            places = np.flatnonzero(row)
-            keys[end - len(places) : end] = places + (int(page) << PAGE_BITS)
-            counts[end - len(places) : end] = row[places]
-        return keys, counts
+
+def _count(raw: list[tuple[Keys, Counts | None]]) -> Run:
+    """One run of keys in any order, each counted once or by its weight."""
+    keys = np.concatenate([keys for keys, _ in raw])
+    if all(counts is None for _, counts in raw):
+        return np.unique(keys, return_counts=True)
+    counts = np.concatenate([np.ones(len(keys), np.int64) if counts is None else counts for keys, counts in raw])
+    order = np.argsort(keys)
+    distinct, starts = np.unique(keys[order], return_index=True)
+    return distinct, np.add.reduceat(counts[order], starts)
+
+
+def _merge(one: Run, other: Run) -> Run:
+    """Union of two runs, counts of equal keys added."""
+    if len(one[0]) < len(other[0]):
+        one, other = other, one
+    place = np.searchsorted(one[0], other[0])
+    known = place < len(one[0])
+    known[known] = one[0][place[known]] == other[0][known]
+    counts = one[1].copy()
+    counts[place[known]] += other[1][known]
+    new = ~known
+    if not new.any():
+        return one[0], counts
+    target = place[new] + np.arange(np.count_nonzero(new))
+    old = np.ones(len(counts) + len(target), bool)
+    old[target] = False
+    keys, merged = np.empty(len(old), np.uint32), np.empty(len(old), np.int64)
+    keys[target], merged[target] = other[0][new], other[1][new]
+    keys[old], merged[old] = one[0], counts
+    return keys, merged
