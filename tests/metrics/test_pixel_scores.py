@@ -37,8 +37,8 @@ def naive_pro(maps, masks, max_fpr=0.3):
 
 def check_against_twins(maps, masks):
     truth, scores = np.concatenate([m.ravel() for m in masks]), np.concatenate([m.ravel() for m in maps])
-    assert pixel_auroc(maps, masks) == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
-    got = pro_score(maps, masks)
+    assert pixel_auroc(masks, maps) == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
+    got = pro_score(masks, maps)
     assert got == pytest.approx(naive_pro(maps, masks), abs=1e-9)
     assert 0 <= got <= 1
 
@@ -87,21 +87,21 @@ def test_diagonal_pixels_are_one_region():
 
 def test_infinite_scores_are_the_most_anomalous():
     maps = [np.array([[0, np.inf]], np.float32)]
-    assert pixel_auroc(maps, [np.array([[False, True]])]) == 1
-    assert pro_score(maps, [np.array([[False, True]])]) == 1
+    assert pixel_auroc([np.array([[False, True]])], maps) == 1
+    assert pro_score([np.array([[False, True]])], maps) == 1
 
 
 def test_undefined_figures_are_none():
     one = np.ones((2, 2), np.float32)
     for masks in ([np.zeros((2, 2), bool)], [None], [np.ones((2, 2), bool)]):
-        assert pixel_auroc([one], masks) is None
-        assert pro_score([one], masks) is None
+        assert pixel_auroc(masks, [one]) is None
+        assert pro_score(masks, [one]) is None
     assert PixelScores().auroc() is None
 
 
 def test_bad_input_is_refused():
     pixels = PixelScores()
-    with pytest.raises(ParameterError, match=r"got \(2, 2\) and \(2, 3\)"):
+    with pytest.raises(ParameterError, match=r"shape \(2, 2\), got one of shape \(2, 3\)"):
         pixels.add(np.ones((2, 2), np.float32), np.ones((2, 3), bool))
     with pytest.raises(ParameterError, match="map"):
         pixels.add(np.ones(4, np.float32))
@@ -146,12 +146,12 @@ def test_counts_stay_exact_when_the_buffer_overflows(monkeypatch):
 
 def test_weights_add_up_per_score():
     counts, other = ScoreCounts(), ScoreCounts()
-    counts.add(np.float32([1, 2, 1]), np.array([0.5, 2, 0.25]))
-    other.add(np.float32([2, 3]), np.array([1.0, 1.0]))
+    counts.add(np.float32([1, 2, 1]), np.array([5, 20, 2]))
+    other.add(np.float32([2, 3]), np.array([10, 10]))
     counts.merge(other)
     scores, weights = counts.items()
     assert scores.tolist() == [1, 2, 3]
-    assert weights.tolist() == [0.75, 3, 1]
+    assert weights.tolist() == [7, 30, 10]
 
 
 @pytest.mark.parametrize("name", ["padim_resnet18_rd100_screw", "padim_efficientnet_lite0_screw"])

@@ -7,7 +7,7 @@ anomalous pixel weighted by one over its region's size. No grid of thresholds is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
 import cv2
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from flawmap.errors import ParameterError
 from flawmap.metrics.score_counts import ScoreCounts
+from flawmap.metrics.score_pages import Counts
 
 __all__ = ["MAX_FPR", "PixelScores", "pixel_auroc", "pro_score"]
 
@@ -26,6 +27,8 @@ REGION_WEIGHT = 2**42
 """What a region weighs, in integers so that sums are exact in any order; its pixels' shares are rounded."""
 MAX_REGIONS = 2_000_000
 """Regions whose weights fit an int64 even if all their pixels had one score."""
+BLOCK = 2**20
+"""Distinct scores compared at a time, which bounds memory."""
 
 
 class PixelScores:
@@ -77,9 +80,10 @@ class PixelScores:
         """Area under the pixels' ROC curve, ties counted half; None without anomalous or without normal pixels."""
         if not self.n_normal or not self.n_anomalous:
             return None
-        scores, counts = self._anomalous.items()
-        below, equal = self._normal.ranks(scores)
-        return min(1.0, float(np.sum(counts * (below + equal / 2)) / self.n_normal / self.n_anomalous))
+        n_below = 0.0
+        for counts, below, equal in self._ranked(self._anomalous):
+            n_below += float(np.sum(counts * (below + equal / 2)))
+        return min(1.0, n_below / self.n_normal / self.n_anomalous)
 
     def pro(self, *, max_fpr: float = MAX_FPR) -> float | None:
         """Mean per-region overlap up to a false-positive rate, over that rate: 0 to 1; None as for `auroc`.
@@ -92,13 +96,21 @@ class PixelScores:
             raise ParameterError(f"expected max_fpr above 0 and at most 1, got {max_fpr}")
         if not self.n_normal or not self.n_anomalous:
             return None
-        scores, weights = self._overlap.items()
-        below, equal = self._normal.ranks(scores)
-        start, width = (self.n_normal - below - equal) / self.n_normal, equal / self.n_normal
-        rise = np.clip(max_fpr - start, 0, width)
-        share = np.divide(rise, width, out=np.zeros_like(rise), where=equal > 0)
-        area = share * rise / 2 + np.clip(max_fpr - start - width, 0, None)
-        return float(np.clip(np.sum(weights * area) / weights.sum() / max_fpr, 0, 1))
+        total = area = 0.0
+        for weights, below, equal in self._ranked(self._overlap):
+            start, width = (self.n_normal - below - equal) / self.n_normal, equal / self.n_normal
+            rise = np.clip(max_fpr - start, 0, width)
+            share = np.divide(rise, width, out=np.zeros_like(rise), where=equal > 0)
+            area += float(np.sum(weights * (share * rise / 2 + np.clip(max_fpr - start - width, 0, None))))
+            total += float(np.sum(weights))
+        return min(1.0, area / total / max_fpr)
+
+    def _ranked(self, scores: ScoreCounts) -> Iterator[tuple[Counts, Counts, Counts]]:
+        """Block by block, the counts of some scores, and how many normal pixels score below and the same."""
+        values, counts = scores.items()
+        for first in range(0, len(values), BLOCK):
+            block = slice(first, first + BLOCK)
+            yield counts[block], *self._normal.ranks(values[block])
 
     def _add_regions(self, anomalous: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
         n_labels, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
