@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flawmap.detectors.padim import FIT_BATCH
+from flawmap.detectors.passes import FIT_BATCH
 from flawmap.embedding import Hierarchy, build_hierarchy, draw_channels
 from flawmap.gaussian import Factor, Moments, covariance_at, factorise, squared_distances, update
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from flawmap.atomic import replace_atomically
 from flawmap.errors import ModelFileError
 
-__all__ = ["FORMAT_VERSION", "BackboneRecord", "Document", "ModelFile", "PreprocessingRecord"]
+__all__ = ["FORMAT_VERSION", "BackboneRecord", "DecisionRecord", "Document", "ModelFile", "PreprocessingRecord"]
 
 FORMAT_VERSION = 1
 DOCUMENT_KEY = "flawmap"
@@ -57,6 +57,15 @@ class PreprocessingRecord(_Record):
     aspect: Literal["squash", "letterbox"]
 
 
+class DecisionRecord(_Record):
+    """What the model decides by; the scores themselves are a tensor."""
+
+    n_scores: int = Field(ge=1)
+    threshold: float
+    false_alarm_rate: float | None = Field(gt=0, lt=1)
+    pixel_false_alarm_rate: float = Field(gt=0, lt=1)
+
+
 class Document(_Record):
     """The JSON document of a model file.
 
@@ -78,6 +87,7 @@ class Document(_Record):
     seed: int
     regularization: float = Field(ge=0)
     n_images: int = Field(ge=2)
+    decision: DecisionRecord | None
     versions: dict[str, str]
 
 

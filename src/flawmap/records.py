@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Placement", "Prediction", "Size"]
+__all__ = ["Placement", "Prediction", "Region", "Size"]
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -75,21 +75,50 @@ class Placement:
         return (low, high), (position - low).astype(np.float32), inside
 
 
+@dataclass(frozen=True)
+class Region:
+    """A marked region, in pixels (y, x) of the original image.
+
+    Attributes:
+        box: (top, left, bottom, right), half-open.
+        area: its size in pixels.
+        peak: highest value of the anomaly map in it.
+        peak_at: (y, x) of that.
+        centroid: (y, x) of its middle.
+    """
+
+    box: tuple[int, int, int, int]
+    area: float
+    peak: float
+    peak_at: tuple[float, float]
+    centroid: tuple[float, float]
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """What a detector says of one image. Higher means more anomalous.
+
+    The last four are None (no regions) for a model that was not calibrated.
 
     Attributes:
         path: the image file, or None for an image that came from memory.
         pred_score: image score, the maximum of the anomaly map (a distance, >= 0).
         anomaly_map: (H, W) float32 at the model's input size; 0 in the padding of a letterbox.
         placement: where the model's input lies on the original image.
+        pred_label: 1 if anomalous, 0 if good.
+        p_value: share of good images that would score as high.
+        pred_mask: (H, W) bool at the model's input size, the marked pixels.
+        regions: connected regions of the mask, highest peak first.
     """
 
     path: str | None
     pred_score: float
     anomaly_map: NDArray[np.float32]
     placement: Placement
+    pred_label: int | None = None
+    p_value: float | None = None
+    pred_mask: NDArray[np.bool_] | None = None
+    regions: tuple[Region, ...] = ()
 
     @property
     def image_size(self) -> Size:

@@ -114,7 +114,7 @@ def test_a_bad_image_is_named_or_left_out(good_images):
 def test_progress_is_told(good_images):
     told: list[tuple[int, int | None]] = []
     PaDiM(**SMALL).fit(good_images, progress=lambda done, total: told.append((done, total)), batch_size=5)
-    assert told == [(5, 12), (10, 12), (12, 12)]
+    assert told == [(5, 12), (10, 12), (12, 12)] * 2  # learning, then calibrating
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
@@ -159,6 +159,8 @@ def test_any_size_and_any_one_to_five_layers(good_images, scratched, tmp_path, s
         ({"resize": 0}, "resize must be"),
         ({"crop": 65}, "must fit into"),
         ({"layers": "layer1"}, "list of names"),
+        ({"calibrate": "twice"}, "calibrate must be"),
+        ({"false_alarm_rate": 0}, "between 0 and 1"),
     ],
 )
 def test_impossible_parameters_are_refused_by_fit(good_images, parameters, message):
@@ -172,6 +174,58 @@ def test_nothing_is_predicted_before_fit(good_images, tmp_path):
             use(good_images)
     with pytest.raises(NotFittedError):
         PaDiM().save(tmp_path / "m.flawmap")
+
+
+def test_a_decision_comes_with_every_prediction(model, good_images, scratched, tmp_path):
+    assert model.leave_one_out_scores_.shape == (12,)
+    assert model.threshold_ == model.leave_one_out_scores_.max()  # twelve images cannot promise one per cent
+    assert model.decision_.false_alarm_rate == pytest.approx(1 / 13)
+    bad, good = model.predict(scratched), model.predict(good_images[0])
+    assert (bad.pred_label, good.pred_label) == (1, 0)
+    assert bad.p_value == pytest.approx(1 / 13)
+    assert bad.pred_mask.shape == (64, 64)
+    assert bad.pred_mask[28:36, 38:43].all()
+    top, left, bottom, right = bad.regions[0].box
+    assert top < 30 < bottom
+    assert left < 40 < right
+    assert not good.pred_mask.any()
+    model.save(tmp_path / "m.flawmap")
+    again = load(tmp_path / "m.flawmap")
+    assert again.predict(scratched).p_value == bad.p_value
+    again.set_threshold(false_alarm_rate=0.5).save(tmp_path / "m.flawmap")
+    assert load(tmp_path / "m.flawmap").threshold_ == np.sort(model.leave_one_out_scores_)[6]
+    assert again.set_threshold(value=1e9).predict(scratched).pred_label == 0
+    with pytest.raises(ParameterError, match="either"):
+        again.set_threshold(value=1, false_alarm_rate=0.1)
+
+
+def test_a_leave_one_out_score_is_that_of_a_model_without_the_image(model, good_images):
+    for i in (0, 7):
+        without = PaDiM(**SMALL | {"calibrate": None}).fit(np.delete(good_images, i, axis=0))
+        score = without.predict(good_images[i]).pred_score
+        assert model.leave_one_out_scores_[i] == pytest.approx(score, rel=0.1)  # the ridge's factor, 1 / 10 here
+
+
+def test_scores_stay_the_same_whatever_is_kept_in_memory(model, good_folder, good_images):
+    for images, budget in ((good_folder, 0), (good_folder, 0.03), (iter(good_images), 128)):
+        other = PaDiM(**SMALL | {"cache_mb": budget}).fit(images)
+        np.testing.assert_allclose(other.leave_one_out_scores_, model.leave_one_out_scores_, rtol=1e-3)
+    some = PaDiM(**SMALL | {"cache_mb": 0.03}).fit(iter(good_images))  # a generator cannot be read again
+    assert len(some.leave_one_out_scores_) == 2
+
+
+def test_without_calibration_there_is_a_score_but_no_decision(good_images, scratched, tmp_path):
+    for model in (PaDiM(**SMALL, calibrate=None).fit(good_images), PaDiM(**SMALL).fit(good_images[:2])):
+        model.save(tmp_path / "m.flawmap")
+        prediction = load(tmp_path / "m.flawmap").predict(scratched)
+        assert (prediction.pred_label, prediction.p_value, prediction.pred_mask, prediction.regions) == (
+            None,
+            None,
+            None,
+            (),
+        )
+        with pytest.raises(NotFittedError, match="calibrate='leave-one-out' on at least 3"):
+            model.set_threshold(value=3)
 
 
 def test_presets():

@@ -61,6 +61,12 @@ def test_scores_and_figures(fitted, screw):
     np.testing.assert_allclose(scores, golden["image_score"], rtol=2e-3)
 
 
+def test_leave_one_out_scores(fitted):
+    golden, model, _ = fitted
+    np.testing.assert_allclose(model.leave_one_out_scores_, golden["leave_one_out_score"], rtol=5e-3)
+    assert np.mean(model.leave_one_out_scores_ > model.threshold_) <= model.false_alarm_rate
+
+
 def test_the_file_is_a_fraction_of_full_matrices(fitted):
     golden, _, path = fitted
     full = 56 * 56 * (len(golden["channels"]) ** 2 + len(golden["channels"])) * 4

@@ -6,8 +6,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
-from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -15,41 +13,33 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from flawmap.anomaly_map import anomaly_maps, image_scores
 from flawmap.backbones import DEFAULT_BACKBONE, Backbone, load_backbone
+from flawmap.decision import FALSE_ALARM_RATE, PIXEL_RATES, Decision
+from flawmap.detectors import passes
 from flawmap.detectors.detector import OnBad
+from flawmap.detectors.padim_file import described_hierarchy, expected_shapes, matching_backbone
 from flawmap.detectors.presets import PRESETS
-from flawmap.embedding import Hierarchy, build_hierarchy, draw_channels
+from flawmap.embedding import build_hierarchy, draw_channels
 from flawmap.errors import (
     ModelFileError,
     NotFittedError,
     ParameterError,
-    TrainingSetError,
-    WeightsError,
 )
 from flawmap.gaussian import (
+    MIN_IMAGES,
     Factor,
-    Moments,
     covariance_at,
     factorise,
     mean_at,
     squared_distances,
     typical_distance,
-    update,
 )
-from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, stream
-from flawmap.model_file import BackboneRecord, Document, ModelFile, PreprocessingRecord
+from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, Replay, collect, stream
+from flawmap.model_file import BackboneRecord, DecisionRecord, Document, ModelFile, PreprocessingRecord
 from flawmap.progress import Progress, report_progress
 from flawmap.records import Prediction, Size
 
 __all__ = ["PaDiM"]
-
-BATCH_PIXELS = 32 * 256 * 256
-"""Input pixels per batch: 32 images of 256 x 256, fewer of larger ones."""
-FIT_BATCH = 64
-"""Embeddings that are gathered before the moments take them in; fewer make it slower."""
-MAX_POSITIONS = 2**22
-"""Finest grid that a model file may ask for."""
 
 
 class PaDiM:
@@ -68,10 +58,16 @@ class PaDiM:
         crop: centre crop after that, an int or (height, width); what it cuts off is not inspected.
         aspect: "squash" fills `resize`; "letterbox" keeps the proportions and pads.
         device: "auto" takes a GPU where there is one.
+        calibrate: "leave-one-out" makes `fit` score every good image by the model without it, for a threshold that
+            keeps its promise; None leaves scores without a decision.
+        false_alarm_rate: share of good images that may be flagged.
+        cache_mb: memory for images between the two passes of a calibrated fit; those beyond it are read again.
 
     Attributes after `fit`:
         factor_: the Gaussians (`flawmap.gaussian.Factor`). channels_: (d,) indices into the concatenated layers.
         n_images_: number of good images learnt from.
+        decision_: leave-one-out scores and thresholds (`flawmap.decision.Decision`), or None: not calibrated, or
+            fewer than three images.
     """
 
     def __init__(
@@ -89,6 +85,9 @@ class PaDiM:
         crop: int | Size | None = None,
         aspect: Literal["squash", "letterbox"] = "squash",
         device: torch.device | str = "auto",
+        calibrate: Literal["leave-one-out"] | None = "leave-one-out",
+        false_alarm_rate: float = FALSE_ALARM_RATE,
+        cache_mb: float = 128,
     ) -> None:
         self.backbone = backbone
         self.layers = layers
@@ -102,6 +101,10 @@ class PaDiM:
         self.crop = crop
         self.aspect = aspect
         self.device = device
+        self.calibrate = calibrate
+        self.false_alarm_rate = false_alarm_rate
+        self.cache_mb = cache_mb
+        self.decision_: Decision | None = None
         self._backbone: Backbone | None = None
 
     @classmethod
@@ -124,18 +127,16 @@ class PaDiM:
         on_bad: OnBad | None = None,
         batch_size: int | None = None,
     ) -> Self:
-        """Learn from good images in one streaming pass; memory does not grow with their number.
+        """Learn from good images, streaming: one pass for the Gaussians, one for the threshold; constant memory.
 
         Args:
             images: path, folder, glob, iterable, RGB uint8 array (H, W, 3) or batch of them, PIL image.
-            progress: True for a progress bar, or a function of (done, total).
+            progress: True for a progress bar, or a function of (done, total) of each pass.
             on_bad: is told of each image that cannot be read, which is then left out; None raises ImageError.
             batch_size: images per step; None to choose by the input size.
         """
-        if not (math.isfinite(self.regularization) and self.regularization >= 0):
-            raise ParameterError(f"regularization must be a finite number >= 0, got {self.regularization}")
-        collection = collect(images)
-        preprocessing = self.preprocessing
+        self._check_parameters()
+        preprocessing, collection = self.preprocessing, collect(images)
         backbone = load_backbone(
             self.backbone,
             layers=self.layers,
@@ -147,27 +148,20 @@ class PaDiM:
         shapes = backbone.shapes(preprocessing.input_size)
         channels = self._draw(sum(n for n, _ in shapes))
         hierarchy = build_hierarchy([grid for _, grid in shapes], [n for n, _ in shapes], channels).to(backbone.device)
-        moments = Moments.empty(hierarchy, backbone.device)
-        loaded = stream(collection.items, preprocessing, on_bad=on_bad)
+        size = batch_size or passes.batch_size(preprocessing.input_size)
+        replay = Replay(collection.items, preprocessing, cache_mb=self.cache_mb if self.calibrate else 0, on_bad=on_bad)
         with report_progress(progress, "Learning", collection.count) as advance:
-            pending: list[list[Tensor]] = []
-            for batch in _batches(loaded, batch_size or _batch_size(preprocessing.input_size)):
-                pending.append(_embed(backbone, hierarchy, batch))
-                if sum(columns[0].shape[1] for columns in pending) >= FIT_BATCH:
-                    update(moments, _join(pending))
-                    pending = []
-                advance(len(batch))
-            if pending:
-                update(moments, _join(pending))
-            del pending
-            if moments.count < 2:
-                raise TrainingSetError(
-                    f"PaDiM learns a spread and needs at least 2 good images, got {moments.count} usable; "
-                    f"a few dozen are a good start"
-                )
-            factor = factorise(moments, regularization=self.regularization)
-        self._backbone, self.factor_, self.channels_, self.n_images_ = backbone, factor, channels, moments.count
-        self._shapes = shapes
+            moments = passes.learn(backbone, hierarchy, passes.batches(replay.first(), size), advance)
+        factor, count = factorise(moments, regularization=self.regularization), moments.count
+        del moments
+        decision = None
+        if self.calibrate and count >= MIN_IMAGES:
+            with report_progress(progress, "Calibrating", replay.n_again) as advance:
+                batches = passes.batches(replay.second(), size)
+                scores, pixels = passes.leave_out(backbone, factor, batches, preprocessing.input_size, count, advance)
+            decision = Decision(scores, pixels.exceeded_by(PIXEL_RATES)).at_rate(self.false_alarm_rate)
+        self._backbone, self.factor_, self.channels_, self.n_images_ = backbone, factor, channels, count
+        self._shapes, self.decision_ = shapes, decision
         return self
 
     def predict(
@@ -200,8 +194,45 @@ class PaDiM:
         return mean_at(factor, position).numpy(), covariance_at(factor, position).numpy()
 
     @property
+    def leave_one_out_scores_(self) -> NDArray[np.float32]:
+        """Score (N,) of each good image by the model without it, in training order."""
+        return self._calibrated().scores
+
+    @property
+    def threshold_(self) -> float:
+        """Image scores above it are labelled anomalous."""
+        return self._calibrated().threshold
+
+    def set_threshold(
+        self,
+        *,
+        false_alarm_rate: float | None = None,
+        value: float | None = None,
+        pixel_false_alarm_rate: float | None = None,
+    ) -> Self:
+        """Decide otherwise, without fitting again: by a promised rate, or by a score, for which nothing is promised."""
+        decision = self._calibrated()
+        if false_alarm_rate is not None and value is not None:
+            raise ParameterError("give either false_alarm_rate or value")
+        if false_alarm_rate is not None:
+            decision = decision.at_rate(false_alarm_rate)
+        if value is not None:
+            decision = decision.at_value(value)
+        if pixel_false_alarm_rate is not None:
+            decision = decision.at_pixel_rate(pixel_false_alarm_rate)
+        self.decision_ = decision
+        return self
+
+    @property
     def map_scale(self) -> tuple[float, float]:
-        """Anomaly-map values shown as coolest and hottest: 1.5 and 8 times a typical good patch's distance."""
+        """Anomaly-map values shown as coolest and hottest, the same for every image.
+
+        The threshold is in the middle, the median score of good images is coolest; a model that was not calibrated
+        shows 1.5 to 8 times a typical good patch's distance.
+        """
+        if self.decision_ is not None:
+            typical = min(float(np.median(self.decision_.scores)), 0.9 * self.decision_.threshold)
+            return typical, 2 * self.decision_.threshold - typical
         typical = typical_distance(self._fitted()[1], regularization=self.regularization, count=self.n_images_)
         return 1.5 * typical, 8 * typical
 
@@ -218,6 +249,9 @@ class PaDiM:
             tensors[f"{layer}.mean"], tensors[f"{layer}.own"] = factor.mean[i], factor.own[i]
             if level.n_coarser:
                 tensors[f"{layer}.cross"] = factor.cross[i]
+        if self.decision_ is not None:
+            tensors["calibration.scores"] = torch.from_numpy(self.decision_.scores)
+            tensors["calibration.pixel_quantiles"] = torch.from_numpy(self.decision_.pixel_quantiles)
         ModelFile.write(path, document, tensors)
 
     @classmethod
@@ -245,22 +279,15 @@ class PaDiM:
                 aspect=document.preprocessing.aspect,
                 device=device,
             )
-            input_size = model.preprocessing.input_size
-            if not len(document.grids) == len(document.n_channels) == len(record.layers):
-                raise ParameterError("layers, grids and channel counts differ in number")
-            if any(math.prod(grid) > min(MAX_POSITIONS, math.prod(input_size)) for grid in document.grids):
-                raise ParameterError("a grid is finer than the images")
-            channels = np.array(document.channels, np.int64)
-            if np.any(np.diff(channels) <= 0):
-                raise ParameterError("channels are not ascending")
-            hierarchy = build_hierarchy(document.grids, document.n_channels, channels)
+            hierarchy = described_hierarchy(document, model.preprocessing.input_size)
         except ParameterError as error:
             raise ModelFileError(
                 f"{file.path}: no whole flawmap model file: {error}; fit again or take a backup"
             ) from error
-        model._backbone = _matching_backbone(file, weights, device)
+        model._backbone = matching_backbone(file, weights, device)
         target = model._backbone.device
-        tensors = file.read(_expected_shapes(hierarchy, record.layers), target)
+        n_scores = document.decision.n_scores if document.decision else 0
+        tensors = file.read(expected_shapes(hierarchy, record.layers, n_scores), target)
         names = [record.layers[level.layer] for level in hierarchy.levels]
         coarsest = hierarchy.levels[0]
         no_cross = torch.empty(coarsest.n_cells, coarsest.n_channels, 0, device=target)
@@ -270,9 +297,17 @@ class PaDiM:
             cross=[no_cross, *(tensors[f"{name}.cross"] for name in names[1:])],
             own=[tensors[f"{name}.own"] for name in names],
         )
-        model.channels_, model.n_images_ = channels, document.n_images
+        model.channels_, model.n_images_ = np.array(document.channels, np.int64), document.n_images
+        if document.decision:
+            model.decision_ = Decision(
+                tensors["calibration.scores"].cpu().numpy(),
+                tensors["calibration.pixel_quantiles"].cpu().numpy(),
+                document.decision.threshold,
+                document.decision.false_alarm_rate,
+                document.decision.pixel_false_alarm_rate,
+            )
         model._shapes = list(zip(document.n_channels, document.grids, strict=True))
-        if model._backbone.shapes(input_size) != model._shapes:
+        if model._backbone.shapes(model.preprocessing.input_size) != model._shapes:
             raise ModelFileError(f"{file.path}: its grids are not those of {record.name}; fit again")
         return model
 
@@ -285,6 +320,22 @@ class PaDiM:
             raise ParameterError(f"channels must be a list of integers, got shape {channels.shape} of {channels.dtype}")
         return np.sort(channels.astype(np.int64))
 
+    def _check_parameters(self) -> None:
+        if not (math.isfinite(self.regularization) and self.regularization >= 0):
+            raise ParameterError(f"regularization must be a finite number >= 0, got {self.regularization}")
+        if self.calibrate not in ("leave-one-out", None):
+            raise ParameterError(f"calibrate must be 'leave-one-out' or None, got {self.calibrate!r}")
+        if not 0 < self.false_alarm_rate < 1:
+            raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {self.false_alarm_rate}")
+
+    def _calibrated(self) -> Decision:
+        self._fitted()
+        if self.decision_ is None:
+            raise NotFittedError(
+                "this PaDiM was not calibrated: fit it with calibrate='leave-one-out' on at least 3 good images"
+            )
+        return self.decision_
+
     def _fitted(self) -> tuple[Backbone, Factor]:
         if self._backbone is None:
             raise NotFittedError("this PaDiM has learnt nothing yet; call fit(good_images), or flawmap.load(path)")
@@ -295,11 +346,10 @@ class PaDiM:
     ) -> Iterator[Prediction]:
         input_size = self.preprocessing.input_size
         for batch, distances in self._distances(items, on_bad, batch_size):
-            maps = anomaly_maps(distances, input_size).cpu()
-            for image, anomaly_map in zip(batch, maps, strict=True):
-                _blank_padding(anomaly_map, image.placement.content)
-            for image, score, anomaly_map in zip(batch, image_scores(maps).tolist(), maps.numpy(), strict=True):
-                yield Prediction(image.path, score, anomaly_map, image.placement)
+            maps, scores = passes.map_batch(batch, distances, input_size)
+            for image, score, anomaly_map in zip(batch, scores.tolist(), maps.numpy(), strict=True):
+                prediction = Prediction(image.path, score, anomaly_map, image.placement)
+                yield prediction if self.decision_ is None else self.decision_.judge(prediction)
 
     def _distances(
         self, items: Iterable[ImageSource], on_bad: OnBad | None, batch_size: int | None
@@ -307,8 +357,9 @@ class PaDiM:
         """Batches of images with their patch distances (B, h, w)."""
         backbone, factor = self._fitted()
         loaded = stream(items, self.preprocessing, on_bad=on_bad)
-        for batch in _batches(loaded, batch_size or max(1, _batch_size(self.preprocessing.input_size) // 4)):
-            yield batch, squared_distances(factor, _embed(backbone, factor.hierarchy, batch)).sqrt_()
+        size = batch_size or max(1, passes.batch_size(self.preprocessing.input_size) // 4)
+        for batch in passes.batches(loaded, size):
+            yield batch, squared_distances(factor, passes.embed(backbone, factor.hierarchy, batch)).sqrt_()
 
     def _document(self) -> Document:
         backbone, preprocessing = self._fitted()[0], self.preprocessing
@@ -333,79 +384,13 @@ class PaDiM:
             seed=self.seed,
             regularization=self.regularization,
             n_images=self.n_images_,
+            decision=None
+            if self.decision_ is None
+            else DecisionRecord(
+                n_scores=len(self.decision_.scores),
+                threshold=self.decision_.threshold,
+                false_alarm_rate=self.decision_.false_alarm_rate,
+                pixel_false_alarm_rate=self.decision_.pixel_false_alarm_rate,
+            ),
             versions={name: version(name) for name in ("flawmap", "numpy", "pillow", "timm", "torch")},
         )
-
-
-def _batch_size(input_size: Size) -> int:
-    return max(1, min(32, BATCH_PIXELS // math.prod(input_size)))
-
-
-def _batches(images: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
-    while batch := list(islice(images, size)):
-        yield batch
-
-
-def _embed(backbone: Backbone, hierarchy: Hierarchy, batch: Sequence[Loaded]) -> list[Tensor]:
-    """Embeddings of a batch, per level (positions, B, d)."""
-    columns = hierarchy.select(backbone.features(np.stack([image.pixels for image in batch])))
-    if not all(bool(torch.isfinite(column.sum())) for column in columns):
-        raise TrainingSetError(
-            f"the backbone's features are not finite for the images from {batch[0].name} on; its weights may be damaged"
-        )
-    return columns
-
-
-def _join(parts: Sequence[list[Tensor]]) -> list[Tensor]:
-    """Batches of embeddings, per level, as one."""
-    return [torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)]
-
-
-def _blank_padding(anomaly_map: Tensor, content: tuple[int, int, int, int]) -> None:
-    """Zero what a letterbox added, in place: no part is there to be judged."""
-    top, left, bottom, right = content
-    anomaly_map[:top], anomaly_map[bottom:] = 0, 0
-    anomaly_map[:, :left], anomaly_map[:, right:] = 0, 0
-
-
-def _expected_shapes(hierarchy: Hierarchy, layers: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model file's tensors."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for level in hierarchy.levels:
-        name = layers[level.layer]
-        shapes[f"{name}.mean"] = (level.n_positions, level.n_channels)
-        shapes[f"{name}.own"] = (level.n_cells, level.n_channels, level.n_channels)
-        if level.n_coarser:
-            shapes[f"{name}.cross"] = (level.n_cells, level.n_channels, level.n_coarser)
-    return shapes
-
-
-def _matching_backbone(file: ModelFile, weights: str | os.PathLike[str] | None, device: torch.device | str) -> Backbone:
-    """The backbone with the very weights the model was fitted with; others would give wrong scores in silence."""
-    record = file.document.backbone
-    candidates: list[str | os.PathLike[str] | None] = [weights]
-    if weights is None and record.weights_path is not None:
-        recorded = Path(record.weights_path)
-        candidates = [path for path in (recorded, file.path.parent / recorded.name) if path.is_file()] + [None]
-    problem = ""
-    for candidate in candidates:
-        try:
-            backbone = load_backbone(
-                record.name,
-                layers=record.layers,
-                pretrained=record.pretrained,
-                weights=candidate,
-                seed=record.seed,
-                device=device,
-            )
-        except WeightsError as error:
-            problem = str(error)
-            continue
-        if backbone.sha256 == record.sha256:
-            return backbone
-        problem = f"those found ({backbone.weights or 'random, of another torch version'}) are others"
-    raise WeightsError(
-        f"{file.path}: was fitted with the {record.name} weights of '{record.weights or 'a random draw'}' (SHA-256 of "
-        f"its layers {record.sha256[:12]}...), which are needed again: {problem}. Give that file with --weights PATH, "
-        f"put it beside the model, or fit again"
-    )

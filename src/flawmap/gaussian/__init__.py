@@ -2,13 +2,16 @@
 
 from flawmap.gaussian.distance import squared_distances, typical_distance
 from flawmap.gaussian.factor import Factor, covariance_at, factorise, mean_at
+from flawmap.gaussian.leave_one_out import MIN_IMAGES, leave_one_out
 from flawmap.gaussian.moments import Moments, merge, update
 
 __all__ = [
+    "MIN_IMAGES",
     "Factor",
     "Moments",
     "covariance_at",
     "factorise",
+    "leave_one_out",
     "mean_at",
     "merge",
     "squared_distances",

@@ -4,6 +4,7 @@ from flawmap.images.catalogue import open_dataset, training_images
 from flawmap.images.dataset import Dataset, Sample
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource, read_image, read_mask
+from flawmap.images.replay import Replay
 from flawmap.images.source import ImageCollection, ImageInput, collect
 from flawmap.images.stream import Loaded, stream
 
@@ -14,6 +15,7 @@ __all__ = [
     "ImageSource",
     "Loaded",
     "Preprocessing",
+    "Replay",
     "Sample",
     "collect",
     "open_dataset",

@@ -1,0 +1,160 @@
+"""From a score to a decision that keeps a promise: thresholds and p-values from good images alone.
+
+The leave-one-out scores of N good images and the score of one more good image are exchangeable (nearly: the model of
+the one more has seen all N), so its rank among them is uniform. A p-value is (1 + #{scores >= s}) / (N + 1), and the
+threshold for a false-alarm rate q is the score of conformal rank ceil((N + 1) (1 - q)) (Vovk et al. 2005).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from flawmap.errors import ParameterError
+from flawmap.records import Placement, Prediction, Region
+
+__all__ = ["FALSE_ALARM_RATE", "PIXEL_FALSE_ALARM_RATE", "PIXEL_RATES", "Decision", "PixelHistogram", "find_regions"]
+
+FALSE_ALARM_RATE = 0.01
+"""Share of good images that are flagged, unless the user asks for another."""
+PIXEL_FALSE_ALARM_RATE = 0.001
+"""Share of good images' pixels that are marked, unless the user asks for another."""
+PIXEL_RATES = np.geomspace(0.5, 1e-6, 96)
+"""Shares of pixels for which a model keeps the value they exceed."""
+
+
+class PixelHistogram:
+    """Counts of anomaly-map values in bins of equal ratio, from which any quantile follows within 0.3 %.
+
+    Attributes:
+        counts: (BINS,) values in each bin; the first also holds all smaller ones, the last all larger ones.
+    """
+
+    BINS = 8192
+    LOWEST, HIGHEST = 1e-4, 1e6
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(self.BINS, np.int64)
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Count values of any shape."""
+        scale = (self.BINS - 1) / math.log(self.HIGHEST / self.LOWEST)
+        place = np.log(np.maximum(values.ravel(), self.LOWEST) / self.LOWEST) * scale
+        self.counts += np.bincount(np.minimum(place, self.BINS - 1).astype(np.int64), minlength=self.BINS)
+
+    def exceeded_by(self, rates: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Values that these shares of all values exceed, each rounded up to the edge of a bin."""
+        ends = np.cumsum(self.counts)
+        place = np.searchsorted(ends, (1 - rates) * ends[-1])
+        step = math.log(self.HIGHEST / self.LOWEST) / (self.BINS - 1)
+        return np.asarray(self.LOWEST * np.exp(step * np.minimum(place + 1, self.BINS - 1)), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What a model decides by.
+
+    Attributes:
+        scores: (N,) leave-one-out image scores of good images, in training order.
+        pixel_quantiles: (len(PIXEL_RATES),) map values that these shares of good images' pixels exceed.
+        threshold: image scores above it are anomalous.
+        false_alarm_rate: promised share of good images above `threshold`; None if the user set the value.
+        pixel_false_alarm_rate: share of good images' pixels that are marked.
+    """
+
+    scores: NDArray[np.float32]
+    pixel_quantiles: NDArray[np.float32]
+    threshold: float = math.inf
+    false_alarm_rate: float | None = None
+    pixel_false_alarm_rate: float = PIXEL_FALSE_ALARM_RATE
+
+    @property
+    def pixel_threshold(self) -> float:
+        """Map values above it are marked."""
+        rates = np.log(PIXEL_RATES[::-1])
+        return float(np.interp(math.log(self.pixel_false_alarm_rate), rates, self.pixel_quantiles[::-1]))
+
+    @property
+    def lowest_rate(self) -> float:
+        """Lowest false-alarm rate that so many good images can promise, 1 / (N + 1)."""
+        return 1 / (len(self.scores) + 1)
+
+    def at_rate(self, false_alarm_rate: float) -> Decision:
+        """Decide by another rate; one too low for so few good images becomes the lowest they can promise."""
+        if not 0 < false_alarm_rate < 1:
+            raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}")
+        rate = max(false_alarm_rate, self.lowest_rate)
+        n_scores = len(self.scores)
+        rank = min(n_scores, max(1, math.ceil((n_scores + 1) * (1 - rate) - 1e-9)))
+        threshold = float(np.sort(self.scores)[rank - 1])
+        return replace(self, threshold=threshold, false_alarm_rate=rate)
+
+    def at_value(self, threshold: float) -> Decision:
+        """Decide by a score; nothing is promised."""
+        if not math.isfinite(threshold):
+            raise ParameterError(f"a threshold must be a finite number, got {threshold}")
+        return replace(self, threshold=float(threshold), false_alarm_rate=None)
+
+    def at_pixel_rate(self, pixel_false_alarm_rate: float) -> Decision:
+        """Mark another share of good images' pixels."""
+        if not PIXEL_RATES[-1] <= pixel_false_alarm_rate <= PIXEL_RATES[0]:
+            raise ParameterError(
+                f"pixel_false_alarm_rate must lie between {PIXEL_RATES[-1]:g} and {PIXEL_RATES[0]:g}, "
+                f"got {pixel_false_alarm_rate}"
+            )
+        return replace(self, pixel_false_alarm_rate=float(pixel_false_alarm_rate))
+
+    def p_value(self, score: float) -> float:
+        """Share of good images that score as high: uniform for good images, small for anomalous ones."""
+        return float((1 + np.count_nonzero(self.scores >= score)) / (len(self.scores) + 1))
+
+    def judge(self, prediction: Prediction) -> Prediction:
+        """The prediction with its label, p-value, mask and regions."""
+        mask = self.mask(prediction.anomaly_map)
+        return replace(
+            prediction,
+            pred_label=self.label(prediction.pred_score),
+            p_value=self.p_value(prediction.pred_score),
+            pred_mask=mask,
+            regions=find_regions(mask, prediction.anomaly_map, prediction.placement),
+        )
+
+    def label(self, score: float) -> int:
+        """1 if anomalous, else 0."""
+        return int(score > self.threshold)
+
+    def mask(self, anomaly_map: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Pixels (H, W) that are marked."""
+        marked: NDArray[np.bool_] = anomaly_map > self.pixel_threshold
+        return marked
+
+
+def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], placement: Placement) -> tuple[Region, ...]:
+    """8-connected regions of a mask (H, W), in pixels of the original image, highest peak first."""
+    n_labels, labels, stats, centroids = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    scale = [placement.image_size[axis] / placement.resized_size[axis] for axis in (0, 1)]
+    regions = []
+    for label in range(1, n_labels):
+        left, top, width, height, area = stats[label].tolist()
+        part = np.where(labels[top : top + height, left : left + width] == label, 1, 0)
+        values = anomaly_map[top : top + height, left : left + width] * part
+        row, column = np.unravel_index(int(values.argmax()), values.shape)
+        corners = [(top, left), (top + height, left + width), (top + row + 0.5, left + column + 0.5)]
+        corners.append((centroids[label][1] + 0.5, centroids[label][0] + 0.5))
+        (y0, x0), (y1, x1), at, centre = (
+            tuple(float((point[axis] + placement.offset[axis]) * scale[axis]) for axis in (0, 1)) for point in corners
+        )
+        regions.append(
+            Region(
+                box=(math.floor(y0), math.floor(x0), math.ceil(y1), math.ceil(x1)),
+                area=float(area * scale[0] * scale[1]),
+                peak=float(values.max()),
+                peak_at=(at[0], at[1]),
+                centroid=(centre[0], centre[1]),
+            )
+        )
+    return tuple(sorted(regions, key=lambda region: -region.peak))

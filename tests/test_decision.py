@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from flawmap.decision import PIXEL_RATES, Decision, PixelHistogram, find_regions
+from flawmap.errors import ParameterError
+from flawmap.images import Preprocessing
+
+QUANTILES = np.linspace(1, 50, len(PIXEL_RATES), dtype=np.float32)
+
+
+def decision(scores):
+    return Decision(np.asarray(scores, np.float32), QUANTILES)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 0.2, 0.5])
+def test_the_promise_is_kept_exactly_for_exchangeable_scores(rate):
+    """Each of N + 1 scores in turn is the new one: at most `rate` of them are flagged, and nearly that many."""
+    everything = np.random.default_rng(0).normal(size=200)
+    flagged = 0
+    for i in range(200):
+        flagged += decision(np.delete(everything, i)).at_rate(rate).label(np.float32(everything[i]))
+    assert flagged / 200 <= rate
+    assert flagged / 200 > rate - 1 / 200 - 1e-9
+
+
+def test_label_and_p_value_agree():
+    one = decision(np.random.default_rng(1).gamma(3, size=99)).at_rate(0.05)
+    for score in np.linspace(0, 20, 500).astype(np.float32):
+        assert one.label(score) == (one.p_value(score) <= 0.05)
+
+
+def test_p_values_run_from_one_over_n_plus_one_to_one():
+    one = decision([1, 2, 3, 4])
+    assert one.p_value(9) == pytest.approx(1 / 5)
+    assert one.p_value(3) == pytest.approx(3 / 5)
+    assert one.p_value(0) == 1
+
+
+def test_too_few_images_promise_what_they_can():
+    one = decision(np.arange(19)).at_rate(0.01)
+    assert one.false_alarm_rate == pytest.approx(0.05)
+    assert one.threshold == 18
+    assert decision(np.arange(99)).at_rate(0.01).false_alarm_rate == pytest.approx(0.01)
+
+
+def test_a_value_set_by_hand_promises_nothing():
+    one = decision(np.arange(9)).at_value(4.5)
+    assert (one.threshold, one.false_alarm_rate) == (4.5, None)
+    assert [one.label(score) for score in (4.5, 4.6)] == [0, 1]
+
+
+def test_impossible_rates_are_refused():
+    for rate in (0, 1, -0.1, math.nan):
+        with pytest.raises(ParameterError, match="false_alarm_rate"):
+            decision([1, 2]).at_rate(rate)
+    with pytest.raises(ParameterError, match="pixel_false_alarm_rate"):
+        decision([1, 2]).at_pixel_rate(1e-9)
+    with pytest.raises(ParameterError, match="finite"):
+        decision([1, 2]).at_value(math.inf)
+
+
+def test_the_histogram_gives_quantiles_within_its_resolution():
+    values = np.random.default_rng(0).lognormal(2, 0.7, (40, 50, 60)).astype(np.float32)
+    histogram = PixelHistogram()
+    for one in values:
+        histogram.add(one)
+    got = histogram.exceeded_by(PIXEL_RATES)
+    for rate, value in zip(PIXEL_RATES, got, strict=True):
+        assert np.mean(values > value) <= rate
+        if rate > 1e-3:
+            assert value == pytest.approx(np.quantile(values, 1 - rate), rel=5e-3)
+
+
+def test_extreme_values_stay_in_the_histogram():
+    histogram = PixelHistogram()
+    histogram.add(np.array([[0, 1e-30, 1e30, 5]], np.float32))
+    assert histogram.counts.sum() == 4
+
+
+def test_regions_are_given_in_pixels_of_the_original():
+    placement = Preprocessing.of(64, 48).place((256, 128))
+    anomaly_map = np.zeros((48, 48), np.float32)
+    anomaly_map[4:8, 10:16] = 3
+    anomaly_map[5, 12] = 7
+    anomaly_map[20:22, 30:31] = 9
+    first, second = find_regions(anomaly_map > 1, anomaly_map, placement)
+    assert (first.peak, second.peak) == (9, 7)
+    assert second.box == ((4 + 8) * 4, (10 + 8) * 2, (8 + 8) * 4, (16 + 8) * 2)
+    assert second.area == 4 * 6 * 4 * 2
+    assert second.peak_at == ((5 + 8 + 0.5) * 4, (12 + 8 + 0.5) * 2)
+    assert second.centroid == ((6 + 8) * 4, (13 + 8) * 2)
+    assert find_regions(np.zeros((48, 48), bool), anomaly_map, placement) == ()
+
+
+def test_diagonal_neighbours_are_one_region():
+    anomaly_map = np.eye(8, dtype=np.float32)
+    placement = Preprocessing.of(8).place((8, 8))
+    assert len(find_regions(anomaly_map > 0, anomaly_map, placement)) == 1
