@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from flawmap.detectors import Detector, OnBad
 from flawmap.errors import DatasetError
 from flawmap.images import Preprocessing, Sample, read_mask
-from flawmap.metrics import PixelScores, image_auroc
+from flawmap.metrics import PixelScores, Rate, image_auroc
 from flawmap.progress import Progress, report_progress
 from flawmap.records import Prediction
 
@@ -34,9 +34,18 @@ class Figures:
 
 @dataclass(frozen=True)
 class Evaluation(Figures):
-    """Figures over all images and, by defect type, over that type's images and the good ones."""
+    """Figures over all images and, by defect type, over that type's images and the good ones.
+
+    Attributes:
+        by_type: the figures of each defect type.
+        false_alarm_rate: share of good images labelled anomalous; None without good images or without a decision.
+        miss_rate: share of anomalous images labelled good; None likewise.
+        warnings: what a reader of the figures should know.
+    """
 
     by_type: dict[str, Figures]
+    false_alarm_rate: Rate | None = None
+    miss_rate: Rate | None = None
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
@@ -49,6 +58,7 @@ class _Group:
     """What has been seen of the good images, or of one defect type."""
 
     scores: list[float] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
     pixels: PixelScores = field(default_factory=PixelScores)
     n_without_mask: int = 0
 
@@ -75,6 +85,8 @@ def evaluate(
 
 def _take(group: _Group, sample: Sample, prediction: Prediction, preprocessing: Preprocessing) -> None:
     group.scores.append(prediction.pred_score)
+    if prediction.pred_label is not None:
+        group.labels.append(prediction.pred_label)
     if not sample.is_anomalous:
         group.pixels.add(prediction.anomaly_map, None)
     elif sample.mask_path is None:
@@ -107,7 +119,14 @@ def _summarise(good: _Group, types: dict[str, _Group]) -> Evaluation:
         by_type[name] = _figures(good.scores, group.scores, pixels if masked else None, len(group.scores))
     scores = [score for group in types.values() for score in group.scores]
     overall = _figures(good.scores, scores, whole if has_masks else None, len(good.scores) + len(scores))
-    return Evaluation(**asdict(overall), by_type=by_type, warnings=tuple(warnings))
+    labels = [label for group in types.values() for label in group.labels]
+    return Evaluation(
+        **asdict(overall),
+        by_type=by_type,
+        false_alarm_rate=Rate.of(sum(good.labels), len(good.labels)),
+        miss_rate=Rate.of(len(labels) - sum(labels), len(labels)),
+        warnings=tuple(warnings),
+    )
 
 
 def _figures(good: list[float], anomalous: list[float], pixels: PixelScores | None, n_images: int) -> Figures:

@@ -110,7 +110,11 @@ def test_evaluate(model, dataset):
     assert result["by_type"]["scratch"]["n_images"] == 2
     assert set(result["by_type"]["spot"]) == {"n_images", "image_auroc", "pixel_auroc", "pro_score"}
     assert result["warnings"] == ["scratch: 1 of 2 images have no mask"]
+    assert (result["false_alarm_rate"]["value"], result["false_alarm_rate"]["n"]) == (0, 4)
+    assert (result["miss_rate"]["value"], result["miss_rate"]["n"]) == (0, 3)
+    assert result["promised_false_alarm_rate"] == pytest.approx(1 / 13)
     table = succeed("evaluate", model, dataset, "-q").stdout
+    assert "good parts flagged: 0.000 of 4" in table
     assert "scratch" in table
     assert "1.0000" in table
 
@@ -233,11 +237,31 @@ def test_a_damaged_model_file(model, good_folder, tmp_path):
         assert "part.flawmap" in fail(*command).stderr
 
 
+def test_threshold_shows_and_changes_the_decision(model, good_folder, tmp_path):
+    shown = json.loads(succeed("threshold", model, "--json").stdout)
+    assert shown["n_good_images"] == 12
+    assert shown["false_alarm_rate"] == shown["lowest_false_alarm_rate"] == pytest.approx(1 / 13)
+    said = succeed("threshold", model, "--false-alarm-rate", "0.01").stderr.replace("\n", " ")
+    assert "12 good images cannot promise 0.01; 99 would do" in said
+    changed = json.loads(succeed("threshold", model, "--value", "0.001", "--json").stdout)
+    assert (changed["threshold"], changed["false_alarm_rate"]) == (0.001, None)
+    succeed("predict", model, good_folder, "-o", tmp_path / "out", "-q")
+    assert {row["pred_label"] for row in rows(tmp_path / "out")} == {"1"}
+    assert "false_alarm_rate must lie between 0 and 1" in fail("threshold", model, "--false-alarm-rate", "2").stderr
+
+
+def test_a_fit_without_calibration_makes_no_decision(good_folder, tmp_path):
+    succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--no-calibrate", "-q")
+    succeed("predict", tmp_path / "m.flawmap", good_folder, "-o", tmp_path / "out", "-q")
+    assert {row["pred_label"] for row in rows(tmp_path / "out")} == {""}
+    assert "was not calibrated" in fail("threshold", tmp_path / "m.flawmap").stderr
+
+
 def test_usage_version_and_help():
     assert run("fit").exit_code == 2
     assert run("fit", "x").exit_code == 2
     assert succeed("--version").stdout.strip()
-    for command in ("fit", "predict", "evaluate", "info", "demo"):
+    for command in ("fit", "predict", "evaluate", "info", "threshold", "demo"):
         assert command in succeed("--help").stdout
         assert "--json" in succeed(command, "--help").stdout
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import flawmap
-from flawmap.cli import demo, evaluate, fit, info, predict
+from flawmap.cli import demo, evaluate, fit, info, predict, threshold
 
 __all__ = ["app"]
 
@@ -23,6 +23,7 @@ app.command("fit")(fit.fit)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("info")(info.info)
+app.command("threshold")(threshold.threshold)
 app.command("demo")(demo.demo)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -14,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from flawmap.decision import Decision
 from flawmap.errors import FlawmapError, ImageError, ParameterError
 from flawmap.records import Size
 
@@ -26,6 +28,7 @@ __all__ = [
     "SkipBadOption",
     "WeightsOption",
     "check_writable_target",
+    "explain_promise",
     "guarded",
     "messages",
     "parse_size",
@@ -114,6 +117,22 @@ def parse_size(text: str | None, option: str) -> int | Size | None:
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise ParameterError(f"{option} takes a number or HEIGHTxWIDTH, such as 256 or 256x384; got '{text}'")
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def explain_promise(decision: Decision, asked: float) -> None:
+    """Say what the threshold promises, and what it would take to promise what was asked."""
+    rate = decision.false_alarm_rate
+    if rate is None:
+        messages.print(f"Threshold {decision.threshold:.4g}, set by hand: nothing is promised.")
+        return
+    n_images = len(decision.scores)
+    messages.print(f"Threshold {decision.threshold:.4g}: at most {rate:.3g} of good parts are flagged.")
+    if rate > asked:
+        needed = math.ceil(1 / asked) - 1
+        messages.print(
+            f"[yellow]note:[/] {n_images} good images cannot promise {asked:g}; {needed} would do. "
+            f"Until then the threshold is the highest score of a good image."
+        )
 
 
 def check_writable_target(path: Path) -> None:

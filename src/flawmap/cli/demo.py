@@ -57,14 +57,18 @@ def demo(
     sheet = output / "contact-sheet.png"
     _draw(found, model.map_scale, f"{data.name}: image AUROC {auroc:.3f}").save(sheet)
     seconds = time.perf_counter() - started
+    defective = [prediction for sample, prediction in found if sample.is_anomalous]
+    good = [prediction for sample, prediction in found if not sample.is_anomalous]
+    flagged = {name: sum(p.pred_label or 0 for p in part) for name, part in (("good", good), ("defective", defective))}
     if as_json:
-        n_defective = sum(sample.is_anomalous for sample, _ in found)
         print_json(
             {
                 "image_auroc": auroc,
                 "n_train": len(data.train),
-                "n_good": len(found) - n_defective,
-                "n_defective": n_defective,
+                "n_good": len(good),
+                "n_good_flagged": flagged["good"],
+                "n_defective": len(defective),
+                "n_defective_flagged": flagged["defective"],
                 "seconds": round(seconds, 1),
                 "contact_sheet": str(sheet),
                 "model": str(output / "solar-cells.flawmap"),
@@ -72,6 +76,10 @@ def demo(
         )
     elif not quiet:
         messages.print(f"Image AUROC {auroc:.4f} on {len(found)} unseen cells, in {seconds:.0f} s.")
+        messages.print(
+            f"Threshold for {model.false_alarm_rate:g} false alarms, from good images alone: {flagged['good']} of "
+            f"{len(good)} good cells flagged, {flagged['defective']} of {len(defective)} defective ones found."
+        )
         messages.print(f"The most and least conspicuous cells, with heat maps: {sheet}")
 
 

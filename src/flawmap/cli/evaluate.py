@@ -20,6 +20,7 @@ from flawmap.cli.console import (
     messages,
     print_json,
 )
+from flawmap.metrics import Rate
 
 
 @guarded
@@ -43,11 +44,11 @@ def evaluate(
 
     data = open_dataset(dataset)
     bad = BadImages()
-    result: Evaluation = run(
-        load(model, weights=weights, device=device), data.test, progress=not quiet, on_bad=bad if skip_bad else None
-    )
+    detector = load(model, weights=weights, device=device)
+    result: Evaluation = run(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
+    promised = detector.decision_.false_alarm_rate if detector.decision_ else None
     if as_json:
-        print_json({**result.to_json(), "skipped": bad.to_json()})
+        print_json({**result.to_json(), "promised_false_alarm_rate": promised, "skipped": bad.to_json()})
     else:
         table = Table("type", title=f"{data.name}")
         for heading in ("images", "image AUROC", "pixel AUROC", "PRO"):
@@ -56,6 +57,16 @@ def evaluate(
         for name, row in rows.items():
             figures = (row.image_auroc, row.pixel_auroc, row.pro_score)
             table.add_row(name, str(row.n_images), *("-" if x is None else f"{x:.4f}" for x in figures))
-        Console().print(table)
+        console = Console()
+        console.print(table)
+        if (alarms := result.false_alarm_rate) is not None:
+            promise = "" if promised is None else f", promised {promised:.3g}"
+            console.print(f"good parts flagged: {_show(alarms)}{promise}")
+        if result.miss_rate is not None:
+            console.print(f"anomalous parts missed: {_show(result.miss_rate)}")
     for warning in () if quiet else result.warnings:
         messages.print(f"[yellow]note:[/] {warning}")
+
+
+def _show(rate: Rate) -> str:
+    return f"{rate.value:.3f} of {rate.n} (95 % {rate.low:.3f} to {rate.high:.3f})"

@@ -17,6 +17,7 @@ from flawmap.cli.console import (
     SkipBadOption,
     WeightsOption,
     check_writable_target,
+    explain_promise,
     guarded,
     messages,
     parse_size,
@@ -41,6 +42,11 @@ def fit(
     crop: Annotated[str | None, typer.Option(metavar="N|HxW", help="Centre crop after that; none.")] = None,
     aspect: Annotated[Aspect, typer.Option(help="Images of other proportions.")] = Aspect.squash,
     device: DeviceOption = "auto",
+    false_alarm_rate: Annotated[
+        float, typer.Option(metavar="Q", help="Share of good parts that may be flagged.")
+    ] = 0.01,
+    calibrate: Annotated[bool, typer.Option(help="Second pass for an honest threshold, leave-one-out.")] = True,
+    cache_mb: Annotated[float, typer.Option(metavar="MB", help="Memory for images between the two passes.")] = 128,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -61,8 +67,14 @@ def fit(
     from flawmap.images import training_images
 
     fixed: dict[str, Any] = {
-        "seed": seed, "pretrained": not random_weights, "aspect": aspect.value, "device": device
-    }  # fmt: skip
+        "seed": seed,
+        "pretrained": not random_weights,
+        "aspect": aspect.value,
+        "device": device,
+        "calibrate": "leave-one-out" if calibrate else None,
+        "false_alarm_rate": false_alarm_rate,
+        "cache_mb": cache_mb,
+    }
     if preset is None:
         model = PaDiM(**fixed, **given)
     elif "backbone" in given or "layers" in given:
@@ -80,6 +92,8 @@ def fit(
             {
                 "model": str(output),
                 "n_images": model.n_images_,
+                "threshold": model.decision_.threshold if model.decision_ else None,
+                "false_alarm_rate": model.decision_.false_alarm_rate if model.decision_ else None,
                 "bytes": size,
                 "seconds": round(seconds, 3),
                 "skipped": bad.to_json(),
@@ -90,3 +104,5 @@ def fit(
             f"Learnt from {model.n_images_} good images in {seconds:.1f} s: {output} ({size / 1e6:.1f} MB).\n"
             f"Next: flawmap predict {output} IMAGES -o OUT"
         )
+        if model.decision_ is not None:
+            explain_promise(model.decision_, false_alarm_rate)

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Annotated, BinaryIO
 
@@ -32,7 +33,17 @@ from flawmap.pictures import overlay
 from flawmap.progress import report_progress
 from flawmap.records import Prediction
 
-COLUMNS = ("path", "pred_score", "image_height", "image_width", "overlay", "anomaly_map")
+COLUMNS = (
+    "path",
+    "pred_score",
+    "pred_label",
+    "p_value",
+    "n_regions",
+    "image_height",
+    "image_width",
+    "overlay",
+    "anomaly_map",
+)
 
 
 @guarded
@@ -69,9 +80,11 @@ def predict(
             raise DatasetError(f"none of the {len(paths)} images could be used; no predictions were written")
     n_images = len(paths) - len(bad.errors)
     if as_json:
-        print_json({"output": str(output), "n_images": n_images, "skipped": bad.to_json()})
+        summary = {"output": str(output), "n_images": n_images, "n_anomalous": results.n_anomalous}
+        print_json({**summary, "skipped": bad.to_json()})
     elif not quiet:
-        messages.print(f"Scored {n_images} images: {output / 'predictions.csv'}")
+        judged = "" if detector.decision_ is None else f", {results.n_anomalous} of them anomalous"
+        messages.print(f"Scored {n_images} images{judged}: {output / 'predictions.csv'}")
     if bad.errors and not skip_bad:
         raise typer.Exit(1)
 
@@ -90,16 +103,22 @@ class Results:
         self.scale = scale
         self.maps = maps
         self.names = _short_names(paths)
+        self.n_anomalous = 0
 
     def write(self, prediction: Prediction) -> dict[str, object]:
         """Write an image's overlay and map; gives its row."""
         path = str(prediction.path)
         height, width = prediction.image_size
+        self.n_anomalous += prediction.pred_label or 0
         row: dict[str, object] = {
             "path": path,
             "pred_score": float(f"{prediction.pred_score:.9g}"),
+            "pred_label": prediction.pred_label,
+            "p_value": prediction.p_value,
+            "n_regions": None if prediction.pred_mask is None else len(prediction.regions),
             "image_height": height,
             "image_width": width,
+            "regions": [asdict(region) for region in prediction.regions],
         }
         if self.scale is not None:
             picture = Image.fromarray(overlay(read_image(path), prediction, self.scale))
@@ -120,7 +139,7 @@ class Results:
             csv_path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as csv_file,
             lines_path.open("w", encoding="utf-8") as lines,
         ):
-            table = csv.DictWriter(csv_file, COLUMNS, restval="")
+            table = csv.DictWriter(csv_file, COLUMNS, restval="", extrasaction="ignore")
             table.writeheader()
 
             def add_row(row: dict[str, object]) -> None:

@@ -2,5 +2,6 @@
 
 from flawmap.metrics.auroc import image_auroc
 from flawmap.metrics.pixel_scores import PixelScores, pixel_auroc, pro_score
+from flawmap.metrics.rates import Rate
 
-__all__ = ["PixelScores", "image_auroc", "pixel_auroc", "pro_score"]
+__all__ = ["PixelScores", "Rate", "image_auroc", "pixel_auroc", "pro_score"]
