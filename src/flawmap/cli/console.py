@@ -35,6 +35,9 @@ __all__ = [
     "print_json",
 ]
 
+TRAIN_EXTRA = {"torch", "torchvision", "timm", "scipy"}
+"""Modules that only the `train` extra installs."""
+
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -84,6 +87,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except FlawmapError as error:
             fail(str(error))
+        except ModuleNotFoundError as error:
+            if error.name not in TRAIN_EXTRA:
+                raise
+            fail(f"this needs {error.name}, which the base installation leaves out: pip install 'flawmap[train]'")
         except KeyboardInterrupt:
             fail("interrupted; nothing is left half-written", 130)
         except BrokenPipeError:

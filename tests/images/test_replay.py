@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flawmap.errors import ImageError
+from flawmap.images import Preprocessing, Replay
+
+SMALL = Preprocessing.of(4)
+IMAGE_MB = 4 * 4 * 3 / 2**20
+
+
+@pytest.fixture
+def paths(tmp_path):
+    for i in range(6):
+        Image.new("RGB", (4, 4), (i, i, i)).save(tmp_path / f"{i}.png")
+    return sorted(tmp_path.iterdir())
+
+
+def values(images):
+    return [int(image.pixels[0, 0, 0]) for image in images]
+
+
+@pytest.mark.parametrize("n_kept", [0, 2, 6, 9])
+def test_the_second_pass_gives_the_same_images_in_the_same_order(paths, n_kept):
+    replay = Replay(paths, SMALL, cache_mb=n_kept * IMAGE_MB)
+    assert values(replay.first()) == values(replay.second()) == [0, 1, 2, 3, 4, 5]
+    assert replay.n_again == 6
+
+
+def test_what_is_kept_needs_no_file(paths):
+    replay = Replay(paths, SMALL, cache_mb=2 * IMAGE_MB)
+    assert len(values(replay.first())) == 6
+    paths[0].unlink()
+    second = replay.second()
+    assert int(next(second).pixels[0, 0, 0]) == 0
+    paths[4].unlink()
+    with pytest.raises(ImageError, match=r"4\.png"):
+        list(second)
+
+
+def test_bad_images_are_told_of_once_and_left_out_of_both_passes(paths):
+    paths[1].write_bytes(b"no image")
+    told = []
+    replay = Replay(paths, SMALL, cache_mb=IMAGE_MB, on_bad=told.append)
+    assert values(replay.first()) == values(replay.second()) == [0, 2, 3, 4, 5]
+    assert len(told) == 1
+
+
+def test_a_generator_is_replayed_as_far_as_it_was_kept():
+    replay = Replay((np.full((4, 4, 3), i, np.uint8) for i in range(5)), SMALL, cache_mb=3 * IMAGE_MB)
+    assert values(replay.first()) == [0, 1, 2, 3, 4]
+    assert values(replay.second()) == [0, 1, 2]
+    assert replay.n_again == 3
