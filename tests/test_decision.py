@@ -47,6 +47,14 @@ def test_too_few_images_promise_what_they_can():
     assert decision(np.arange(99)).at_rate(0.01).false_alarm_rate == pytest.approx(0.01)
 
 
+def test_outliers_are_far_beyond_the_rest_and_come_highest_first():
+    scores = np.random.default_rng(0).gamma(20, size=300)
+    assert decision(scores).outliers().size == 0
+    scores[[7, 200]] = [80, 90]
+    assert decision(scores).outliers().tolist() == [200, 7]
+    assert decision(np.ones(5)).outliers().size == 0
+
+
 def test_a_value_set_by_hand_promises_nothing():
     one = decision(np.arange(9)).at_value(4.5)
     assert (one.threshold, one.false_alarm_rate) == (4.5, None)

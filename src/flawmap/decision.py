@@ -112,6 +112,17 @@ class Decision:
         """Share of good images that score as high: uniform for good images, small for anomalous ones."""
         return float((1 + np.count_nonzero(self.scores >= score)) / (len(self.scores) + 1))
 
+    def outliers(self) -> NDArray[np.intp]:
+        """Places, in training order, of good images that score far beyond the rest, highest first.
+
+        Far is three interquartile ranges above the third quartile (Tukey 1977): none in a thousand of well-behaved
+        scores.
+        """
+        first, third = np.quantile(self.scores, [0.25, 0.75])
+        order = np.argsort(-self.scores, kind="stable")
+        far: NDArray[np.intp] = order[self.scores[order] > third + 3 * (third - first)]
+        return far
+
     def judge(self, prediction: Prediction) -> Prediction:
         """The prediction with its label, p-value, mask and regions."""
         mask = self.mask(prediction.anomaly_map)

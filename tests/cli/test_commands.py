@@ -250,6 +250,14 @@ def test_threshold_shows_and_changes_the_decision(model, good_folder, tmp_path):
     assert "false_alarm_rate must lie between 0 and 1" in fail("threshold", model, "--false-alarm-rate", "2").stderr
 
 
+def test_copies_among_the_good_images_are_told(good_folder, tmp_path):
+    (good_folder / "copy.png").write_bytes((good_folder / "002.png").read_bytes())
+    said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT).stderr.replace("\n", " ")
+    assert "1 images equal others, such as" in said
+    fitted = json.loads(succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--json", "-q").stdout)
+    assert [Path(name).name for name in fitted["copies"]] == ["copy.png"]
+
+
 def test_a_fit_without_calibration_makes_no_decision(good_folder, tmp_path):
     succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--no-calibrate", "-q")
     succeed("predict", tmp_path / "m.flawmap", good_folder, "-o", tmp_path / "out", "-q")

@@ -206,6 +206,17 @@ def test_a_leave_one_out_score_is_that_of_a_model_without_the_image(model, good_
         assert model.leave_one_out_scores_[i] == pytest.approx(score, rel=0.1)  # the ridge's factor, 1 / 10 here
 
 
+def test_an_outlier_and_copies_among_the_good_images_are_named(good_images, scratched):
+    rng = np.random.default_rng(3)
+    many = [
+        np.clip(image + rng.normal(0, 5, image.shape), 0, 255).astype(np.uint8) for image in good_images for _ in (1, 2)
+    ]
+    model = PaDiM(**SMALL).fit([*many[:10], scratched, *many[10:], many[3]])
+    assert model.outliers_ == ("image 11",)
+    assert model.copies_ == ("image 26",)
+    assert PaDiM(**SMALL).fit(many).outliers_ == ()
+
+
 def test_scores_stay_the_same_whatever_is_kept_in_memory(model, good_folder, good_images):
     for images, budget in ((good_folder, 0), (good_folder, 0.03), (iter(good_images), 128)):
         other = PaDiM(**SMALL | {"cache_mb": budget}).fit(images)

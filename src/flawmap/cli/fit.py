@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from flawmap.cli.console import (
     Aspect,
@@ -24,6 +25,9 @@ from flawmap.cli.console import (
     print_json,
 )
 from flawmap.errors import ParameterError
+
+SHOWN = 5
+"""Outliers that are named one by one."""
 
 
 @guarded
@@ -96,6 +100,8 @@ def fit(
                 "false_alarm_rate": model.decision_.false_alarm_rate if model.decision_ else None,
                 "bytes": size,
                 "seconds": round(seconds, 3),
+                "outliers": list(model.outliers_),
+                "copies": list(model.copies_),
                 "skipped": bad.to_json(),
             }
         )
@@ -106,3 +112,12 @@ def fit(
         )
         if model.decision_ is not None:
             explain_promise(model.decision_, false_alarm_rate)
+        for name in model.outliers_[:SHOWN]:
+            messages.print(f"[yellow]note:[/] {escape(name)} looks unlike the other good images: is it good?")
+        if len(model.outliers_) > SHOWN:
+            messages.print(f"[yellow]note:[/] and {len(model.outliers_) - SHOWN} more; --json names them all")
+        if model.copies_:
+            messages.print(
+                f"[yellow]note:[/] {len(model.copies_)} images equal others, such as {escape(model.copies_[0])}: "
+                f"a copy vouches for itself, so more good parts will be flagged than promised; remove the copies"
+            )

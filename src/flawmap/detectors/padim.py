@@ -17,7 +17,7 @@ from flawmap.backbones import DEFAULT_BACKBONE, Backbone, load_backbone
 from flawmap.decision import FALSE_ALARM_RATE, PIXEL_RATES, Decision
 from flawmap.detectors import passes
 from flawmap.detectors.detector import OnBad
-from flawmap.detectors.padim_file import described_hierarchy, expected_shapes, matching_backbone
+from flawmap.detectors.padim_file import described_hierarchy, matching_backbone, pack, unpack
 from flawmap.detectors.presets import PRESETS
 from flawmap.embedding import build_hierarchy, draw_channels
 from flawmap.errors import (
@@ -68,6 +68,8 @@ class PaDiM:
         n_images_: number of good images learnt from.
         decision_: leave-one-out scores and thresholds (`flawmap.decision.Decision`), or None: not calibrated, or
             fewer than three images.
+        outliers_: names of good images that look unlike the others; not kept in the model file.
+        copies_: names of good images that equal an earlier one, which makes the promise too optimistic; not kept.
     """
 
     def __init__(
@@ -105,6 +107,8 @@ class PaDiM:
         self.false_alarm_rate = false_alarm_rate
         self.cache_mb = cache_mb
         self.decision_: Decision | None = None
+        self.outliers_: tuple[str, ...] = ()
+        self.copies_: tuple[str, ...] = ()
         self._backbone: Backbone | None = None
 
     @classmethod
@@ -154,14 +158,19 @@ class PaDiM:
             moments = passes.learn(backbone, hierarchy, passes.batches(replay.first(), size), advance)
         factor, count = factorise(moments, regularization=self.regularization), moments.count
         del moments
-        decision = None
+        decision: Decision | None = None
+        names: list[str] = []
         if self.calibrate and count >= MIN_IMAGES:
             with report_progress(progress, "Calibrating", replay.n_again) as advance:
                 batches = passes.batches(replay.second(), size)
-                scores, pixels = passes.leave_out(backbone, factor, batches, preprocessing.input_size, count, advance)
+                names, scores, pixels = passes.leave_out(
+                    backbone, factor, batches, preprocessing.input_size, count, advance
+                )
             decision = Decision(scores, pixels.exceeded_by(PIXEL_RATES)).at_rate(self.false_alarm_rate)
         self._backbone, self.factor_, self.channels_, self.n_images_ = backbone, factor, channels, count
         self._shapes, self.decision_ = shapes, decision
+        self.copies_ = tuple(replay.copies)
+        self.outliers_ = tuple(names[i] for i in decision.outliers()) if decision else ()
         return self
 
     def predict(
@@ -242,17 +251,8 @@ class PaDiM:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a model file atomically; the same images, parameters and seed give the same bytes."""
-        document, (_, factor) = self._document(), self._fitted()
-        tensors: dict[str, Tensor] = {}
-        for i, level in enumerate(factor.hierarchy.levels):
-            layer = document.backbone.layers[level.layer]
-            tensors[f"{layer}.mean"], tensors[f"{layer}.own"] = factor.mean[i], factor.own[i]
-            if level.n_coarser:
-                tensors[f"{layer}.cross"] = factor.cross[i]
-        if self.decision_ is not None:
-            tensors["calibration.scores"] = torch.from_numpy(self.decision_.scores)
-            tensors["calibration.pixel_quantiles"] = torch.from_numpy(self.decision_.pixel_quantiles)
-        ModelFile.write(path, document, tensors)
+        backbone, factor = self._fitted()
+        ModelFile.write(path, self._document(), pack(factor, self.decision_, backbone.layers))
 
     @classmethod
     def from_file(
@@ -285,27 +285,8 @@ class PaDiM:
                 f"{file.path}: no whole flawmap model file: {error}; fit again or take a backup"
             ) from error
         model._backbone = matching_backbone(file, weights, device)
-        target = model._backbone.device
-        n_scores = document.decision.n_scores if document.decision else 0
-        tensors = file.read(expected_shapes(hierarchy, record.layers, n_scores), target)
-        names = [record.layers[level.layer] for level in hierarchy.levels]
-        coarsest = hierarchy.levels[0]
-        no_cross = torch.empty(coarsest.n_cells, coarsest.n_channels, 0, device=target)
-        model.factor_ = Factor(
-            hierarchy.to(target),
-            mean=[tensors[f"{name}.mean"] for name in names],
-            cross=[no_cross, *(tensors[f"{name}.cross"] for name in names[1:])],
-            own=[tensors[f"{name}.own"] for name in names],
-        )
+        model.factor_, model.decision_ = unpack(file, hierarchy, model._backbone.device)
         model.channels_, model.n_images_ = np.array(document.channels, np.int64), document.n_images
-        if document.decision:
-            model.decision_ = Decision(
-                tensors["calibration.scores"].cpu().numpy(),
-                tensors["calibration.pixel_quantiles"].cpu().numpy(),
-                document.decision.threshold,
-                document.decision.false_alarm_rate,
-                document.decision.pixel_false_alarm_rate,
-            )
         model._shapes = list(zip(document.n_channels, document.grids, strict=True))
         if model._backbone.shapes(model.preprocessing.input_size) != model._shapes:
             raise ModelFileError(f"{file.path}: its grids are not those of {record.name}; fit again")

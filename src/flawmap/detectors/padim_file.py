@@ -1,4 +1,4 @@
-"""What a PaDiM model file must hold to be trusted: consistent shapes, and the very weights it was fitted with."""
+"""A PaDiM model as tensors, and what its file must hold to be trusted: consistent shapes, the very weights it knew."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flawmap.backbones import Backbone, load_backbone
-from flawmap.decision import PIXEL_RATES
+from flawmap.decision import PIXEL_RATES, Decision
 from flawmap.embedding import Hierarchy, build_hierarchy
 from flawmap.errors import ParameterError, WeightsError
+from flawmap.gaussian import Factor
 from flawmap.model_file import Document, ModelFile
 from flawmap.records import Size
 
-__all__ = ["MAX_POSITIONS", "described_hierarchy", "expected_shapes", "matching_backbone"]
+__all__ = ["MAX_POSITIONS", "described_hierarchy", "matching_backbone", "pack", "unpack"]
 
 MAX_POSITIONS = 2**22
 """Finest grid that a model file may ask for."""
@@ -35,7 +37,46 @@ def described_hierarchy(document: Document, input_size: Size) -> Hierarchy:
     return build_hierarchy(document.grids, document.n_channels, channels)
 
 
-def expected_shapes(hierarchy: Hierarchy, layers: Sequence[str], n_scores: int) -> dict[str, tuple[int, ...]]:
+def pack(factor: Factor, decision: Decision | None, layers: Sequence[str]) -> dict[str, Tensor]:
+    """A model's tensors by their names in the file."""
+    tensors: dict[str, Tensor] = {}
+    for i, level in enumerate(factor.hierarchy.levels):
+        name = layers[level.layer]
+        tensors[f"{name}.mean"], tensors[f"{name}.own"] = factor.mean[i], factor.own[i]
+        if level.n_coarser:
+            tensors[f"{name}.cross"] = factor.cross[i]
+    if decision is not None:
+        tensors["calibration.scores"] = torch.from_numpy(decision.scores)
+        tensors["calibration.pixel_quantiles"] = torch.from_numpy(decision.pixel_quantiles)
+    return tensors
+
+
+def unpack(file: ModelFile, hierarchy: Hierarchy, device: torch.device) -> tuple[Factor, Decision | None]:
+    """A file's Gaussians, on a device, and what it decides by."""
+    layers, record = file.document.backbone.layers, file.document.decision
+    tensors = file.read(_expected_shapes(hierarchy, layers, record.n_scores if record else 0), device)
+    names = [layers[level.layer] for level in hierarchy.levels]
+    coarsest = hierarchy.levels[0]
+    no_cross = torch.empty(coarsest.n_cells, coarsest.n_channels, 0, device=device)
+    factor = Factor(
+        hierarchy.to(device),
+        mean=[tensors[f"{name}.mean"] for name in names],
+        cross=[no_cross, *(tensors[f"{name}.cross"] for name in names[1:])],
+        own=[tensors[f"{name}.own"] for name in names],
+    )
+    if record is None:
+        return factor, None
+    decision = Decision(
+        tensors["calibration.scores"].cpu().numpy(),
+        tensors["calibration.pixel_quantiles"].cpu().numpy(),
+        record.threshold,
+        record.false_alarm_rate,
+        record.pixel_false_alarm_rate,
+    )
+    return factor, decision
+
+
+def _expected_shapes(hierarchy: Hierarchy, layers: Sequence[str], n_scores: int) -> dict[str, tuple[int, ...]]:
     """Shapes of a model file's tensors."""
     shapes: dict[str, tuple[int, ...]] = {}
     for level in hierarchy.levels:

@@ -71,18 +71,19 @@ def leave_out(
     input_size: Size,
     count: int,
     advance: Callable[[int], None],
-) -> tuple[NDArray[np.float32], PixelHistogram]:
-    """Leave-one-out scores (N,) of the training images, and how often their maps' values occur."""
-    scores, pixels = [], PixelHistogram()
+) -> tuple[list[str], NDArray[np.float32], PixelHistogram]:
+    """Names and leave-one-out scores (N,) of the training images, and how often their maps' values occur."""
+    names, scores, pixels = [], [], PixelHistogram()
     for batch in groups:
         squared = squared_distances(factor, embed(backbone, factor.hierarchy, batch))
         maps, batch_scores = map_batch(batch, leave_one_out(squared, count).sqrt_(), input_size)
         for image, anomaly_map in zip(batch, maps.numpy(), strict=True):
             top, left, bottom, right = image.placement.content
             pixels.add(anomaly_map[top:bottom, left:right])
+            names.append(image.name)
         scores.append(batch_scores.numpy())
         advance(len(batch))
-    return np.concatenate(scores), pixels
+    return names, np.concatenate(scores), pixels
 
 
 def map_batch(batch: Sequence[Loaded], distances: Tensor, input_size: Size) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 
 from flawmap.errors import ImageError
@@ -16,6 +17,9 @@ class Replay:
     """Images for two passes, in the same order.
 
     Images beyond the budget that have no file, as a generator may give, are left out of the second pass.
+
+    Attributes:
+        copies: names of images of the first pass whose pixels, made ready for the model, equal an earlier image's.
     """
 
     def __init__(
@@ -32,10 +36,16 @@ class Replay:
         self._budget = cache_mb * 2**20
         self._kept: list[Loaded] = []
         self._paths: list[str] = []
+        self._seen: set[bytes] = set()
+        self.copies: list[str] = []
 
     def first(self) -> Iterator[Loaded]:
         """All images; bad ones raise, or are told of and left out."""
         for image in stream(self._items, self._preprocessing, on_bad=self._on_bad):
+            digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=16).digest()
+            if digest in self._seen:
+                self.copies.append(image.name)
+            self._seen.add(digest)
             if self._budget >= image.pixels.nbytes:
                 self._budget -= image.pixels.nbytes
                 self._kept.append(image)
