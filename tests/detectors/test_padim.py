@@ -161,6 +161,7 @@ def test_any_size_and_any_one_to_five_layers(good_images, scratched, tmp_path, s
         ({"layers": "layer1"}, "list of names"),
         ({"calibrate": "twice"}, "calibrate must be"),
         ({"false_alarm_rate": 0}, "between 0 and 1"),
+        ({"cache_mb": -1}, "cache_mb must be"),
     ],
 )
 def test_impossible_parameters_are_refused_by_fit(good_images, parameters, message):

@@ -50,7 +50,7 @@ def fit(
         float, typer.Option(metavar="Q", help="Share of good parts that may be flagged.")
     ] = 0.01,
     calibrate: Annotated[bool, typer.Option(help="Second pass for an honest threshold, leave-one-out.")] = True,
-    cache_mb: Annotated[float, typer.Option(metavar="MB", help="Memory for images between the two passes.")] = 128,
+    cache_mb: Annotated[float, typer.Option(metavar="MB", help="Memory for images between the two passes.")] = 64,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -89,7 +89,7 @@ class PaDiM:
         device: torch.device | str = "auto",
         calibrate: Literal["leave-one-out"] | None = "leave-one-out",
         false_alarm_rate: float = FALSE_ALARM_RATE,
-        cache_mb: float = 128,
+        cache_mb: float = 64,
     ) -> None:
         self.backbone = backbone
         self.layers = layers
@@ -306,6 +306,8 @@ class PaDiM:
             raise ParameterError(f"regularization must be a finite number >= 0, got {self.regularization}")
         if self.calibrate not in ("leave-one-out", None):
             raise ParameterError(f"calibrate must be 'leave-one-out' or None, got {self.calibrate!r}")
+        if not (math.isfinite(self.cache_mb) and self.cache_mb >= 0):
+            raise ParameterError(f"cache_mb must be a finite number >= 0, got {self.cache_mb}")
         if not 0 < self.false_alarm_rate < 1:
             raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {self.false_alarm_rate}")
 

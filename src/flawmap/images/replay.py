@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
 
 from flawmap.errors import ImageError
 from flawmap.images.preprocessing import Preprocessing
@@ -33,7 +36,8 @@ class Replay:
         self._items = items
         self._preprocessing = preprocessing
         self._on_bad = on_bad
-        self._budget = cache_mb * 2**20
+        # one block, touched as it fills: many small arrays among the large ones of a fit would fragment the memory
+        self._free = np.empty(int(cache_mb * 2**20), np.uint8)
         self._kept: list[Loaded] = []
         self._paths: list[str] = []
         self._seen: set[bytes] = set()
@@ -46,11 +50,10 @@ class Replay:
             if digest in self._seen:
                 self.copies.append(image.name)
             self._seen.add(digest)
-            if self._budget >= image.pixels.nbytes:
-                self._budget -= image.pixels.nbytes
-                self._kept.append(image)
+            if image.pixels.size <= len(self._free):
+                self._keep(image)
             else:
-                self._budget = 0
+                self._free = self._free[:0]
                 if image.path is not None:
                     self._paths.append(image.path)
             yield image
@@ -59,6 +62,12 @@ class Replay:
         """The same images without the bad ones; raises ImageError if a file has since become unreadable."""
         yield from self._kept
         yield from stream(self._paths, self._preprocessing)
+
+    def _keep(self, image: Loaded) -> None:
+        kept = self._free[: image.pixels.size].reshape(image.pixels.shape)
+        kept[:] = image.pixels
+        self._free = self._free[image.pixels.size :]
+        self._kept.append(replace(image, pixels=kept))
 
     @property
     def n_again(self) -> int:
