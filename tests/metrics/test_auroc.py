@@ -26,11 +26,32 @@ def test_perfect_reversed_and_undecided():
     assert image_auroc([0, 1], [0, np.inf]) == 1
 
 
-def test_nan_and_unequal_lengths_are_refused():
-    with pytest.raises(ParameterError, match="NaN"):
-        image_auroc([0, 1], [0, np.nan])
-    with pytest.raises(ParameterError, match=r"\(2,\) and \(3,\)"):
-        image_auroc([0, 1], [0, 1, 2])
+def test_infinite_and_signed_zero_scores():
+    assert image_auroc([0, 1, 0, 1], [-np.inf, np.inf, 0, 1]) == 1
+    assert image_auroc([0, 1], [np.inf, np.inf]) == 0.5
+    assert image_auroc([0, 1], [0.0, -0.0]) == 0.5
+
+
+def test_one_class_has_no_auroc():
+    assert image_auroc([1, 1], [1, 2]) is None
+    assert image_auroc(np.zeros(3, bool), [1, 2, 3]) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        ([0, 1], [0, np.nan], "NaN"),
+        ([0, 1], [0, 1, 2], r"\(2,\) and \(3,\)"),
+        ([[0, 1]], [[0, 1]], r"\(1, 2\)"),
+        ([], [], "none"),
+        ([0, 2], [0, 1], "labels 0"),
+        ([-1, 1], [0, 1], "labels 0"),
+        ([0.5, 1], [0, 1], "labels 0"),
+    ],
+)
+def test_bad_input_is_refused(labels, scores, message):
+    with pytest.raises(ParameterError, match=message):
+        image_auroc(labels, scores)
 
 
 @pytest.mark.parametrize("name", ["padim_resnet18_rd100_screw", "padim_efficientnet_lite0_screw"])

@@ -9,9 +9,8 @@ from scipy.ndimage import label
 from sklearn.metrics import roc_auc_score
 
 from flawmap.errors import ParameterError
-from flawmap.metrics import PixelScores, pixel_auroc, pro_score
-from flawmap.metrics import score_counts as score_counts_module
-from flawmap.metrics.score_counts import ScoreCounts
+from flawmap.metrics import PixelScores, pixel_auroc, pro_score, score_counts, score_pages
+from flawmap.metrics import pixel_scores as pixel_scores_module
 
 
 def naive_pro(maps, masks, max_fpr=0.3):
@@ -35,11 +34,16 @@ def naive_pro(maps, masks, max_fpr=0.3):
     return np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) / max_fpr
 
 
-def check_against_twins(maps, masks):
+def naive_auroc(maps, masks):
+    """Scikit-learn's; it takes no infinite scores, so ranks stand in for them."""
     truth, scores = np.concatenate([m.ravel() for m in masks]), np.concatenate([m.ravel() for m in maps])
-    assert pixel_auroc(masks, maps) == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
-    got = pro_score(masks, maps)
-    assert got == pytest.approx(naive_pro(maps, masks), abs=1e-9)
+    return roc_auc_score(truth, np.unique(scores, return_inverse=True)[1])
+
+
+def check_against_twins(maps, masks, *, max_fpr=0.3):
+    assert pixel_auroc(masks, maps) == pytest.approx(naive_auroc(maps, masks), abs=1e-9)
+    got = pro_score(masks, maps, max_fpr=max_fpr)
+    assert got == pytest.approx(naive_pro(maps, masks, max_fpr), abs=1e-9)
     assert 0 <= got <= 1
 
 
@@ -50,13 +54,14 @@ def check_against_twins(maps, masks):
     n_maps=st.integers(1, 3),
     n_values=st.sampled_from([1, 2, 5, 1000]),
     share=st.floats(0.05, 0.9),
+    max_fpr=st.sampled_from([0.01, 0.3, 1.0]),
 )
-def test_equal_to_the_naive_twins_on_random_maps(seed, shape, n_maps, n_values, share):
+def test_equal_to_the_naive_twins_on_random_maps(seed, shape, n_maps, n_values, share, max_fpr):
     rng = np.random.default_rng(seed)
     maps = [rng.integers(-2, n_values, shape).astype(np.float32) for _ in range(n_maps)]
     masks = [rng.random(shape) < share for _ in range(n_maps)]
     masks[0].flat[0], masks[0].flat[-1] = True, False
-    check_against_twins(maps, masks)
+    check_against_twins(maps, masks, max_fpr=max_fpr)
 
 
 ADJACENT = np.nextafter(np.float32(1), np.float32(2))
@@ -72,8 +77,24 @@ ADJACENT = np.nextafter(np.float32(1), np.float32(2))
         ([[-3, -2], [-1, 0]], [[1, 0], [0, 0]]),
         ([[2, 1], [1, 1]], [[0, 1], [1, 1]]),
         ([[1, 2], [2, 2]], [[0, 1], [1, 1]]),
+        ([[2, 2, 2], [1, 2, 2], [3, 1, 2]], [[0, 0, 1], [0, 1, 0], [1, 0, 0]]),
+        ([[4, 0, 3], [1, 2, 1], [2, 0, 5]], [[1, 0, 1], [0, 0, 0], [1, 0, 1]]),
+        ([[np.inf, 1], [-np.inf, np.inf]], [[1, 1], [0, 0]]),
+        ([[3e38, -3e38], [1e-45, -1e-45]], [[1, 0], [0, 1]]),
     ],
-    ids=["equal", "adjacent floats", "signed zeros", "diagonal", "negative", "one worst normal", "one best normal"],
+    ids=[
+        "equal",
+        "adjacent floats",
+        "signed zeros",
+        "diagonal",
+        "negative",
+        "one worst normal",
+        "one best normal",
+        "long diagonal",
+        "regions of one pixel",
+        "infinite",
+        "largest and smallest floats",
+    ],
 )
 def test_adversarial_cases(scores, mask):
     check_against_twins([np.array(scores, np.float32)], [np.array(mask, bool)])
@@ -91,24 +112,91 @@ def test_infinite_scores_are_the_most_anomalous():
     assert pro_score([np.array([[False, True]])], maps) == 1
 
 
+def test_wholly_anomalous_and_good_maps_count():
+    rng = np.random.default_rng(0)
+    maps = [rng.normal(size=(6, 5)).astype(np.float32).round(1) for _ in range(3)]
+    masks = [np.ones((6, 5), bool), np.zeros((6, 5), bool), np.eye(6, 5, dtype=bool)]
+    check_against_twins(maps, masks)
+    assert pro_score([masks[0], None, masks[2]], maps) == pro_score(masks, maps)
+
+
+def test_maps_may_differ_in_size_and_come_from_generators():
+    rng = np.random.default_rng(0)
+    maps = [rng.normal(size=size).astype(np.float32) for size in ((3, 9), (8, 2), (1, 5))]
+    masks = [one > 0.5 for one in maps]
+    assert pixel_auroc(iter(masks), (one for one in maps)) == pixel_auroc(masks, maps) == 1
+    assert pro_score(iter(masks), (one for one in maps)) == pro_score(masks, maps) == 1
+    check_against_twins([one[:, ::-1] for one in maps], masks)
+
+
+def test_small_and_large_regions_weigh_the_same():
+    mask = np.zeros((40, 40), bool)
+    mask[:30, :30] = mask[39, 39] = True
+    scores = np.zeros((40, 40), np.float32)
+    scores[39, 39] = 1
+    # The single pixel is found at once; the square rises with the false-positive rate, from 0 to 0.3 at 0.3.
+    assert pro_score([mask], [scores]) == pytest.approx((1 + 0.15) / 2, abs=1e-9)
+
+
+def test_masks_may_hold_0_and_255():
+    scores = np.float32([[1, 2], [3, 1]])
+    assert pixel_auroc([np.uint8([[0, 0], [255, 0]])], [scores]) == 1
+
+
 def test_undefined_figures_are_none():
     one = np.ones((2, 2), np.float32)
     for masks in ([np.zeros((2, 2), bool)], [None], [np.ones((2, 2), bool)]):
         assert pixel_auroc(masks, [one]) is None
         assert pro_score(masks, [one]) is None
     assert PixelScores().auroc() is None
+    assert PixelScores().pro() is None
 
 
-def test_bad_input_is_refused():
+@pytest.mark.parametrize(
+    ("anomaly_map", "mask", "message"),
+    [
+        (np.ones((2, 2)), np.ones((2, 3), bool), r"shape \(2, 2\), got one of shape \(2, 3\)"),
+        (np.ones(4), None, "shape \\(4,\\)"),
+        (np.ones((1, 2, 2)), np.ones((1, 2, 2), bool), r"\(H, W\), got an array of shape \(1, 2, 2\)"),
+        (np.ones((0, 4)), None, r"shape \(0, 4\)"),
+        (np.float32([[1, np.nan]]), np.array([[True, False]]), "NaN"),
+        (np.ones((2, 2)), np.ones((2, 2)), "booleans"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_no_trace(anomaly_map, mask, message):
     pixels = PixelScores()
-    with pytest.raises(ParameterError, match=r"shape \(2, 2\), got one of shape \(2, 3\)"):
-        pixels.add(np.ones((2, 2), np.float32), np.ones((2, 3), bool))
-    with pytest.raises(ParameterError, match="map"):
-        pixels.add(np.ones(4, np.float32))
-    with pytest.raises(ParameterError, match="NaN"):
-        pixels.add(np.full((2, 2), np.nan, np.float32))
+    with pytest.raises(ParameterError, match=message):
+        pixels.add(anomaly_map, mask)
+    assert pixels.n_maps == pixels.n_regions == pixels.n_normal == pixels.n_anomalous == 0
+    assert len(pixels._normal.items()[0]) == len(pixels._anomalous.items()[0]) == 0
+
+
+@pytest.mark.parametrize("max_fpr", [0, -0.1, 1.01, np.nan])
+def test_a_false_positive_rate_lies_between_0_and_1(max_fpr):
     with pytest.raises(ParameterError, match="max_fpr"):
-        pixels.pro(max_fpr=0)
+        PixelScores().pro(max_fpr=max_fpr)
+
+
+@pytest.mark.parametrize(("n_masks", "n_maps"), [(1, 2), (2, 1), (0, 1)])
+def test_as_many_masks_as_maps(n_masks, n_maps):
+    with pytest.raises(ParameterError, match="as many masks as maps"):
+        pixel_auroc([None] * n_masks, [np.ones((2, 2), np.float32)] * n_maps)
+
+
+def test_too_many_regions_for_exact_weights_are_refused(monkeypatch):
+    monkeypatch.setattr(pixel_scores_module, "MAX_REGIONS", 3)
+    pixels, other = PixelScores(), PixelScores()
+    pixels.add(np.ones((1, 5), np.float32), np.array([[1, 0, 1, 0, 0]]))
+    other.merge(pixels)
+    with pytest.raises(ParameterError, match="at most 3"):
+        pixels.merge(other)
+    with pytest.raises(ParameterError, match="got 4"):
+        pixels.add(np.ones((1, 5), np.float32), np.array([[1, 0, 1, 0, 0]]))
+    assert (pixels.n_maps, pixels.n_regions, pixels.n_normal, pixels.n_anomalous) == (1, 2, 3, 2)
+
+
+def test_weights_fit_their_integers():
+    assert pixel_scores_module.MAX_REGIONS * pixel_scores_module.REGION_WEIGHT * (1 + 1e-6) < 2**63
 
 
 def random_parts(n=7):
@@ -116,42 +204,40 @@ def random_parts(n=7):
     return [(rng.normal(size=(20, 30)).astype(np.float32).round(2), rng.random((20, 30)) < 0.1) for _ in range(n)]
 
 
-def test_parts_merge_to_the_same_figures_in_any_order():
-    parts = random_parts()
-    whole = PixelScores()
+def gathered(parts):
+    pixels = PixelScores()
     for one, mask in parts:
-        whole.add(one, mask)
-    halves = [PixelScores(), PixelScores()]
-    for i, (one, mask) in enumerate(reversed(parts)):
-        halves[i % 2].add(one, mask)
-    halves[1].merge(halves[0])
-    assert halves[1].auroc() == pytest.approx(whole.auroc(), abs=1e-13)
-    assert halves[1].pro() == pytest.approx(whole.pro(), abs=1e-13)
-    assert halves[1].n_regions == whole.n_regions
+        pixels.add(one, mask)
+    return pixels
 
 
-def test_counts_stay_exact_when_the_buffer_overflows(monkeypatch):
-    monkeypatch.setattr(score_counts_module, "BUFFER", 100)
-    rng = np.random.default_rng(0)
-    counts, everything = ScoreCounts(), []
-    for _ in range(200):
-        values = rng.integers(0, 500, rng.integers(1, 90)).astype(np.float32)
-        counts.add(values)
-        everything.append(values)
-    distinct, n = np.unique(np.concatenate(everything), return_counts=True)
-    scores, weights = counts.items()
-    assert np.array_equal(scores, distinct)
-    assert np.array_equal(weights, n)
+@pytest.mark.parametrize("small", [False, True], ids=["usual", "small buffers and pages"])
+def test_parts_merge_to_the_same_figures_in_any_order(monkeypatch, small):
+    if small:
+        monkeypatch.setattr(score_counts, "BUFFER", 100)
+        monkeypatch.setattr(score_pages, "CROWDED", 3)
+    monkeypatch.setattr(pixel_scores_module, "BLOCK", 7)
+    parts = random_parts()
+    whole = gathered(parts)
+    assert whole.auroc() == pytest.approx(naive_auroc(*zip(*parts, strict=True)), abs=1e-12)
+    assert whole.pro() == pytest.approx(naive_pro(*zip(*parts, strict=True)), abs=1e-9)
+    for seed in range(5):
+        shuffled = [parts[i] for i in np.random.default_rng(seed).permutation(len(parts))]
+        total = gathered(shuffled[:2])
+        for other in (gathered(shuffled[2:5]), PixelScores(), gathered(shuffled[5:])):
+            total.merge(other)
+        assert (total.auroc(), total.pro()) == (whole.auroc(), whole.pro())
+        assert (total.n_maps, total.n_regions) == (whole.n_maps, whole.n_regions)
+        assert (total.n_normal, total.n_anomalous) == (whole.n_normal, whole.n_anomalous)
 
 
-def test_weights_add_up_per_score():
-    counts, other = ScoreCounts(), ScoreCounts()
-    counts.add(np.float32([1, 2, 1]), np.array([5, 20, 2]))
-    other.add(np.float32([2, 3]), np.array([10, 10]))
-    counts.merge(other)
-    scores, weights = counts.items()
-    assert scores.tolist() == [1, 2, 3]
-    assert weights.tolist() == [7, 30, 10]
+def test_figures_do_not_change_by_asking_or_by_doubling():
+    pixels = gathered(random_parts())
+    before = pixels.auroc(), pixels.pro()
+    assert (pixels.auroc(), pixels.pro()) == before
+    pixels.merge(pixels)
+    assert (pixels.auroc(), pixels.pro()) == pytest.approx(before, abs=1e-12)
+    assert pixels.n_maps == 2 * len(random_parts())
 
 
 @pytest.mark.parametrize("name", ["padim_resnet18_rd100_screw", "padim_efficientnet_lite0_screw"])
@@ -164,6 +250,6 @@ def test_real_maps(shared, screw, name):
             file = screw / path.replace("test/", "ground_truth/").replace(".png", "_mask.png")
             image = Image.open(file).resize((256, 256), Image.Resampling.NEAREST).crop((16, 16, 240, 240))
             mask = np.asarray(image) > 127
-        maps.append(one[::2, ::2].astype(np.float32))
-        masks.append(mask[::2, ::2])
+        maps.append(one.astype(np.float32))
+        masks.append(mask)
     check_against_twins(maps, masks)
