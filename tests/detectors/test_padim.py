@@ -51,6 +51,14 @@ def test_every_kind_of_input_gives_the_same_scores(model, good_images, good_fold
         assert model.predict(single).pred_score == pytest.approx(wanted[3], rel=1e-4)
 
 
+def test_of_a_data_set_only_the_good_images_are_learnt(good_folder, good_images, tmp_path):
+    (tmp_path / "part" / "train").mkdir(parents=True)
+    good_folder.rename(tmp_path / "part" / "train" / "good")
+    (tmp_path / "part" / "test" / "bent").mkdir(parents=True)
+    Image.fromarray(255 - good_images[0]).save(tmp_path / "part" / "test" / "bent" / "0.png")
+    assert PaDiM(**SMALL).fit(tmp_path / "part").n_images_ == 12
+
+
 def test_distances_are_those_under_the_map(model, good_images):
     distances = model.distances(good_images[:3])
     assert distances.shape == (3, 16, 16)

@@ -68,7 +68,6 @@ def fit(
     }
     given = {name: value for name, value in given.items() if value is not None}
     from flawmap import PaDiM
-    from flawmap.images import training_images
 
     fixed: dict[str, Any] = {
         "seed": seed,
@@ -87,7 +86,7 @@ def fit(
         model = PaDiM.from_preset(preset, **fixed, **given)
     bad = BadImages()
     started = time.perf_counter()
-    model.fit(training_images(good), progress=not quiet, on_bad=bad if skip_bad else None)
+    model.fit(good, progress=not quiet, on_bad=bad if skip_bad else None)
     model.save(output)
     seconds = time.perf_counter() - started
     size = output.stat().st_size

@@ -34,7 +34,7 @@ from flawmap.gaussian import (
     squared_distances,
     typical_distance,
 )
-from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, Replay, collect, stream
+from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, Replay, collect, stream, training_images
 from flawmap.model_file import BackboneRecord, DecisionRecord, Document, ModelFile, PreprocessingRecord
 from flawmap.progress import Progress, report_progress
 from flawmap.records import Prediction, Size
@@ -134,13 +134,15 @@ class PaDiM:
         """Learn from good images, streaming: one pass for the Gaussians, one for the threshold; constant memory.
 
         Args:
-            images: path, folder, glob, iterable, RGB uint8 array (H, W, 3) or batch of them, PIL image.
+            images: path, folder, glob, iterable, RGB uint8 array (H, W, 3) or batch of them, PIL image. Of a data set's
+                folder only train/good is learnt.
             progress: True for a progress bar, or a function of (done, total) of each pass.
             on_bad: is told of each image that cannot be read, which is then left out; None raises ImageError.
             batch_size: images per step; None to choose by the input size.
         """
         self._check_parameters()
-        preprocessing, collection = self.preprocessing, collect(images)
+        preprocessing = self.preprocessing
+        collection = collect(training_images(images) if isinstance(images, (str, os.PathLike)) else images)
         backbone = load_backbone(
             self.backbone,
             layers=self.layers,
