@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["replace_atomically"]
+
+_unfinished: set[tuple[int, Path]] = set()  # (process, temporary path): what an interrupt can leave at any instruction
 
 
 @contextmanager
@@ -18,22 +21,25 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     Two processes that write the same path do not disturb each other: the last to finish stays. Raises OSError.
     """
     target = Path(path)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".partial", dir=target.parent)
-    temporary = Path(name)
+    temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(8)}.partial"
+    entry = (os.getpid(), temporary)
     try:
-        os.close(descriptor)
+        _unfinished.add(entry)  # before the file is there: Ctrl-C may come between any two steps
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         temporary.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    finally:
+        with suppress(OSError):  # what went wrong before matters more
+            temporary.unlink(missing_ok=True)
+        _unfinished.discard(entry)
 
 
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+@atexit.register
+def _remove_unfinished() -> None:
+    """Remove what an interrupt during the clean-up above has left."""
+    for process, temporary in _unfinished:
+        if process == os.getpid():
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from flawmap import atomic
+from flawmap.atomic import replace_atomically
+
+
+def names(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def test_a_file_appears_whole_with_the_usual_permissions(tmp_path):
+    umask = os.umask(0o027)
+    try:
+        with replace_atomically(tmp_path / "a.txt") as temporary:
+            temporary.write_text("whole")
+            assert not (tmp_path / "a.txt").exists()
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "a.txt").read_text() == "whole"
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_an_error_leaves_the_old_file(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(TypeError), replace_atomically(tmp_path / "a.txt") as temporary:
+        temporary.write_bytes(b"half" + None)
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), replace_atomically(tmp_path / "none" / "a.txt"):
+        pass
+    assert not atomic._unfinished
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file object the interrupt orphans
+def test_an_interrupt_at_any_line_leaves_the_old_file_or_the_new_one(tmp_path):
+    target = tmp_path / "a.txt"
+    n_interrupts = 0
+    while True:
+        n_interrupts += 1
+        target.write_text("old")
+        interrupted = _write_with_an_interrupt_after(n_interrupts, target)
+        atomic._remove_unfinished()  # what the end of the process does
+        atomic._unfinished.clear()
+        assert names(tmp_path) == ["a.txt"], f"after line {n_interrupts}"
+        assert target.read_text() in {"old", "new"}, f"after line {n_interrupts}"
+        if not interrupted:
+            break
+    assert n_interrupts > 20
+    assert target.read_text() == "new"
+
+
+def _write_with_an_interrupt_after(n_lines, target):
+    """Replace `target`, with a KeyboardInterrupt before line `n_lines` of the code that does it; False past its end."""
+    left = n_lines
+
+    def trace(frame, event, _):
+        nonlocal left
+        if frame.f_code.co_filename not in {atomic.__file__, atomic.contextmanager.__code__.co_filename}:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        with replace_atomically(target) as temporary:
+            temporary.write_text("new")
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
