@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flawmap.detectors.passes import FIT_BATCH
 from flawmap.embedding import Hierarchy, build_hierarchy, draw_channels
-from flawmap.gaussian import Factor, Moments, covariance_at, factorise, squared_distances, update
+from flawmap.gaussian import PAPER, Factor, Moments, covariance_at, factorise, squared_distances, update
 
 GRIDS = [(56, 56), (28, 28), (14, 14)]
 CASES = {
@@ -75,7 +75,7 @@ def learn(hierarchy: Hierarchy, batches: list[list[Tensor]]) -> Factor:
     moments = Moments.empty(hierarchy)
     for batch in batches:
         update(moments, batch)
-    return factorise(moments, regularization=0.01)
+    return factorise(moments, regularization=PAPER)
 
 
 def measure_scoring(factor: Factor, columns: list[Tensor], repeats: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ from flawmap.backbones import load_backbone
 from flawmap.decision import Decision
 from flawmap.detectors import passes
 from flawmap.embedding import build_hierarchy, draw_channels
-from flawmap.gaussian import Factor, Moments, factorise, leave_one_out, squared_distances, update
+from flawmap.gaussian import PAPER, Factor, Moments, factorise, leave_one_out, squared_distances, update
 from flawmap.images import Preprocessing, collect, stream, training_images
 
 RATES = (0.01, 0.05, 0.1, 0.2)
@@ -68,7 +68,7 @@ def main() -> None:
         moments = Moments.empty(hierarchy)
         for start in range(0, len(seen), 64):
             update(moments, [column[:, start : start + 64].contiguous() for column in known])
-        factor = factorise(moments, regularization=0.01)
+        factor = factorise(moments, regularization=PAPER)
         honest = scores(factor, known, preprocessing.input_size, len(seen))
         naive = scores(factor, known, preprocessing.input_size)
         new = scores(factor, [column[:, unseen] for column in columns], preprocessing.input_size)

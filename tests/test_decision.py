@@ -33,6 +33,24 @@ def test_label_and_p_value_agree():
         assert one.label(score) == (one.p_value(score) <= 0.05)
 
 
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.2, 0.5])
+def test_the_promise_is_kept_for_exchangeable_groups_of_any_size(rate):
+    """Each group in turn is new, and one of its images, at random, is judged: at most `rate` are flagged."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 9, size=60)
+    groups = [rng.normal(level, 0.1, size) for level, size in zip(rng.normal(size=60), sizes, strict=True)]
+    flagged = []
+    for i, new in enumerate(groups):
+        rest = [group for j, group in enumerate(groups) if j != i]
+        per_image = np.concatenate([np.full(len(group), len(group), np.float32) for group in rest])
+        one = Decision(np.concatenate(rest).astype(np.float32), QUANTILES, group_sizes=per_image).at_rate(rate)
+        assert one.n_groups == 59
+        labels = [one.label(score) for score in new.astype(np.float32)]
+        assert labels == [int(one.p_value(score) <= one.false_alarm_rate + 1e-9) for score in new.astype(np.float32)]
+        flagged.append(np.mean(labels))
+    assert rate - 0.1 < np.mean(flagged) <= rate
+
+
 def test_p_values_run_from_one_over_n_plus_one_to_one():
     one = decision([1, 2, 3, 4])
     assert one.p_value(9) == pytest.approx(1 / 5)

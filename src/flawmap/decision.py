@@ -3,6 +3,9 @@
 The leave-one-out scores of N good images and the score of one more good image are exchangeable (nearly: the model of
 the one more has seen all N), so its rank among them is uniform. A p-value is (1 + #{scores >= s}) / (N + 1), and the
 threshold for a false-alarm rate q is the score of conformal rank ceil((N + 1) (1 - q)) (Vovk et al. 2005).
+
+Where images come in groups of near-duplicates, the groups are exchangeable and not the images: each of K groups then
+weighs 1 / (K + 1), however many images it has (hierarchical conformal prediction, Lee, Barber, Willett 2023).
 """
 
 from __future__ import annotations
@@ -64,6 +67,7 @@ class Decision:
         threshold: image scores above it are anomalous.
         false_alarm_rate: promised share of good images above `threshold`; None if the user set the value.
         pixel_false_alarm_rate: share of good images' pixels that are marked.
+        group_sizes: (N,) images in the group of each score; None if every image stands alone.
     """
 
     scores: NDArray[np.float32]
@@ -71,6 +75,18 @@ class Decision:
     threshold: float = math.inf
     false_alarm_rate: float | None = None
     pixel_false_alarm_rate: float = PIXEL_FALSE_ALARM_RATE
+    group_sizes: NDArray[np.float32] | None = None
+
+    @property
+    def n_groups(self) -> int:
+        """Groups of images that are independent of each other."""
+        return len(self.scores) if self.group_sizes is None else round(float(np.sum(1 / self.group_sizes)))
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Weight (N,) of each score; they sum to K / (K + 1)."""
+        sizes = np.ones(len(self.scores)) if self.group_sizes is None else self.group_sizes.astype(np.float64)
+        return np.asarray(1 / (sizes * (self.n_groups + 1)))
 
     @property
     def pixel_threshold(self) -> float:
@@ -80,18 +96,18 @@ class Decision:
 
     @property
     def lowest_rate(self) -> float:
-        """Lowest false-alarm rate that so many good images can promise, 1 / (N + 1)."""
-        return 1 / (len(self.scores) + 1)
+        """Lowest false-alarm rate that so many good images, or groups of them, can promise, 1 / (K + 1)."""
+        return 1 / (self.n_groups + 1)
 
     def at_rate(self, false_alarm_rate: float) -> Decision:
         """Decide by another rate; one too low for so few good images becomes the lowest they can promise."""
         if not 0 < false_alarm_rate < 1:
             raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}")
         rate = max(false_alarm_rate, self.lowest_rate)
-        n_scores = len(self.scores)
-        rank = min(n_scores, max(1, math.ceil((n_scores + 1) * (1 - rate) - 1e-9)))
-        threshold = float(np.sort(self.scores)[rank - 1])
-        return replace(self, threshold=threshold, false_alarm_rate=rate)
+        order = np.argsort(self.scores, kind="stable")
+        below = np.cumsum(self.weights[order])
+        rank = min(int(np.searchsorted(below, 1 - rate - 1e-9)), len(order) - 1)
+        return replace(self, threshold=float(self.scores[order[rank]]), false_alarm_rate=rate)
 
     def at_value(self, threshold: float) -> Decision:
         """Decide by a score; nothing is promised."""
@@ -110,7 +126,7 @@ class Decision:
 
     def p_value(self, score: float) -> float:
         """Share of good images that score as high: uniform for good images, small for anomalous ones."""
-        return float((1 + np.count_nonzero(self.scores >= score)) / (len(self.scores) + 1))
+        return float(self.lowest_rate + self.weights[self.scores >= score].sum())
 
     def outliers(self) -> NDArray[np.intp]:
         """Places, in training order, of good images that score far beyond the rest, highest first.

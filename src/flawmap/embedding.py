@@ -22,7 +22,7 @@ from torch import Tensor
 from flawmap.errors import ParameterError
 from flawmap.records import Size
 
-__all__ = ["Hierarchy", "Level", "build_hierarchy", "draw_channels"]
+__all__ = ["Hierarchy", "Level", "build_hierarchy", "draw_channels", "spread_positions"]
 
 CHUNK_BYTES = 32 * 2**20
 """How large a block of intermediate results may be."""
@@ -152,12 +152,38 @@ class Hierarchy:
         """Spread (cells, ...) of the finest level over the positions of the finest grid (P, ...)."""
         return per_cell if self.cell is None else per_cell[self.cell]
 
+    def coverage(self) -> list[Tensor]:
+        """Positions of the finest grid that each cell stands for: (cells,) per level."""
+        finest = self.levels[-1]
+        n_positions = self.grid[0] * self.grid[1]
+        cell = torch.arange(n_positions, device=finest.channels.device) if self.cell is None else self.cell
+        counts = [torch.bincount(cell, minlength=finest.n_cells)]
+        for level, above in zip(self.levels[:0:-1], self.levels[-2::-1], strict=True):
+            per_group = counts[0].view(level.n_groups, level.children).sum(dim=1)
+            parent = torch.arange(level.n_groups, device=cell.device)
+            parent = parent if level.group_parent is None else level.group_parent
+            counts.insert(0, torch.zeros(above.n_cells, dtype=cell.dtype, device=cell.device))
+            counts[0].index_add_(0, parent, per_group)
+        return counts
+
     def ancestors(self, position: int) -> list[int]:
         """Cell of every level, coarse to fine, in which a position of the finest grid lies."""
         path = [position if self.cell is None else int(self.cell[position])]
         for level in reversed(self.levels[1:]):
             path.append(level.parent(path[-1]))
         return path[::-1]
+
+    def own_positions(self, position: int) -> list[int]:
+        """Position on every level's own grid, coarse to fine, under a position of the finest grid."""
+        cells = zip(self.levels, self.ancestors(position), strict=True)
+        return [cell if level.own is None else int(level.own[cell]) for level, cell in cells]
+
+
+def spread_positions(grid: Size, n_positions: int) -> list[int]:
+    """Some positions of a grid, ascending: evenly spread, and never in step with its rows (golden ratio)."""
+    total = grid[0] * grid[1]
+    spread = np.arange(1, n_positions + 1) * 0.6180339887498949 % 1 * total
+    return [int(position) for position in np.unique(spread.astype(np.int64))]
 
 
 def draw_channels(n_total: int, n_features: int | None, seed: int) -> NDArray[np.int64]:

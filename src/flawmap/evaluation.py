@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from flawmap.detectors import Detector, OnBad
 from flawmap.errors import DatasetError
 from flawmap.images import Preprocessing, Sample, read_mask
-from flawmap.metrics import PixelScores, Rate, image_auroc
+from flawmap.metrics import PixelScores, Rate, Reliability, image_auroc, reliability
 from flawmap.progress import Progress, report_progress
 from flawmap.records import Prediction
 
-__all__ = ["Evaluation", "Figures", "evaluate"]
+__all__ = ["Evaluation", "Figures", "evaluate", "labelled_scores"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,14 @@ class Evaluation(Figures):
         by_type: the figures of each defect type.
         false_alarm_rate: share of good images labelled anomalous; None without good images or without a decision.
         miss_rate: share of anomalous images labelled good; None likewise.
+        reliability: promised and realised false-alarm rates over all rates; None likewise.
         warnings: what a reader of the figures should know.
     """
 
     by_type: dict[str, Figures]
     false_alarm_rate: Rate | None = None
     miss_rate: Rate | None = None
+    reliability: Reliability | None = None
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
@@ -59,6 +61,7 @@ class _Group:
 
     scores: list[float] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    p_values: list[float] = field(default_factory=list)
     pixels: PixelScores = field(default_factory=PixelScores)
     n_without_mask: int = 0
 
@@ -83,10 +86,26 @@ def evaluate(
     return _summarise(groups.pop("good"), groups)
 
 
+def labelled_scores(
+    model: Detector, samples: Sequence[Sample], *, progress: Progress = False, on_bad: OnBad | None = None
+) -> tuple[list[int], list[float]]:
+    """Labels (1 = anomalous) and scores of labelled images, for `metrics.best_threshold`."""
+    by_path = {str(sample.path): sample for sample in samples}
+    labels, scores = [], []
+    with report_progress(progress, "Scoring", len(samples)) as advance:
+        for prediction in model.iter_predict([sample.path for sample in samples], on_bad=on_bad):
+            labels.append(int(by_path[str(prediction.path)].is_anomalous))
+            scores.append(prediction.pred_score)
+            advance(1)
+    return labels, scores
+
+
 def _take(group: _Group, sample: Sample, prediction: Prediction, preprocessing: Preprocessing) -> None:
     group.scores.append(prediction.pred_score)
     if prediction.pred_label is not None:
         group.labels.append(prediction.pred_label)
+    if prediction.p_value is not None:
+        group.p_values.append(prediction.p_value)
     if not sample.is_anomalous:
         group.pixels.add(prediction.anomaly_map, None)
     elif sample.mask_path is None:
@@ -125,6 +144,7 @@ def _summarise(good: _Group, types: dict[str, _Group]) -> Evaluation:
         by_type=by_type,
         false_alarm_rate=Rate.of(sum(good.labels), len(good.labels)),
         miss_rate=Rate.of(len(labels) - sum(labels), len(labels)),
+        reliability=reliability(good.p_values),
         warnings=tuple(warnings),
     )
 

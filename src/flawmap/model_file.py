@@ -22,7 +22,15 @@ from torch import Tensor
 from flawmap.atomic import replace_atomically
 from flawmap.errors import ModelFileError
 
-__all__ = ["FORMAT_VERSION", "BackboneRecord", "DecisionRecord", "Document", "ModelFile", "PreprocessingRecord"]
+__all__ = [
+    "FORMAT_VERSION",
+    "BackboneRecord",
+    "DecisionRecord",
+    "Document",
+    "ModelFile",
+    "PreprocessingRecord",
+    "RegularizationRecord",
+]
 
 FORMAT_VERSION = 1
 DOCUMENT_KEY = "flawmap"
@@ -57,9 +65,19 @@ class PreprocessingRecord(_Record):
     aspect: Literal["squash", "letterbox"]
 
 
+class RegularizationRecord(_Record):
+    """How the covariances were regularised, and whether that was given or chosen ("auto")."""
+
+    ridge: float = Field(ge=0)
+    sharing: float = Field(ge=0, le=1)
+    chosen: Literal["given", "auto"]
+
+
 class DecisionRecord(_Record):
     """What the model decides by; the scores themselves are a tensor."""
 
+    method: Literal["leave-one-out", "holdout"]
+    grouped: bool
     n_scores: int = Field(ge=1)
     threshold: float
     false_alarm_rate: float | None = Field(gt=0, lt=1)
@@ -85,7 +103,7 @@ class Document(_Record):
     channels: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, max_length=65536)
     n_features: int | None
     seed: int
-    regularization: float = Field(ge=0)
+    regularization: RegularizationRecord
     n_images: int = Field(ge=2)
     decision: DecisionRecord | None
     versions: dict[str, str]

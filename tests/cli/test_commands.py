@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from flawmap import load
 from flawmap.cli.app import app
 
-FIT = ["--backbone", "resnet10t", "--random-weights", "--resize", "64"]
+FIT = ["--backbone", "resnet10t", "--random-weights", "--resize", "64", "--regularization", "paper"]
 
 
 def run(*arguments):
@@ -224,7 +224,7 @@ def test_rectangles_crops_letterbox_and_drawn_channels(good_folder, tmp_path):
     succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *options, "-q")
     document = json.loads(succeed("info", tmp_path / "m.flawmap", "--json").stdout)
     assert document["preprocessing"] == {"resize": [72, 96], "crop": [64, 80], "aspect": "letterbox"}
-    assert (document["seed"], len(document["channels"]), document["regularization"]) == (5, 20, 0.1)
+    assert (document["seed"], len(document["channels"]), document["regularization"]["ridge"]) == (5, 20, 0.1)
 
 
 def test_a_damaged_model_file(model, good_folder, tmp_path):
@@ -250,6 +250,71 @@ def test_threshold_shows_and_changes_the_decision(model, good_folder, tmp_path):
     assert "false_alarm_rate must lie between 0 and 1" in fail("threshold", model, "--false-alarm-rate", "2").stderr
 
 
+@pytest.fixture
+def labelled_folder(tmp_path, good_images, scratched):
+    """Good parts and scratched ones, in folders by type."""
+    for kind, images in (("good", good_images), ("scratch", [scratched, scratched[::-1], scratched[:, ::-1]])):
+        (tmp_path / "labelled" / kind).mkdir(parents=True)
+        for i, image in enumerate(images):
+            Image.fromarray(np.ascontiguousarray(image)).save(tmp_path / "labelled" / kind / f"{i}.png")
+    return tmp_path / "labelled"
+
+
+@pytest.mark.parametrize("by", ["f1", "youden", "cost"])
+def test_threshold_from_labelled_images(model, labelled_folder, by):
+    changed = json.loads(succeed("threshold", model, "--labelled", labelled_folder, "--by", by, "--json", "-q").stdout)
+    assert changed["false_alarm_rate"] is None
+    assert changed["labelled"]["threshold"] == changed["threshold"]
+    assert changed["labelled"]["miss_rate"]["value"] == changed["labelled"]["false_alarm_rate"]["value"] == 0
+    assert changed["labelled"]["miss_rate"]["n"] == 3
+    assert json.loads(succeed("threshold", model, "--json").stdout)["threshold"] == changed["threshold"]
+    said = succeed("threshold", model, "--labelled", labelled_folder).stderr.replace("\n", " ")
+    assert "defects missed 0.000 of 3 (95 % 0.000 to" in said
+
+
+def test_threshold_by_labels_without_labels_is_refused(model):
+    assert "--labelled DATASET" in fail("threshold", model, "--by", "f1").stderr.replace("\n", " ")
+    assert "give one of" in fail("threshold", model, "--by", "f1", "--labelled", "x", "--value", "1").stderr
+    assert run("threshold", model, "--by", "luck").exit_code == 2
+
+
+def test_evaluate_plots_promised_against_realised_rates(model, labelled_folder, tmp_path):
+    plot = tmp_path / "kept.png"
+    figures = json.loads(succeed("evaluate", model, labelled_folder, "--json", "--reliability", plot, "-q").stdout)
+    assert len(figures["reliability"]["realised"]) == len(figures["reliability"]["asked"])
+    assert figures["reliability"]["realised"][0]["n"] == 12
+    with Image.open(plot) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+    assert (
+        "no such folder" in fail("evaluate", model, labelled_folder, "--reliability", tmp_path / "no" / "k.png").stderr
+    )
+
+
+def test_near_duplicates_and_groups(good_folder, tmp_path):
+    for path in sorted(good_folder.iterdir())[:4]:
+        with Image.open(path) as image:
+            image.point(lambda value: min(255, value + 1)).save(path.with_name(f"{path.stem}_again.png"))
+    said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT).stderr.replace("\n", " ")
+    assert "4 images nearly equal others, such as" in said
+    assert "--groups" in said
+    options = [*FIT, "--groups", r"(\d+)(_again)?\.png", "--json", "-q"]
+    fitted = json.loads(succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *options).stdout)
+    assert fitted["near_duplicates"] == []
+    assert fitted["false_alarm_rate"] == pytest.approx(1 / 13)
+
+
+@pytest.mark.parametrize(("given", "expected"), [("paper", (0, 0.01)), ("0.5", (0, 0.5)), ("0.2,0.5", (0.2, 0.5))])
+def test_regularization_as_given(good_folder, tmp_path, given, expected):
+    options = [*FIT[:-1], given, "--json", "-q"]
+    fitted = json.loads(succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *options).stdout)
+    assert (fitted["regularization"]["sharing"], fitted["regularization"]["ridge"]) == expected
+
+
+def test_regularization_that_is_none(good_folder, tmp_path):
+    assert "--regularization takes" in fail("fit", good_folder, "-o", tmp_path / "m", *FIT[:-1], "strong").stderr
+
+
 def test_copies_among_the_good_images_are_told(good_folder, tmp_path):
     (good_folder / "copy.png").write_bytes((good_folder / "002.png").read_bytes())
     said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT).stderr.replace("\n", " ")
@@ -259,7 +324,7 @@ def test_copies_among_the_good_images_are_told(good_folder, tmp_path):
 
 
 def test_a_fit_without_calibration_makes_no_decision(good_folder, tmp_path):
-    succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--no-calibrate", "-q")
+    succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--calibrate", "none", "-q")
     succeed("predict", tmp_path / "m.flawmap", good_folder, "-o", tmp_path / "out", "-q")
     assert {row["pred_label"] for row in rows(tmp_path / "out")} == {""}
     assert "was not calibrated" in fail("threshold", tmp_path / "m.flawmap").stderr

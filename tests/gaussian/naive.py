@@ -19,11 +19,11 @@ def embed(features: list[np.ndarray], channels: np.ndarray) -> np.ndarray:
     return joined[:, channels].reshape(len(joined), len(channels), -1).transpose(2, 0, 1)
 
 
-def fit(embeddings: np.ndarray, regularization: float) -> tuple[np.ndarray, np.ndarray]:
+def fit(embeddings: np.ndarray, ridge: float, sharing: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Mean (P, d) and covariance (P, d, d)."""
     identity = np.eye(embeddings.shape[2])
-    covariance = [np.cov(position, rowvar=False, ddof=1).reshape(identity.shape) for position in embeddings]
-    return embeddings.mean(axis=1), np.stack(covariance) + regularization * identity
+    own = np.stack([np.cov(position, rowvar=False, ddof=1).reshape(identity.shape) for position in embeddings])
+    return embeddings.mean(axis=1), (1 - sharing) * own + sharing * own.mean(axis=0) + ridge * identity
 
 
 def squared_distances(embeddings: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:

@@ -8,12 +8,15 @@ import torch
 from flawmap.embedding import build_hierarchy, draw_channels
 from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.gaussian import (
+    PAPER,
     Moments,
+    Regularization,
     covariance_at,
     factorise,
     mean_at,
     merge,
     squared_distances,
+    subtract,
     typical_distance,
     update,
 )
@@ -60,7 +63,7 @@ def case(request):
 @pytest.mark.parametrize("batch", [1, 7, 32])
 def test_streaming_equals_one_float64_pass(case, batch):
     hierarchy, features, embeddings = case
-    factor = factorise(fit_in_batches(hierarchy, features, batch), regularization=0.01)
+    factor = factorise(fit_in_batches(hierarchy, features, batch), regularization=PAPER)
     mean, covariance = naive.fit(embeddings, 0.01)
     expected = naive.squared_distances(embeddings, mean, covariance).T.reshape(-1, *hierarchy.grid)
     got = squared_distances(factor, hierarchy.select([torch.from_numpy(maps) for maps in features]))
@@ -99,9 +102,35 @@ def test_merging_with_nothing_changes_nothing(case):
     assert empty.count == moments.count == N_IMAGES
 
 
+def test_what_is_subtracted_was_never_learnt(case):
+    hierarchy, features, _ = case
+    moments = fit_in_batches(hierarchy, features, 7)
+    part = fit_in_batches(hierarchy, [maps[10:25] for maps in features], 7)
+    subtract(moments, part)
+    rest = fit_in_batches(hierarchy, [np.delete(maps, slice(10, 25), axis=0) for maps in features], 7)
+    assert moments.count == rest.count == N_IMAGES - 15
+    for got, expected in zip(moments.cross + moments.own, rest.cross + rest.own, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=2e-3)
+    for got, expected in zip(moments.mean, rest.mean, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ParameterError, match="cannot subtract"):
+        subtract(part, moments)
+
+
+def test_sharing_blends_every_covariance_with_the_mean_of_all(case):
+    hierarchy, features, embeddings = case
+    factor = factorise(fit_in_batches(hierarchy, features, 32), regularization=Regularization(0.05, 0.3))
+    expected = naive.squared_distances(embeddings, *naive.fit(embeddings, 0.05, 0.3))
+    got = squared_distances(factor, hierarchy.select([torch.from_numpy(maps) for maps in features]))
+    np.testing.assert_allclose(got.flatten(1).numpy().T, expected, rtol=2e-3)
+    for position in (0, embeddings.shape[0] - 1):
+        blended = naive.fit(embeddings, 0.05, 0.3)[1][position]
+        np.testing.assert_allclose(covariance_at(factor, position).numpy(), blended, rtol=1e-4, atol=1e-3)
+
+
 def test_a_batch_of_scores_equals_one_at_a_time(case):
     hierarchy, features, _ = case
-    factor = factorise(fit_in_batches(hierarchy, features, 32), regularization=0.01)
+    factor = factorise(fit_in_batches(hierarchy, features, 32), regularization=PAPER)
     together = squared_distances(factor, hierarchy.select([torch.from_numpy(maps[:5]) for maps in features]))
     for i in range(5):
         alone = squared_distances(factor, hierarchy.select([torch.from_numpy(maps[i : i + 1]) for maps in features]))
@@ -110,10 +139,12 @@ def test_a_batch_of_scores_equals_one_at_a_time(case):
 
 def test_typical_distance_is_the_root_mean_square_of_the_training_distances(case):
     hierarchy, features, embeddings = case
-    factor = factorise(fit_in_batches(hierarchy, features, 32), regularization=0.3)
+    factor = factorise(fit_in_batches(hierarchy, features, 32), regularization=Regularization(0.3))
     squared = naive.squared_distances(embeddings, *naive.fit(embeddings, 0.3))
     expected = np.sqrt(np.sort(squared.mean(axis=1))[(len(squared) - 1) // 2])
-    assert typical_distance(factor, regularization=0.3, count=N_IMAGES) == pytest.approx(expected, rel=1e-3)
+    assert typical_distance(factor, regularization=Regularization(0.3), count=N_IMAGES) == pytest.approx(
+        expected, rel=1e-3
+    )
 
 
 def test_cells_stay_far_fewer_than_positions_where_grids_nest():
@@ -126,7 +157,7 @@ def test_cells_stay_far_fewer_than_positions_where_grids_nest():
 def test_more_channels_than_images_is_regularised(case):
     hierarchy, features, embeddings = case
     few = [maps[:4] for maps in features]
-    factor = factorise(fit_in_batches(hierarchy, few, 4), regularization=0.1)
+    factor = factorise(fit_in_batches(hierarchy, few, 4), regularization=Regularization(0.1))
     expected = naive.squared_distances(embeddings, *naive.fit(embeddings[:, :4], 0.1))
     got = squared_distances(factor, hierarchy.select([torch.from_numpy(maps) for maps in features]))
     np.testing.assert_allclose(got.flatten(1).numpy().T, expected, rtol=2e-3)
@@ -140,20 +171,20 @@ def test_fewer_than_two_images_are_refused(count):
     if count:
         update(moments, hierarchy.select([torch.from_numpy(m) for m in random_features(grids, n_channels, count)]))
     with pytest.raises(TrainingSetError, match=f"at least 2 good images, got {count}"):
-        factorise(moments, regularization=0.01)
+        factorise(moments, regularization=PAPER)
 
 
 def test_a_covariance_without_full_rank_is_refused_not_inverted():
     hierarchy = build_hierarchy([(2, 2)], [6], draw_channels(6, None, 0))
     moments = fit_in_batches(hierarchy, random_features([(2, 2)], [6], 4), 4)
     with pytest.raises(TrainingSetError, match="raise `regularization`"):
-        factorise(moments, regularization=0.0)
+        factorise(moments, regularization=Regularization(0.0))
 
 
 def test_identical_images_leave_only_the_regularisation():
     hierarchy = build_hierarchy([(2, 2)], [3], draw_channels(3, None, 0))
     features = [np.repeat(random_features([(2, 2)], [3], 1)[0], 5, axis=0)]
-    factor = factorise(fit_in_batches(hierarchy, features, 2), regularization=0.04)
+    factor = factorise(fit_in_batches(hierarchy, features, 2), regularization=Regularization(0.04))
     torch.testing.assert_close(covariance_at(factor, 1), 0.04 * torch.eye(3, dtype=torch.float64), rtol=1e-5, atol=1e-6)
     shifted = squared_distances(factor, hierarchy.select([torch.from_numpy(features[0] + 1)]))
     torch.testing.assert_close(shifted, torch.full((5, 2, 2), 3 / 0.04), rtol=1e-4, atol=0.0)

@@ -35,7 +35,7 @@ __all__ = [
     "print_json",
 ]
 
-TRAIN_EXTRA = {"torch", "torchvision", "timm", "scipy"}
+TRAIN_EXTRA = {"torch", "torchvision", "timm", "scipy", "matplotlib"}
 """Modules that only the `train` extra installs."""
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -132,12 +132,13 @@ def explain_promise(decision: Decision, asked: float) -> None:
     if rate is None:
         messages.print(f"Threshold {decision.threshold:.4g}, set by hand: nothing is promised.")
         return
-    n_images = len(decision.scores)
+    n_images = decision.n_groups
+    what = "good images" if decision.group_sizes is None else "groups of good images"
     messages.print(f"Threshold {decision.threshold:.4g}: at most {rate:.3g} of good parts are flagged.")
     if rate > asked:
         needed = math.ceil(1 / asked) - 1
         messages.print(
-            f"[yellow]note:[/] {n_images} good images cannot promise {asked:g}; {needed} would do. "
+            f"[yellow]note:[/] {n_images} {what} cannot promise {asked:g}; {needed} would do. "
             f"Until then the threshold is the highest score of a good image."
         )
 

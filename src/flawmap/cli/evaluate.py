@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flawmap.atomic import replace_atomically
 from flawmap.cli.console import (
     BadImages,
     DeviceOption,
@@ -16,11 +17,15 @@ from flawmap.cli.console import (
     QuietOption,
     SkipBadOption,
     WeightsOption,
+    check_writable_target,
     guarded,
     messages,
     print_json,
 )
-from flawmap.metrics import Rate
+from flawmap.errors import DatasetError
+
+DOUBTFUL = 0.01
+"""Uniformity of p-values below which the promise is in doubt."""
 
 
 @guarded
@@ -30,6 +35,9 @@ def evaluate(
         str,
         typer.Argument(metavar="DATASET", help="Folder in MVTec AD layout, or of good/ and other types; elpv:mono."),
     ],
+    reliability: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Plot realised against promised false-alarm rates.")
+    ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     skip_bad: SkipBadOption = False,
@@ -41,11 +49,19 @@ def evaluate(
     from flawmap.evaluation import Evaluation, Figures
     from flawmap.evaluation import evaluate as run
     from flawmap.images import open_dataset
+    from flawmap.plots import plot_reliability
 
+    if reliability is not None:
+        check_writable_target(reliability)
     data = open_dataset(dataset)
     bad = BadImages()
     detector = load(model, weights=weights, device=device)
     result: Evaluation = run(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
+    if reliability is not None:
+        if result.reliability is None:
+            raise DatasetError(f"{dataset}: no good images, or a model without a promise; there is nothing to plot")
+        with replace_atomically(reliability) as temporary:
+            plot_reliability(result.reliability, temporary)
     promised = detector.decision_.false_alarm_rate if detector.decision_ else None
     if as_json:
         print_json({**result.to_json(), "promised_false_alarm_rate": promised, "skipped": bad.to_json()})
@@ -61,12 +77,13 @@ def evaluate(
         console.print(table)
         if (alarms := result.false_alarm_rate) is not None:
             promise = "" if promised is None else f", promised {promised:.3g}"
-            console.print(f"good parts flagged: {_show(alarms)}{promise}")
+            console.print(f"good parts flagged: {alarms}{promise}")
         if result.miss_rate is not None:
-            console.print(f"anomalous parts missed: {_show(result.miss_rate)}")
+            console.print(f"anomalous parts missed: {result.miss_rate}")
+        if result.reliability is not None and result.reliability.uniformity < DOUBTFUL:
+            messages.print(
+                f"[yellow]note:[/] these good parts score unlike those that were learnt (uniformity "
+                f"{result.reliability.uniformity:.2g}): the promise may not hold for them; learn from parts like these"
+            )
     for warning in () if quiet else result.warnings:
         messages.print(f"[yellow]note:[/] {warning}")
-
-
-def _show(rate: Rate) -> str:
-    return f"{rate.value:.3f} of {rate.n} (95 % {rate.low:.3f} to {rate.high:.3f})"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -26,8 +27,19 @@ from flawmap.cli.console import (
 )
 from flawmap.errors import ParameterError
 
+if TYPE_CHECKING:
+    from flawmap import PaDiM
+
 SHOWN = 5
 """Outliers that are named one by one."""
+
+
+class Calibrate(StrEnum):
+    """How good parts get honest scores."""
+
+    leave_one_out = "leave-one-out"
+    holdout = "holdout"
+    none = "none"
 
 
 @guarded
@@ -39,7 +51,9 @@ def fit(
     layers: Annotated[str | None, typer.Option(metavar="A,B,C", help="One to five layers.")] = None,
     n_features: Annotated[int | None, typer.Option(help="Channels to draw at random; all if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes the draw.")] = 0,
-    regularization: Annotated[float | None, typer.Option(help="Added to each variance; 0.01 is the paper's.")] = None,
+    regularization: Annotated[
+        str | None, typer.Option(metavar="auto|paper|EPS|A,EPS", help="What few images' covariances lean on; auto.")
+    ] = None,
     weights: WeightsOption = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="An untrained backbone.")] = False,
     resize: Annotated[str | None, typer.Option(metavar="N|HxW", help="Size of the whole image; 256.")] = None,
@@ -49,7 +63,11 @@ def fit(
     false_alarm_rate: Annotated[
         float, typer.Option(metavar="Q", help="Share of good parts that may be flagged.")
     ] = 0.01,
-    calibrate: Annotated[bool, typer.Option(help="Second pass for an honest threshold, leave-one-out.")] = True,
+    calibrate: Annotated[Calibrate, typer.Option(help="How good parts get honest scores.")] = Calibrate.leave_one_out,
+    groups: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX|folder", help="Near-duplicates: images whose path matches alike are one group."),
+    ] = None,
     cache_mb: Annotated[float, typer.Option(metavar="MB", help="Memory for images between the two passes.")] = 64,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
@@ -61,7 +79,7 @@ def fit(
         "backbone": backbone,
         "layers": None if layers is None else tuple(name.strip() for name in layers.split(",")),
         "n_features": n_features,
-        "regularization": regularization,
+        "regularization": None if regularization is None else _parse_regularization(regularization),
         "weights": weights,
         "resize": parse_size(resize, "--resize"),
         "crop": parse_size(crop, "--crop"),
@@ -74,7 +92,8 @@ def fit(
         "pretrained": not random_weights,
         "aspect": aspect.value,
         "device": device,
-        "calibrate": "leave-one-out" if calibrate else None,
+        "calibrate": None if calibrate is Calibrate.none else calibrate.value,
+        "groups": groups,
         "false_alarm_rate": false_alarm_rate,
         "cache_mb": cache_mb,
     }
@@ -101,6 +120,8 @@ def fit(
                 "seconds": round(seconds, 3),
                 "outliers": list(model.outliers_),
                 "copies": list(model.copies_),
+                "near_duplicates": [list(pair) for pair in model.duplicates_],
+                "regularization": {"ridge": model.regularization_.ridge, "sharing": model.regularization_.sharing},
                 "skipped": bad.to_json(),
             }
         )
@@ -111,12 +132,37 @@ def fit(
         )
         if model.decision_ is not None:
             explain_promise(model.decision_, false_alarm_rate)
-        for name in model.outliers_[:SHOWN]:
-            messages.print(f"[yellow]note:[/] {escape(name)} looks unlike the other good images: is it good?")
-        if len(model.outliers_) > SHOWN:
-            messages.print(f"[yellow]note:[/] and {len(model.outliers_) - SHOWN} more; --json names them all")
-        if model.copies_:
-            messages.print(
-                f"[yellow]note:[/] {len(model.copies_)} images equal others, such as {escape(model.copies_[0])}: "
-                f"a copy vouches for itself, so more good parts will be flagged than promised; remove the copies"
-            )
+        _warn(model)
+
+
+def _parse_regularization(text: str) -> str | float | tuple[float, ...]:
+    if text in ("auto", "paper"):
+        return text
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ParameterError(
+            f"--regularization takes auto, paper, EPS or A,EPS such as 0.1,0.5; got '{text}'"
+        ) from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _warn(model: PaDiM) -> None:
+    """Say what looks wrong with the good images, and what to do."""
+    for name in model.outliers_[:SHOWN]:
+        messages.print(f"[yellow]note:[/] {escape(name)} looks unlike the other good images: is it good?")
+    if len(model.outliers_) > SHOWN:
+        messages.print(f"[yellow]note:[/] and {len(model.outliers_) - SHOWN} more; --json names them all")
+    if model.copies_:
+        messages.print(
+            f"[yellow]note:[/] {len(model.copies_)} images equal others, such as {escape(model.copies_[0])}: "
+            f"a copy vouches for itself, so more good parts will be flagged than promised; remove the copies"
+        )
+    near = [pair for pair in model.duplicates_ if pair[1] not in model.copies_]
+    if near:
+        earlier, later = near[0]
+        messages.print(
+            f"[yellow]note:[/] {len(near)} images nearly equal others, such as {escape(later)} and {escape(earlier)}: "
+            f"they vouch for each other, so more good parts may be flagged than promised; keep one of each, or name "
+            f"what belongs together with --groups"
+        )

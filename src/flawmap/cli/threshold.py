@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flawmap.cli.console import JsonOption, QuietOption, WeightsOption, explain_promise, guarded, print_json
+from flawmap.cli.console import (
+    BadImages,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    SkipBadOption,
+    WeightsOption,
+    explain_promise,
+    guarded,
+    messages,
+    print_json,
+)
 from flawmap.errors import ParameterError
+
+
+class Criterion(StrEnum):
+    """What the best threshold for labelled images is best at."""
+
+    f1 = "f1"
+    youden = "youden"
+    cost = "cost"
 
 
 @guarded
@@ -21,22 +42,61 @@ def threshold(
     pixel_false_alarm_rate: Annotated[
         float | None, typer.Option(metavar="Q", help="Share of good parts' pixels that may be marked.")
     ] = None,
+    labelled: Annotated[
+        str | None,
+        typer.Option(metavar="DATASET", help="Labelled images: shows the errors on them, and serves --by."),
+    ] = None,
+    by: Annotated[Criterion | None, typer.Option(help="Take the best threshold for the labelled images.")] = None,
+    miss_cost: Annotated[float, typer.Option(metavar="C", help="For --by cost: of a missed defect.")] = 1.0,
+    false_alarm_cost: Annotated[float, typer.Option(metavar="C", help="For --by cost: of a flagged good part.")] = 1.0,
+    defect_rate: Annotated[
+        float | None,
+        typer.Option(metavar="Q", help="For --by cost: share of defects to come; as labelled if not given."),
+    ] = None,
     weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Show what a MODEL decides by, or change it, without fitting again."""
+    if by is not None and labelled is None:
+        raise ParameterError("--by needs labelled images: give them with --labelled DATASET")
+    if by is not None and (value is not None or false_alarm_rate is not None):
+        raise ParameterError("give one of --false-alarm-rate, --value and --by")
     from flawmap import load
+    from flawmap.evaluation import labelled_scores
+    from flawmap.images import open_dataset
+    from flawmap.metrics import OperatingPoint, Rate, best_threshold, error_rates
 
-    detector = load(model, weights=weights, device="cpu")
+    detector = load(model, weights=weights, device=device)
+    if detector.decision_ is None:
+        raise ParameterError(
+            f"{model} was not calibrated: fit again, on at least 3 good images, without --calibrate none"
+        )
+    bad = BadImages()
+    labels: list[int] = []
+    scores: list[float] = []
+    if labelled is not None:
+        samples = open_dataset(labelled).test
+        labels, scores = labelled_scores(detector, samples, progress=not quiet, on_bad=bad if skip_bad else None)
+        error_rates(labels, scores, 0.0)  # both kinds of images are there
+    if by is not None:
+        value = best_threshold(
+            labels,
+            scores,
+            by.value,
+            miss_cost=miss_cost,
+            false_alarm_cost=false_alarm_cost,
+            defect_rate=defect_rate,
+        ).threshold
     changes = {"false_alarm_rate": false_alarm_rate, "value": value, "pixel_false_alarm_rate": pixel_false_alarm_rate}
     changes = {name: change for name, change in changes.items() if change is not None}
     if changes:
         detector.set_threshold(**changes)
         detector.save(model)
     decision = detector.decision_
-    if decision is None:
-        raise ParameterError(f"{model} was not calibrated: fit again, on at least 3 good images, with --calibrate")
+    errors: OperatingPoint | None = error_rates(labels, scores, decision.threshold) if labels else None
     if as_json:
         print_json(
             {
@@ -46,7 +106,16 @@ def threshold(
                 "pixel_false_alarm_rate": decision.pixel_false_alarm_rate,
                 "lowest_false_alarm_rate": decision.lowest_rate,
                 "n_good_images": len(decision.scores),
+                "labelled": None if errors is None else asdict(errors),
+                "skipped": bad.to_json(),
             }
         )
     elif not quiet:
         explain_promise(decision, false_alarm_rate or decision.false_alarm_rate or 1.0)
+        flagged = Rate.of(int((decision.scores > decision.threshold).sum()), len(decision.scores))
+        messages.print(f"Good parts it learnt from, each left out in turn: {flagged} flagged.")
+        if errors is not None:
+            messages.print(
+                f"Labelled images: good parts flagged {errors.false_alarm_rate}; defects missed {errors.miss_rate}"
+                + ("; the threshold was chosen on them, so expect somewhat more." if by is not None else ".")
+            )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any, Literal, Self
 
@@ -14,10 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from flawmap.backbones import DEFAULT_BACKBONE, Backbone, load_backbone
-from flawmap.decision import FALSE_ALARM_RATE, PIXEL_RATES, Decision
+from flawmap.decision import FALSE_ALARM_RATE, Decision
 from flawmap.detectors import passes
 from flawmap.detectors.detector import OnBad
 from flawmap.detectors.padim_file import described_hierarchy, matching_backbone, pack, unpack
+from flawmap.detectors.padim_fit import Fitting, Method, check_parameters
 from flawmap.detectors.presets import PRESETS
 from flawmap.embedding import build_hierarchy, draw_channels
 from flawmap.errors import (
@@ -26,17 +26,23 @@ from flawmap.errors import (
     ParameterError,
 )
 from flawmap.gaussian import (
-    MIN_IMAGES,
     Factor,
+    Regularization,
     covariance_at,
-    factorise,
     mean_at,
     squared_distances,
     typical_distance,
 )
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, Replay, collect, stream, training_images
-from flawmap.model_file import BackboneRecord, DecisionRecord, Document, ModelFile, PreprocessingRecord
-from flawmap.progress import Progress, report_progress
+from flawmap.model_file import (
+    BackboneRecord,
+    DecisionRecord,
+    Document,
+    ModelFile,
+    PreprocessingRecord,
+    RegularizationRecord,
+)
+from flawmap.progress import Progress
 from flawmap.records import Prediction, Size
 
 __all__ = ["PaDiM"]
@@ -51,7 +57,8 @@ class PaDiM:
         n_features: channels drawn at random (by `seed`) from the concatenated layers; None for all.
         channels: indices into the concatenated layers, in place of a draw.
         seed: fixes the draw, and the weights where `pretrained` is False.
-        regularization: added to the diagonal of every covariance.
+        regularization: "auto" chooses, by leave-one-out likelihood, what regularises the covariances; "paper" adds 0.01
+            to every variance; a number adds that; a pair (a, eps) also shrinks towards what all patches share, by a.
         pretrained: False for random weights.
         weights: a weights file, or `hf-hub:REPO`; None to look on this machine.
         resize: the whole image is resized to this size, an int or (height, width).
@@ -59,17 +66,23 @@ class PaDiM:
         aspect: "squash" fills `resize`; "letterbox" keeps the proportions and pads.
         device: "auto" takes a GPU where there is one.
         calibrate: "leave-one-out" makes `fit` score every good image by the model without it, for a threshold that
-            keeps its promise; None leaves scores without a decision.
+            keeps its promise; "holdout" learns from three quarters and scores the rest; None leaves scores without a
+            decision.
         false_alarm_rate: share of good images that may be flagged.
+        groups: what belongs together and would vouch for each other, such as augmented copies or frames of a clip: a
+            regular expression on the path, whose first group (or match) names the image's; "folder"; or a function of
+            the path. None: every image stands alone.
         cache_mb: memory for images between the two passes of a calibrated fit; those beyond it are read again.
 
     Attributes after `fit`:
         factor_: the Gaussians (`flawmap.gaussian.Factor`). channels_: (d,) indices into the concatenated layers.
+        regularization_: what the covariances were regularised by (`flawmap.gaussian.Regularization`).
         n_images_: number of good images learnt from.
-        decision_: leave-one-out scores and thresholds (`flawmap.decision.Decision`), or None: not calibrated, or
-            fewer than three images.
-        outliers_: names of good images that look unlike the others; not kept in the model file.
-        copies_: names of good images that equal an earlier one, which makes the promise too optimistic; not kept.
+        decision_: honest scores of good images, and thresholds (`flawmap.decision.Decision`), or None: not
+            calibrated, or fewer than three images.
+        outliers_: names of good images that look unlike the others.
+        copies_: names of good images that equal an earlier one.
+        duplicates_: pairs of names of near-duplicates, that belong in one group. The last three are not saved.
     """
 
     def __init__(
@@ -80,15 +93,16 @@ class PaDiM:
         n_features: int | None = None,
         channels: ArrayLike | None = None,
         seed: int = 0,
-        regularization: float = 0.01,
+        regularization: Literal["auto", "paper"] | float | tuple[float, float] = "auto",
         pretrained: bool = True,
         weights: str | os.PathLike[str] | None = None,
         resize: int | Size = 256,
         crop: int | Size | None = None,
         aspect: Literal["squash", "letterbox"] = "squash",
         device: torch.device | str = "auto",
-        calibrate: Literal["leave-one-out"] | None = "leave-one-out",
+        calibrate: Method | None = "leave-one-out",
         false_alarm_rate: float = FALSE_ALARM_RATE,
+        groups: str | Callable[[str], Hashable] | None = None,
         cache_mb: float = 64,
     ) -> None:
         self.backbone = backbone
@@ -105,10 +119,12 @@ class PaDiM:
         self.device = device
         self.calibrate = calibrate
         self.false_alarm_rate = false_alarm_rate
+        self.groups = groups
         self.cache_mb = cache_mb
         self.decision_: Decision | None = None
         self.outliers_: tuple[str, ...] = ()
         self.copies_: tuple[str, ...] = ()
+        self.duplicates_: tuple[tuple[str, str], ...] = ()
         self._backbone: Backbone | None = None
 
     @classmethod
@@ -140,7 +156,8 @@ class PaDiM:
             on_bad: is told of each image that cannot be read, which is then left out; None raises ImageError.
             batch_size: images per step; None to choose by the input size.
         """
-        self._check_parameters()
+        regularization = Regularization.of(self.regularization)
+        check_parameters(self.calibrate, self.cache_mb, self.false_alarm_rate)
         preprocessing = self.preprocessing
         collection = collect(training_images(images) if isinstance(images, (str, os.PathLike)) else images)
         backbone = load_backbone(
@@ -153,26 +170,22 @@ class PaDiM:
         )
         shapes = backbone.shapes(preprocessing.input_size)
         channels = self._draw(sum(n for n, _ in shapes))
-        hierarchy = build_hierarchy([grid for _, grid in shapes], [n for n, _ in shapes], channels).to(backbone.device)
-        size = batch_size or passes.batch_size(preprocessing.input_size)
+        fitting = Fitting(
+            backbone,
+            build_hierarchy([grid for _, grid in shapes], [n for n, _ in shapes], channels).to(backbone.device),
+            preprocessing.input_size,
+            batch_size or passes.batch_size(preprocessing.input_size),
+            regularization,
+            self.calibrate,
+            self.groups,
+            self.seed,
+        )
         replay = Replay(collection.items, preprocessing, cache_mb=self.cache_mb if self.calibrate else 0, on_bad=on_bad)
-        with report_progress(progress, "Learning", collection.count) as advance:
-            moments = passes.learn(backbone, hierarchy, passes.batches(replay.first(), size), advance)
-        factor, count = factorise(moments, regularization=self.regularization), moments.count
-        del moments
-        decision: Decision | None = None
-        names: list[str] = []
-        if self.calibrate and count >= MIN_IMAGES:
-            with report_progress(progress, "Calibrating", replay.n_again) as advance:
-                batches = passes.batches(replay.second(), size)
-                names, scores, pixels = passes.leave_out(
-                    backbone, factor, batches, preprocessing.input_size, count, advance
-                )
-            decision = Decision(scores, pixels.exceeded_by(PIXEL_RATES)).at_rate(self.false_alarm_rate)
-        self._backbone, self.factor_, self.channels_, self.n_images_ = backbone, factor, channels, count
-        self._shapes, self.decision_ = shapes, decision
-        self.copies_ = tuple(replay.copies)
-        self.outliers_ = tuple(names[i] for i in decision.outliers()) if decision else ()
+        learnt = fitting.run(replay, collection.count, progress)
+        self._backbone, self._shapes, self.channels_ = backbone, shapes, channels
+        self.factor_, self.regularization_, self.n_images_ = learnt.factor, learnt.regularization, learnt.count
+        self.decision_ = learnt.decision.at_rate(self.false_alarm_rate) if learnt.decision else None
+        self.outliers_, self.copies_, self.duplicates_ = learnt.outliers, learnt.copies, learnt.duplicates
         return self
 
     def predict(
@@ -244,7 +257,7 @@ class PaDiM:
         if self.decision_ is not None:
             typical = min(float(np.median(self.decision_.scores)), 0.9 * self.decision_.threshold)
             return typical, 2 * self.decision_.threshold - typical
-        typical = typical_distance(self._fitted()[1], regularization=self.regularization, count=self.n_images_)
+        typical = typical_distance(self._fitted()[1], regularization=self.regularization_, count=self.n_images_)
         return 1.5 * typical, 8 * typical
 
     def describe(self) -> dict[str, object]:
@@ -266,6 +279,7 @@ class PaDiM:
     ) -> Self:
         """The model of an opened file; `weights` if the backbone's are not where they were when it was fitted."""
         document, record = file.document, file.document.backbone
+        regularization, decided = document.regularization, document.decision
         try:
             model = cls(
                 backbone=record.name,
@@ -273,13 +287,17 @@ class PaDiM:
                 n_features=document.n_features,
                 channels=document.channels,
                 seed=document.seed,
-                regularization=document.regularization,
+                regularization="auto"
+                if regularization.chosen == "auto"
+                else (regularization.sharing, regularization.ridge),
                 pretrained=record.pretrained,
                 weights=weights,
                 resize=document.preprocessing.resize,
                 crop=document.preprocessing.crop,
                 aspect=document.preprocessing.aspect,
                 device=device,
+                calibrate=decided.method if decided else None,
+                false_alarm_rate=(decided.false_alarm_rate if decided else None) or FALSE_ALARM_RATE,
             )
             hierarchy = described_hierarchy(document, model.preprocessing.input_size)
         except ParameterError as error:
@@ -288,6 +306,7 @@ class PaDiM:
             ) from error
         model._backbone = matching_backbone(file, weights, device)
         model.factor_, model.decision_ = unpack(file, hierarchy, model._backbone.device)
+        model.regularization_ = Regularization(regularization.ridge, regularization.sharing)
         model.channels_, model.n_images_ = np.array(document.channels, np.int64), document.n_images
         model._shapes = list(zip(document.n_channels, document.grids, strict=True))
         if model._backbone.shapes(model.preprocessing.input_size) != model._shapes:
@@ -302,16 +321,6 @@ class PaDiM:
         if channels.ndim != 1 or not np.issubdtype(channels.dtype, np.integer):
             raise ParameterError(f"channels must be a list of integers, got shape {channels.shape} of {channels.dtype}")
         return np.sort(channels.astype(np.int64))
-
-    def _check_parameters(self) -> None:
-        if not (math.isfinite(self.regularization) and self.regularization >= 0):
-            raise ParameterError(f"regularization must be a finite number >= 0, got {self.regularization}")
-        if self.calibrate not in ("leave-one-out", None):
-            raise ParameterError(f"calibrate must be 'leave-one-out' or None, got {self.calibrate!r}")
-        if not (math.isfinite(self.cache_mb) and self.cache_mb >= 0):
-            raise ParameterError(f"cache_mb must be a finite number >= 0, got {self.cache_mb}")
-        if not 0 < self.false_alarm_rate < 1:
-            raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {self.false_alarm_rate}")
 
     def _calibrated(self) -> Decision:
         self._fitted()
@@ -367,11 +376,17 @@ class PaDiM:
             channels=tuple(self.channels_.tolist()),
             n_features=self.n_features,
             seed=self.seed,
-            regularization=self.regularization,
+            regularization=RegularizationRecord(
+                ridge=self.regularization_.ridge,
+                sharing=self.regularization_.sharing,
+                chosen="auto" if self.regularization == "auto" else "given",
+            ),
             n_images=self.n_images_,
             decision=None
             if self.decision_ is None
             else DecisionRecord(
+                method=self.calibrate or "leave-one-out",
+                grouped=self.decision_.group_sizes is not None,
                 n_scores=len(self.decision_.scores),
                 threshold=self.decision_.threshold,
                 false_alarm_rate=self.decision_.false_alarm_rate,

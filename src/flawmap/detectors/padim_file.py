@@ -16,7 +16,7 @@ from flawmap.decision import PIXEL_RATES, Decision
 from flawmap.embedding import Hierarchy, build_hierarchy
 from flawmap.errors import ParameterError, WeightsError
 from flawmap.gaussian import Factor
-from flawmap.model_file import Document, ModelFile
+from flawmap.model_file import DecisionRecord, Document, ModelFile
 from flawmap.records import Size
 
 __all__ = ["MAX_POSITIONS", "described_hierarchy", "matching_backbone", "pack", "unpack"]
@@ -48,13 +48,15 @@ def pack(factor: Factor, decision: Decision | None, layers: Sequence[str]) -> di
     if decision is not None:
         tensors["calibration.scores"] = torch.from_numpy(decision.scores)
         tensors["calibration.pixel_quantiles"] = torch.from_numpy(decision.pixel_quantiles)
+        if decision.group_sizes is not None:
+            tensors["calibration.group_sizes"] = torch.from_numpy(decision.group_sizes)
     return tensors
 
 
 def unpack(file: ModelFile, hierarchy: Hierarchy, device: torch.device) -> tuple[Factor, Decision | None]:
     """A file's Gaussians, on a device, and what it decides by."""
     layers, record = file.document.backbone.layers, file.document.decision
-    tensors = file.read(_expected_shapes(hierarchy, layers, record.n_scores if record else 0), device)
+    tensors = file.read(_expected_shapes(hierarchy, layers, record), device)
     names = [layers[level.layer] for level in hierarchy.levels]
     coarsest = hierarchy.levels[0]
     no_cross = torch.empty(coarsest.n_cells, coarsest.n_channels, 0, device=device)
@@ -72,11 +74,14 @@ def unpack(file: ModelFile, hierarchy: Hierarchy, device: torch.device) -> tuple
         record.threshold,
         record.false_alarm_rate,
         record.pixel_false_alarm_rate,
+        tensors["calibration.group_sizes"].cpu().numpy() if record.grouped else None,
     )
     return factor, decision
 
 
-def _expected_shapes(hierarchy: Hierarchy, layers: Sequence[str], n_scores: int) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(
+    hierarchy: Hierarchy, layers: Sequence[str], decision: DecisionRecord | None
+) -> dict[str, tuple[int, ...]]:
     """Shapes of a model file's tensors."""
     shapes: dict[str, tuple[int, ...]] = {}
     for level in hierarchy.levels:
@@ -85,9 +90,11 @@ def _expected_shapes(hierarchy: Hierarchy, layers: Sequence[str], n_scores: int)
         shapes[f"{name}.own"] = (level.n_cells, level.n_channels, level.n_channels)
         if level.n_coarser:
             shapes[f"{name}.cross"] = (level.n_cells, level.n_channels, level.n_coarser)
-    if n_scores:
-        shapes["calibration.scores"] = (n_scores,)
+    if decision is not None:
+        shapes["calibration.scores"] = (decision.n_scores,)
         shapes["calibration.pixel_quantiles"] = (len(PIXEL_RATES),)
+        if decision.grouped:
+            shapes["calibration.group_sizes"] = (decision.n_scores,)
     return shapes
 
 

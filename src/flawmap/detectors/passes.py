@@ -1,26 +1,24 @@
-"""Passes over images: batches of them to embeddings, to moments, to leave-one-out scores, to anomaly maps."""
+"""Passes over images: batches of them to embeddings, to moments, to anomaly maps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.anomaly_map import anomaly_maps, image_scores
 from flawmap.backbones import Backbone
-from flawmap.decision import PixelHistogram
 from flawmap.embedding import Hierarchy
 from flawmap.errors import TrainingSetError
-from flawmap.gaussian import Factor, Moments, leave_one_out, squared_distances, update
+from flawmap.gaussian import Moments, Probe, update
 from flawmap.images import Loaded
 from flawmap.records import Size
 
-__all__ = ["FIT_BATCH", "batch_size", "batches", "embed", "learn", "leave_out", "map_batch"]
+__all__ = ["FIT_BATCH", "batch_size", "batches", "embed", "learn", "map_batch"]
 
 BATCH_PIXELS = 32 * 256 * 256
 """Input pixels per batch: 32 images of 256 x 256, fewer of larger ones."""
@@ -42,15 +40,23 @@ def batches(images: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
 def learn(
     backbone: Backbone,
     hierarchy: Hierarchy,
-    groups: Iterator[list[Loaded]],
+    images: Iterator[list[Loaded]],
     advance: Callable[[int], None],
+    *,
+    probe: Probe | None = None,
+    groups: Sequence[Hashable] = (),
 ) -> Moments:
-    """Moments of all images."""
+    """Moments of all images; a `probe` is shown them too, with their groups, a list that grows as they are read."""
     moments = Moments.empty(hierarchy, backbone.device)
     pending: list[list[Tensor]] = []
-    for batch in groups:
-        pending.append(embed(backbone, hierarchy, batch))
-        if sum(columns[0].shape[1] for columns in pending) >= FIT_BATCH:
+    n_read = 0
+    for batch in images:
+        columns = embed(backbone, hierarchy, batch)
+        if probe is not None:
+            probe.take(columns, groups[n_read : n_read + len(batch)])
+        n_read += len(batch)
+        pending.append(columns)
+        if sum(part[0].shape[1] for part in pending) >= FIT_BATCH:
             update(moments, _join(pending))
             pending = []
         advance(len(batch))
@@ -62,28 +68,6 @@ def learn(
             f"a few dozen are a good start"
         )
     return moments
-
-
-def leave_out(
-    backbone: Backbone,
-    factor: Factor,
-    groups: Iterator[list[Loaded]],
-    input_size: Size,
-    count: int,
-    advance: Callable[[int], None],
-) -> tuple[list[str], NDArray[np.float32], PixelHistogram]:
-    """Names and leave-one-out scores (N,) of the training images, and how often their maps' values occur."""
-    names, scores, pixels = [], [], PixelHistogram()
-    for batch in groups:
-        squared = squared_distances(factor, embed(backbone, factor.hierarchy, batch))
-        maps, batch_scores = map_batch(batch, leave_one_out(squared, count).sqrt_(), input_size)
-        for image, anomaly_map in zip(batch, maps.numpy(), strict=True):
-            top, left, bottom, right = image.placement.content
-            pixels.add(anomaly_map[top:bottom, left:right])
-            names.append(image.name)
-        scores.append(batch_scores.numpy())
-        advance(len(batch))
-    return names, np.concatenate(scores), pixels
 
 
 def map_batch(batch: Sequence[Loaded], distances: Tensor, input_size: Size) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,9 @@ from torch import Tensor
 from flawmap.embedding import Hierarchy, Level
 from flawmap.errors import TrainingSetError
 from flawmap.gaussian.moments import Moments
+from flawmap.gaussian.regularization import Regularization, shared_scatter
 
-__all__ = ["Factor", "covariance_at", "factorise", "mean_at"]
+__all__ = ["Factor", "covariance_at", "factorise", "mean_at", "triangles"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Factor:
     own: list[Tensor]
 
 
-def factorise(moments: Moments, *, regularization: float) -> Factor:
-    """Factor Sigma = S / (n - 1) + regularization * I at every cell, in float64, stored in float32.
+def factorise(moments: Moments, *, regularization: Regularization) -> Factor:
+    """Factor the regularised covariance of every cell, in float64, stored in float32.
 
     Source: PaDiM section III-B, equation 1. Raises TrainingSetError for fewer than two images, or where a covariance is
     not positive definite.
@@ -53,6 +54,7 @@ def factorise(moments: Moments, *, regularization: float) -> Factor:
         )
     levels = moments.hierarchy.levels
     factor = Factor(moments.hierarchy, [mean.float() for mean in moments.mean], [], [])
+    shared = shared_scatter(moments)
     for depth, (level, cross, own) in enumerate(zip(levels, moments.cross, moments.own, strict=True)):
         factor.cross.append(torch.empty_like(cross))
         factor.own.append(torch.empty_like(own))
@@ -60,7 +62,12 @@ def factorise(moments: Moments, *, regularization: float) -> Factor:
             8 * level.n_coarser * (level.n_coarser + 3 * level.children * level.n_channels)
         ):
             triangle = _triangle(levels[:depth], factor, _parents(level, groups, cross.device))
-            blocks = _factor_cells(cross[cells], own[cells], triangle, moments.count, regularization)
+            blocks = _factor_cells(
+                regularization.blend(cross[cells], shared[depth][0], moments.count),
+                regularization.blend(own[cells], shared[depth][1], moments.count),
+                triangle,
+                regularization.ridge,
+            )
             factor.cross[depth][cells], factor.own[depth][cells] = blocks
     return factor
 
@@ -68,10 +75,9 @@ def factorise(moments: Moments, *, regularization: float) -> Factor:
 def mean_at(factor: Factor, position: int) -> Tensor:
     """Mean (d,) float64 at a position of the finest grid, in the order of the drawn channels."""
     mean = torch.empty(factor.hierarchy.n_features, dtype=torch.float64)
-    for level, cell, means in zip(
-        factor.hierarchy.levels, factor.hierarchy.ancestors(position), factor.mean, strict=True
+    for level, own, means in zip(
+        factor.hierarchy.levels, factor.hierarchy.own_positions(position), factor.mean, strict=True
     ):
-        own = cell if level.own is None else int(level.own[cell])
         mean[level.columns] = means[own].double().cpu()
     return mean
 
@@ -79,14 +85,19 @@ def mean_at(factor: Factor, position: int) -> Tensor:
 def covariance_at(factor: Factor, position: int) -> Tensor:
     """Regularised covariance (d, d) float64 at a position of the finest grid, in the order of the drawn channels."""
     levels = factor.hierarchy.levels
-    cell = torch.tensor([factor.hierarchy.ancestors(position)[-1]], device=factor.own[-1].device)
-    inverse = _triangle(levels, factor, cell)[0].cpu()
+    inverse = triangles(factor, [position])[0].cpu()
     identity = torch.eye(len(inverse), dtype=torch.float64)
     lower = torch.linalg.solve_triangular(inverse, identity, upper=False)
     order = torch.cat([level.columns for level in levels])
     covariance = torch.empty_like(lower)
     covariance[order[:, None], order] = lower @ lower.T
     return covariance
+
+
+def triangles(factor: Factor, positions: Sequence[int]) -> Tensor:
+    """Inverse Cholesky factors A (n, d, d) float64 at positions of the finest grid, channels coarse to fine."""
+    cells = [factor.hierarchy.ancestors(position)[-1] for position in positions]
+    return _triangle(factor.hierarchy.levels, factor, torch.tensor(cells, device=factor.own[-1].device))
 
 
 def _parents(level: Level, groups: slice, device: torch.device) -> Tensor:
@@ -110,17 +121,14 @@ def _triangle(levels: Sequence[Level], factor: Factor, cells: Tensor) -> Tensor:
     return triangle
 
 
-def _factor_cells(
-    cross: Tensor, own: Tensor, triangle: Tensor, count: int, regularization: float
-) -> tuple[Tensor, Tensor]:
-    """Cross and own blocks of A of some cells, from those of S (n, d, D), (n, d, d) and their parents' A (g, D, D)."""
+def _factor_cells(cross: Tensor, own: Tensor, triangle: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Rows of A of some cells, from those of Sigma (n, d, D), (n, d, d) and their parents' A (g, D, D)."""
     n_cells, n_own, n_coarser = cross.shape
-    grouped = cross.double().div_(count - 1).view(len(triangle), n_cells // len(triangle) * n_own, n_coarser)
+    grouped = cross.view(len(triangle), n_cells // len(triangle) * n_own, n_coarser)
     projected = torch.bmm(grouped, triangle.transpose(1, 2))
     per_cell = projected.view(cross.shape)
-    schur = own.double().div_(count - 1)
-    schur.diagonal(dim1=1, dim2=2).add_(regularization)
-    inverse = _inverse_cholesky(schur.baddbmm_(per_cell, per_cell.transpose(1, 2), alpha=-1))
+    own.diagonal(dim1=1, dim2=2).add_(ridge)
+    inverse = _inverse_cholesky(own.baddbmm_(per_cell, per_cell.transpose(1, 2), alpha=-1))
     return torch.bmm(-inverse, torch.bmm(projected, triangle).view(cross.shape)), inverse
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from flawmap.embedding import Hierarchy
 from flawmap.errors import ParameterError
 
-__all__ = ["Moments", "merge", "update"]
+__all__ = ["Moments", "merge", "subtract", "update"]
 
 
 @dataclass
@@ -79,6 +79,24 @@ def merge(moments: Moments, other: Moments) -> None:
         mine += theirs
 
 
+def subtract(moments: Moments, other: Moments) -> None:
+    """Forget all that `other` has seen, in place: the inverse of `merge`, but for rounding."""
+    if other.count == 0:
+        return
+    if other.count >= moments.count:
+        raise ParameterError(f"cannot subtract {other.count} images from {moments.count}")
+    rest = moments.count - other.count
+    between = []
+    for mean, theirs in zip(moments.mean, other.mean, strict=True):
+        delta = theirs - mean
+        mean -= delta * (other.count / rest)
+        between.append((delta * math.sqrt(other.count * moments.count / rest)).float()[:, None])
+    moments.count = rest
+    for mine, theirs in zip(moments.cross + moments.own, other.cross + other.own, strict=True):
+        mine -= theirs
+    _add_outer(moments, between, sign=-1)
+
+
 def _move_means(moments: Moments, count: int, means: Sequence[Tensor]) -> list[Tensor]:
     """Take in the count and means of a part; gives, per level (positions, d), the root of Chan's term between means."""
     total = moments.count + count
@@ -91,15 +109,15 @@ def _move_means(moments: Moments, count: int, means: Sequence[Tensor]) -> list[T
     return between
 
 
-def _add_outer(moments: Moments, columns: Sequence[Tensor]) -> None:
-    """S += sum over B of x x^T for columns (positions, B, d), block row by block row."""
+def _add_outer(moments: Moments, columns: Sequence[Tensor], sign: int = 1) -> None:
+    """S += sum over B of x x^T for columns (positions, B, d), block row by block row; or -= for a sign of -1."""
     batch = columns[0].shape[1]
     for (level, own, parents), cross, square in zip(
         moments.hierarchy.walk(columns), moments.cross, moments.own, strict=True
     ):
-        square.baddbmm_(own.transpose(1, 2), own)
+        square.baddbmm_(own.transpose(1, 2), own, alpha=sign)
         # children of one parent stand side by side in one product: (children * d, B) x (B, D)
         grouped = cross.view(level.n_groups, level.children * level.n_channels, level.n_coarser)
         for groups, cells in level.chunks(batch * (level.n_coarser + level.children * level.n_channels) * 4):
             mine = own[cells].view(-1, level.children, batch, level.n_channels).permute(0, 1, 3, 2).flatten(1, 2)
-            grouped[groups].baddbmm_(mine, level.coarser(parents, groups))
+            grouped[groups].baddbmm_(mine, level.coarser(parents, groups), alpha=sign)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import tee
 
 import numpy as np
 
@@ -17,12 +18,13 @@ __all__ = ["Replay"]
 
 
 class Replay:
-    """Images for two passes, in the same order.
+    """Images for two passes.
 
     Images beyond the budget that have no file, as a generator may give, are left out of the second pass.
 
     Attributes:
-        copies: names of images of the first pass whose pixels, made ready for the model, equal an earlier image's.
+        names: of the images of the first pass, in its order.
+        copies: places (earlier, later) of images whose pixels, made ready for the model, are equal.
     """
 
     def __init__(
@@ -38,38 +40,40 @@ class Replay:
         self._on_bad = on_bad
         # one block, touched as it fills: many small arrays among the large ones of a fit would fragment the memory
         self._free = np.empty(int(cache_mb * 2**20), np.uint8)
-        self._kept: list[Loaded] = []
-        self._paths: list[str] = []
-        self._seen: set[bytes] = set()
-        self.copies: list[str] = []
+        self._again: dict[int, Loaded | str] = {}  # place in the first pass: what was kept, or the file
+        self._seen: dict[bytes, int] = {}
+        self.names: list[str] = []
+        self.copies: list[tuple[int, int]] = []
 
     def first(self) -> Iterator[Loaded]:
         """All images; bad ones raise, or are told of and left out."""
         for image in stream(self._items, self._preprocessing, on_bad=self._on_bad):
             digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=16).digest()
-            if digest in self._seen:
-                self.copies.append(image.name)
-            self._seen.add(digest)
+            if (earlier := self._seen.setdefault(digest, len(self.names))) < len(self.names):
+                self.copies.append((earlier, len(self.names)))
             if image.pixels.size <= len(self._free):
-                self._keep(image)
+                self._again[len(self.names)] = self._keep(image)
             else:
                 self._free = self._free[:0]
                 if image.path is not None:
-                    self._paths.append(image.path)
+                    self._again[len(self.names)] = image.path
+            self.names.append(image.name)
             yield image
 
-    def second(self) -> Iterator[Loaded]:
-        """The same images without the bad ones; raises ImageError if a file has since become unreadable."""
-        yield from self._kept
-        yield from stream(self._paths, self._preprocessing)
+    @property
+    def places(self) -> list[int]:
+        """Places in the first pass of the images that the second can give, ascending."""
+        return list(self._again)
 
-    def _keep(self, image: Loaded) -> None:
+    def second(self, places: Iterable[int]) -> Iterator[Loaded]:
+        """The images at some of `places`, in the order asked for; ImageError if a file has become unreadable."""
+        ahead, wanted = tee(self._again[place] for place in places)
+        read = stream((entry for entry in ahead if isinstance(entry, str)), self._preprocessing)
+        for entry in wanted:
+            yield next(read) if isinstance(entry, str) else entry
+
+    def _keep(self, image: Loaded) -> Loaded:
         kept = self._free[: image.pixels.size].reshape(image.pixels.shape)
         kept[:] = image.pixels
         self._free = self._free[image.pixels.size :]
-        self._kept.append(replace(image, pixels=kept))
-
-    @property
-    def n_again(self) -> int:
-        """Images of the second pass."""
-        return len(self._kept) + len(self._paths)
+        return replace(image, pixels=kept)

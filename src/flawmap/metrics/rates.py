@@ -33,3 +33,6 @@ class Rate:
         middle = (share + weight / 2) / (1 + weight)
         half = Z * math.sqrt(share * (1 - share) / n + weight / (4 * n)) / (1 + weight)
         return cls(share, n, max(0.0, middle - half), min(1.0, middle + half))
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} of {self.n} (95 % {self.low:.3f} to {self.high:.3f})"

@@ -1,0 +1,183 @@
+"""Honest scores of good images: each by a model that has seen neither it nor its near-duplicates.
+
+Images of one group (copies, frames of one clip, views of one part) vouch for each other, so they are left out together.
+A small group is left out by the block identity. Of a large one, whose part in what regularises is no longer negligible,
+the moments are subtracted and the Gaussians factored again, which is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flawmap.backbones import Backbone
+from flawmap.decision import PixelHistogram
+from flawmap.detectors import passes
+from flawmap.gaussian import (
+    MIN_IMAGES,
+    Factor,
+    Moments,
+    Regularization,
+    Sketcher,
+    factorise,
+    inner_products,
+    leave_group_out,
+    leave_one_out,
+    merge,
+    near_duplicates,
+    squared_distances,
+    subtract,
+    update,
+)
+from flawmap.images import Loaded, Replay
+from flawmap.records import Size
+
+__all__ = ["Calibration", "Calibrator", "is_large"]
+
+LARGEST_BLOCK = 32
+"""Images of a group that is left out by the block identity, at most."""
+LARGEST_SHARE = 0.02
+"""Share of all images that such a group may be: the relative error of what regularises."""
+
+
+def is_large(n_members: int, count: int) -> bool:
+    """Whether a group of so many images is left out by subtracting its moments, for which all moments must be kept."""
+    return n_members > 1 and n_members > min(LARGEST_BLOCK, LARGEST_SHARE * count)
+
+
+@dataclass
+class Calibration:
+    """Scores of good images, in the order they were taken.
+
+    Attributes:
+        places, groups: of each image in the training order, and the number of its group.
+        scores: image scores.
+        pixels: how often their maps' values occur.
+        sketches: of each image, for near-duplicates.
+    """
+
+    places: list[int] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    pixels: PixelHistogram = field(default_factory=PixelHistogram)
+    sketches: list[Tensor] = field(default_factory=list)
+
+    def in_order(self) -> tuple[list[int], NDArray[np.float32], NDArray[np.int64]]:
+        """Places, ascending, with their scores and groups."""
+        order = np.argsort(self.places)
+        return (
+            [self.places[i] for i in order],
+            np.array(self.scores, np.float32)[order],
+            np.array(self.groups, np.int64)[order],
+        )
+
+    def duplicates(self) -> list[tuple[int, int]]:
+        """Places of near-duplicates in different groups, the earlier first."""
+        order = np.argsort(self.places)
+        pairs = near_duplicates(torch.cat(self.sketches)[order], [self.groups[i] for i in order])
+        return [(self.places[order[earlier]], self.places[order[later]]) for earlier, later in pairs]
+
+
+class Calibrator:
+    """Scores good images by the model without them.
+
+    Args:
+        moments: those of all images that were learnt; needed where a group `is_large`, and as they were afterwards.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        factor: Factor,
+        regularization: Regularization,
+        count: int,
+        replay: Replay,
+        input_size: Size,
+        *,
+        batch_size: int,
+        moments: Moments | None = None,
+    ) -> None:
+        self._backbone, self._factor, self._regularization, self._count = backbone, factor, regularization, count
+        self._replay, self._input_size, self._batch_size, self._moments = replay, input_size, batch_size, moments
+        self._sketch = Sketcher(factor)
+        self._result = Calibration()
+
+    def held_out(self, members: Sequence[Sequence[int]], advance: Callable[[int], None]) -> Calibration:
+        """Scores of images that were not learnt, given the places of each group's."""
+        numbers = {place: number for number, group in enumerate(members) for place in group}
+        self._score(sorted(numbers), numbers, squared_distances, self._factor, advance)
+        return self._result
+
+    def left_out(self, members: Sequence[Sequence[int]], advance: Callable[[int], None]) -> Calibration:
+        """Scores of images that were learnt, each without its group, given the places of each group's.
+
+        A group of so many images that fewer than two remain without it has no score.
+        """
+        numbers = {place: number for number, group in enumerate(members) for place in group}
+        sharing = self._regularization.sharing
+
+        def one_out(factor: Factor, columns: list[Tensor]) -> Tensor:
+            return leave_one_out(squared_distances(factor, columns), self._count, sharing=sharing)
+
+        def group_out(factor: Factor, columns: list[Tensor]) -> Tensor:
+            squared = leave_group_out(inner_products(factor, columns), self._count, sharing=sharing)
+            return squared.T.reshape(-1, *factor.hierarchy.grid)
+
+        alone = sorted(group[0] for group in members if len(group) == 1)
+        self._score(alone, numbers, one_out, self._factor, advance)
+        for group in members:
+            if len(group) == 1 or self._count - len(group) < MIN_IMAGES - 1:
+                continue
+            if is_large(len(group), self._count):
+                self._without(group, numbers, advance)
+            else:
+                self._score(group, numbers, group_out, self._factor, advance, size=len(group))
+        return self._result
+
+    def _without(self, group: Sequence[int], numbers: dict[int, int], advance: Callable[[int], None]) -> None:
+        """Score a group by the Gaussians fitted without it."""
+        if self._moments is None:
+            raise ValueError("the moments were not kept, but a group is large")
+        part = Moments.empty(self._moments.hierarchy, self._backbone.device)
+        for batch in self._batches(group, self._batch_size):
+            update(part, passes.embed(self._backbone, self._factor.hierarchy, batch))
+        subtract(self._moments, part)
+        try:
+            factor = factorise(self._moments, regularization=self._regularization)
+        finally:
+            merge(self._moments, part)
+        self._score(group, numbers, squared_distances, factor, advance)
+
+    def _score(
+        self,
+        places: Sequence[int],
+        numbers: dict[int, int],
+        distances: Callable[[Factor, list[Tensor]], Tensor],
+        factor: Factor,
+        advance: Callable[[int], None],
+        *,
+        size: int | None = None,
+    ) -> None:
+        """Take in the scores of some images, by squared distances (B, h, w) of a batch."""
+        result, done = self._result, 0
+        for batch in self._batches(places, size or self._batch_size):
+            columns = passes.embed(self._backbone, self._factor.hierarchy, batch)
+            maps, scores = passes.map_batch(batch, distances(factor, columns).sqrt_(), self._input_size)
+            for image, anomaly_map in zip(batch, maps.numpy(), strict=True):
+                top, left, bottom, right = image.placement.content
+                result.pixels.add(anomaly_map[top:bottom, left:right])
+            here = places[done : done + len(batch)]
+            result.places += here
+            result.groups += [numbers[place] for place in here]
+            result.scores += scores.tolist()
+            result.sketches.append(self._sketch(columns))
+            done += len(batch)
+            advance(len(batch))
+
+    def _batches(self, places: Iterable[int], size: int) -> Iterator[list[Loaded]]:
+        return passes.batches(self._replay.second(places), size)

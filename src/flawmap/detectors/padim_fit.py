@@ -1,0 +1,167 @@
+"""What `PaDiM.fit` does: one pass over good images for the Gaussians, one for honest scores of the very same images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from flawmap.backbones import Backbone
+from flawmap.decision import PIXEL_RATES, Decision
+from flawmap.detectors import passes
+from flawmap.detectors.calibration import Calibration, Calibrator, is_large
+from flawmap.detectors.grouping import Grouping, HoldOut
+from flawmap.embedding import Hierarchy
+from flawmap.errors import ParameterError
+from flawmap.gaussian import (
+    MIN_IMAGES,
+    Factor,
+    Moments,
+    Probe,
+    Regularization,
+    choose_regularization,
+    factorise,
+)
+from flawmap.images import Loaded, Replay
+from flawmap.progress import Progress, report_progress
+from flawmap.records import Size
+
+__all__ = ["Fitting", "Learnt", "Method", "check_parameters"]
+
+Method = Literal["leave-one-out", "holdout"]
+
+
+def check_parameters(calibrate: object, cache_mb: float, false_alarm_rate: float) -> None:
+    """ParameterError for values that cannot be meant."""
+    if calibrate not in ("leave-one-out", "holdout", None):
+        raise ParameterError(f"calibrate must be 'leave-one-out', 'holdout' or None, got {calibrate!r}")
+    if not (math.isfinite(cache_mb) and cache_mb >= 0):
+        raise ParameterError(f"cache_mb must be a finite number >= 0, got {cache_mb}")
+    if not 0 < false_alarm_rate < 1:
+        raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}")
+
+
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """What was learnt from good images, and what there is to say of them.
+
+    Attributes:
+        count: images the Gaussians were learnt from.
+        decision: undecided; None if not calibrated, or from too few images.
+        outliers: names of images that look unlike the others.
+        copies: names of images that equal an earlier one of another group.
+        duplicates: names of near-duplicates in different groups, the earlier first.
+    """
+
+    factor: Factor
+    regularization: Regularization
+    count: int
+    decision: Decision | None = None
+    outliers: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    duplicates: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Fitting:
+    """How to learn.
+
+    Attributes:
+        regularization: None to choose it by the leave-one-out likelihood.
+        calibrate: how honest scores are made; None for none.
+        groups: see `Grouping`.
+    """
+
+    backbone: Backbone
+    hierarchy: Hierarchy
+    input_size: Size
+    batch_size: int
+    regularization: Regularization | None
+    calibrate: Method | None
+    groups: str | Callable[[str], Hashable] | None
+    seed: int
+
+    def run(self, replay: Replay, count: int | None, progress: Progress) -> Learnt:
+        """Learn from the images of a replay, of which there are `count` if that is known."""
+        grouping = Grouping(self.groups)
+        held_out = HoldOut(self.seed) if self.calibrate == "holdout" else None
+        with report_progress(progress, "Learning", count) as advance:
+            moments, probe = self._learn(replay, grouping, held_out, advance)
+        grouping.check()
+        regularization = self.regularization or choose_regularization(moments, probe)
+        factor = factorise(moments, regularization=regularization)
+        learnt = Learnt(factor, regularization, moments.count)
+        members = self._members(replay, grouping, held_out)
+        kept = moments if any(is_large(len(group), moments.count) for group in members) else None
+        del moments
+        n_again = sum(map(len, members))
+        if n_again == 0:
+            return learnt
+        calibrator = Calibrator(
+            self.backbone,
+            factor,
+            regularization,
+            learnt.count,
+            replay,
+            self.input_size,
+            batch_size=self.batch_size,
+            moments=kept,
+        )
+        with report_progress(progress, "Calibrating", n_again) as advance:
+            score = calibrator.left_out if held_out is None else calibrator.held_out
+            calibration = score(members, advance)
+        return _conclude(learnt, calibration, replay, grouping) if calibration.scores else learnt
+
+    def _learn(
+        self, replay: Replay, grouping: Grouping, held_out: HoldOut | None, advance: Callable[[int], None]
+    ) -> tuple[Moments, Probe]:
+        """Moments of all images that are not held out, and a sample of their embeddings."""
+        groups: list[Hashable] = []
+        probe = Probe(self.hierarchy)
+
+        def kept() -> Iterator[Loaded]:
+            for image in replay.first():
+                group = grouping.add(image.name)
+                if held_out is not None and held_out(group):
+                    advance(1)
+                    continue
+                groups.append(group)
+                yield image
+
+        batches = passes.batches(kept(), self.batch_size)
+        wanted = probe if self.regularization is None else None
+        return passes.learn(self.backbone, self.hierarchy, batches, advance, probe=wanted, groups=groups), probe
+
+    def _members(self, replay: Replay, grouping: Grouping, held_out: HoldOut | None) -> list[list[int]]:
+        """Places of each group that is to be scored; of those left out, only whole ones that can be read again."""
+        if self.calibrate is None:
+            return []
+        again = set(replay.places)
+        if held_out is not None:
+            held = [group for key, group in grouping.members.items() if held_out(key)]
+            return [[place for place in group if place in again] for group in held]
+        if grouping.n_images < MIN_IMAGES:
+            return []
+        return [group for group in grouping.members.values() if again.issuperset(group)]
+
+
+def _conclude(learnt: Learnt, calibration: Calibration, replay: Replay, grouping: Grouping) -> Learnt:
+    places, scores, groups = calibration.in_order()
+    sizes = np.bincount(groups)[groups].astype(np.float32)
+    decision = Decision(
+        scores, calibration.pixels.exceeded_by(PIXEL_RATES), group_sizes=sizes if sizes.max() > 1 else None
+    )
+    group_of = {place: number for number, group in enumerate(grouping.members.values()) for place in group}
+    names = replay.names
+    return Learnt(
+        learnt.factor,
+        learnt.regularization,
+        learnt.count,
+        decision,
+        outliers=tuple(names[places[i]] for i in decision.outliers()),
+        copies=tuple(names[later] for earlier, later in replay.copies if group_of[earlier] != group_of[later]),
+        duplicates=tuple((names[earlier], names[later]) for earlier, later in calibration.duplicates()),
+    )
