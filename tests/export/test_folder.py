@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 import flawmap.export.folder
 import flawmap.export.onnx
 from flawmap import Inspector, PaDiM, export_model
-from flawmap.errors import ModelFileError, NotFittedError, ParameterError
+from flawmap.errors import MissingDependencyError, ModelFileError, NotFittedError, ParameterError
 
 FORMATS = ["openvino", "onnx"]
 
@@ -121,6 +122,12 @@ def test_impossible_exports_are_refused_before_any_work(small_model, tmp_path):
         export_model(PaDiM(), tmp_path / "part")
 
 
+def test_missing_packages_of_the_onnx_exporter_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'flawmap\[onnx\]'"):
+        flawmap.export.onnx.write_onnx(None, tmp_path, image_size=(64, 64), half=False, resize_inside=False)
+
+
 def test_metadata_says_what_was_exported(exported, small_model):
     metadata = json.loads((exported / "metadata.json").read_text())
     assert metadata["decision"]["threshold"] == small_model.threshold_
@@ -128,6 +135,7 @@ def test_metadata_says_what_was_exported(exported, small_model):
     assert metadata["decision"]["leave_one_out_scores"] == small_model.leave_one_out_scores_.tolist()
     assert (metadata["image_size"], metadata["map_size"]) == ([72, 72], [64, 64])
     assert metadata["model"]["backbone"]["name"] == "resnet10t"
+    assert "weights_path" not in metadata["model"]["backbone"]
     assert metadata["model"]["versions"]["flawmap"] == flawmap.__version__
 
 

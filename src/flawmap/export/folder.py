@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from flawmap.atomic import replace_folder_atomically
 from flawmap.detectors import PaDiM
@@ -77,7 +77,7 @@ def export_model(
                     resize_inside=resize_inside,
                     files={name: digest(temporary / name) for name in names},
                 ),
-                model={**model.describe(), "channels": model.channels_.tolist()},
+                model=_describe(model),
             ).write(temporary)
     except OSError as error:
         raise ModelFileError(
@@ -85,6 +85,13 @@ def export_model(
             f"has room. Nothing was changed"
         ) from error
     return target
+
+
+def _describe(model: PaDiM) -> dict[str, Any]:
+    """What was exported, for the record; without the place of the weights on this machine."""
+    described: dict[str, Any] = {**model.describe(), "channels": model.channels_.tolist()}
+    described["backbone"] = {key: value for key, value in described["backbone"].items() if key != "weights_path"}
+    return described
 
 
 def _check(model: PaDiM, folder: Path, format: str, dtype: str, resize_inside: bool) -> None:
