@@ -31,6 +31,7 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/gaussian.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/export.py
 
 clean:
 	rm -rf $(VENV) demo-output benchmark-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build

@@ -61,3 +61,22 @@ def scratched(good_images) -> np.ndarray:
     image = good_images[0].copy()
     image[24:40, 38:43] = 255
     return image
+
+
+SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 72, "crop": 64}
+
+
+@pytest.fixture(scope="session")
+def small_model(good_images):
+    """A calibrated PaDiM of the good parts, resized to 72 and cropped to 64."""
+    from flawmap import PaDiM
+
+    return PaDiM(**SMALL).fit(good_images)
+
+
+@pytest.fixture(scope="session", params=["openvino", "onnx"])
+def exported(request, small_model, tmp_path_factory) -> Path:
+    """Its export folder in each format; tests that change it copy it first."""
+    from flawmap import export_model
+
+    return export_model(small_model, tmp_path_factory.mktemp(request.param) / "part", format=request.param)

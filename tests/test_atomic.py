@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from flawmap import atomic
-from flawmap.atomic import replace_atomically
+from flawmap.atomic import replace_atomically, replace_folder_atomically
 
 
 def names(folder):
@@ -81,3 +81,31 @@ def _write_with_an_interrupt_after(n_lines, target):
     finally:
         sys.settrace(None)
     return False
+
+
+def test_a_folder_appears_whole_and_takes_the_place_of_the_old_one(tmp_path):
+    for content in ("old", "new"):
+        with replace_folder_atomically(tmp_path / "a") as temporary:
+            (temporary / f"{content}.txt").write_text(content)
+        assert names(tmp_path) == ["a"]
+        assert names(tmp_path / "a") == [f"{content}.txt"]
+
+
+def test_an_error_leaves_the_old_folder(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old.txt").write_text("old")
+    with pytest.raises(TypeError), replace_folder_atomically(tmp_path / "a") as temporary:
+        (temporary / "new.txt").write_bytes(b"half" + None)
+    assert names(tmp_path) == ["a"]
+    rename = type(tmp_path).rename
+
+    def fail(path, target):
+        if path.name.endswith(".partial"):
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", fail)
+    with pytest.raises(OSError, match="Input/output"), replace_folder_atomically(tmp_path / "a") as temporary:
+        (temporary / "new.txt").write_text("new")
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["old.txt"]

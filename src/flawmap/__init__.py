@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -10,21 +11,32 @@ from flawmap.records import Placement, Prediction
 
 if TYPE_CHECKING:
     from flawmap.detectors import PaDiM, load
+    from flawmap.export import export_model
+    from flawmap.runtime import Inspector
 
-__all__ = ["FlawmapError", "PaDiM", "Placement", "Prediction", "load"]
+__all__ = ["FlawmapError", "Inspector", "PaDiM", "Placement", "Prediction", "export_model", "load"]
 __version__ = version("flawmap")
 
 
+_HOME = {
+    "PaDiM": "flawmap.detectors",
+    "load": "flawmap.detectors",
+    "export_model": "flawmap.export",
+    "Inspector": "flawmap.runtime",
+}
+"""Modules of what is imported on first use: torch takes seconds, and the base install has none."""
+
+
 def __getattr__(name: str) -> object:
-    """Import detectors on first use: torch takes seconds, and the base install has none."""
-    if name not in {"PaDiM", "load"}:
+    if name not in _HOME:
         raise AttributeError(f"module 'flawmap' has no attribute '{name}'")
     try:
-        from flawmap import detectors
+        module = import_module(_HOME[name])
     except ModuleNotFoundError as error:
         if error.name not in {"torch", "timm", "scipy", "torchvision"}:
             raise
         raise MissingDependencyError(
             f"{name} needs {error.name}, which the base installation leaves out: pip install 'flawmap[train]'"
         ) from error
-    return getattr(detectors, name)
+    value: object = getattr(module, name)
+    return value

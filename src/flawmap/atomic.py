@@ -1,15 +1,16 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replace_atomically"]
+__all__ = ["replace_atomically", "replace_folder_atomically"]
 
 _unfinished: set[tuple[int, Path]] = set()  # (process, temporary path): what an interrupt can leave at any instruction
 
@@ -36,10 +37,41 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         _unfinished.discard(entry)
 
 
+@contextmanager
+def replace_folder_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new folder beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    What was at `path` is deleted once the new folder stands there; the caller has made sure that it may be. Raises
+    OSError.
+    """
+    target = Path(path).absolute()
+    name = f".{target.name[:100]}.{secrets.token_hex(8)}"
+    temporary, previous = target.parent / f"{name}.partial", target.parent / f"{name}.previous"
+    entry = (os.getpid(), temporary)
+    try:
+        _unfinished.add(entry)
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
+        try:  # a folder that holds files cannot be replaced in one step
+            if target.is_dir():
+                target.rename(previous)
+            temporary.rename(target)
+        finally:
+            if previous.exists() and not target.exists():
+                previous.rename(target)
+        shutil.rmtree(previous, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _unfinished.discard(entry)
+
+
 @atexit.register
 def _remove_unfinished() -> None:
     """Remove what an interrupt during the clean-up above has left."""
     for process, temporary in _unfinished:
         if process == os.getpid():
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)

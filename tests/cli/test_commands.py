@@ -334,7 +334,7 @@ def test_usage_version_and_help():
     assert run("fit").exit_code == 2
     assert run("fit", "x").exit_code == 2
     assert succeed("--version").stdout.strip()
-    for command in ("fit", "predict", "evaluate", "info", "threshold", "demo"):
+    for command in ("fit", "predict", "evaluate", "info", "threshold", "export", "demo"):
         assert command in succeed("--help").stdout
         assert "--json" in succeed(command, "--help").stdout
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import flawmap
-from flawmap.cli import demo, evaluate, fit, info, predict, threshold
+from flawmap.cli import demo, evaluate, export, fit, info, predict, threshold
 
 __all__ = ["app"]
 
@@ -24,6 +24,7 @@ app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("info")(info.info)
 app.command("threshold")(threshold.threshold)
+app.command("export")(export.export)
 app.command("demo")(demo.demo)
 
 

@@ -218,6 +218,11 @@ class PaDiM:
         return mean_at(factor, position).numpy(), covariance_at(factor, position).numpy()
 
     @property
+    def backbone_(self) -> Backbone:
+        """The frozen network, its weights and its normalisation."""
+        return self._fitted()[0]
+
+    @property
     def leave_one_out_scores_(self) -> NDArray[np.float32]:
         """Score (N,) of each good image by the model without it, in training order."""
         return self._calibrated().scores

@@ -1,0 +1,5 @@
+"""Writes fitted models as graphs that run without torch."""
+
+from flawmap.export.folder import Dtype, Format, export_model
+
+__all__ = ["Dtype", "Format", "export_model"]

@@ -1,0 +1,116 @@
+"""Writes an export folder: a graph and metadata.json, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from flawmap.atomic import replace_folder_atomically
+from flawmap.detectors import PaDiM
+from flawmap.errors import ModelFileError, ParameterError
+from flawmap.export.graph import ScoringNetwork, trace
+from flawmap.export.onnx import write_onnx
+from flawmap.export.openvino import write_openvino
+from flawmap.runtime.metadata import (
+    FILES,
+    METADATA_FILE,
+    DecisionMetadata,
+    Dtype,
+    Format,
+    GraphMetadata,
+    Metadata,
+    digest,
+)
+
+__all__ = ["Dtype", "Format", "export_model"]
+
+WRITERS = {"openvino": write_openvino, "onnx": write_onnx}
+
+
+def export_model(
+    model: PaDiM,
+    folder: str | os.PathLike[str],
+    *,
+    format: Format = "openvino",
+    dtype: Dtype = "float32",
+    resize_inside: bool = False,
+) -> Path:
+    """Write a fitted model as one graph, from uint8 images to anomaly maps and scores, and metadata.json beside it.
+
+    Args:
+        model: the fitted model.
+        folder: a new folder, or one of an earlier export, which is replaced.
+        format: "openvino" or "onnx".
+        dtype: of the stored constants; "float16" halves the folder and moves map values by up to a hundredth. The
+            graph computes in float32 either way.
+        resize_inside: whether the graph takes images of any size and resizes them; else they come at `resize`.
+
+    Returns the folder. Raises ParameterError for a folder that holds anything else, ModelFileError if it cannot be
+    written, MissingDependencyError for a missing package, NotFittedError for a model that was not fitted.
+    """
+    target = Path(folder).expanduser()
+    _check(model, target, format, dtype, resize_inside)
+    preprocessing = model.preprocessing
+    network = ScoringNetwork(model.backbone_, model.factor_, preprocessing)
+    program = trace(network, preprocessing.resize)
+    try:
+        with replace_folder_atomically(target) as temporary:
+            WRITERS[format](
+                program,
+                temporary,
+                image_size=preprocessing.resize,
+                half=dtype == "float16",
+                resize_inside=resize_inside,
+            )
+            names = [name for name in FILES[format] if (temporary / name).exists()]
+            Metadata(
+                decision=None if model.decision_ is None else DecisionMetadata.of(model.decision_),
+                image_size=preprocessing.resize,
+                map_size=preprocessing.input_size,
+                preprocessing=preprocessing,
+                map_scale=model.map_scale,
+                graph=GraphMetadata(
+                    format=format,
+                    dtype=dtype,
+                    resize_inside=resize_inside,
+                    files={name: digest(temporary / name) for name in names},
+                ),
+                model=_describe(model),
+            ).write(temporary)
+    except OSError as error:
+        raise ModelFileError(
+            f"{target}: cannot be written ({error.strerror or error}); check that the place exists, is writable and "
+            f"has room. Nothing was changed"
+        ) from error
+    return target
+
+
+def _describe(model: PaDiM) -> dict[str, Any]:
+    """What was exported, for the record; without the place of the weights on this machine."""
+    described: dict[str, Any] = {**model.describe(), "channels": model.channels_.tolist()}
+    described["backbone"] = {key: value for key, value in described["backbone"].items() if key != "weights_path"}
+    return described
+
+
+def _check(model: PaDiM, folder: Path, format: str, dtype: str, resize_inside: bool) -> None:
+    """Raise before any work is done for what cannot be."""
+    _check_choice("format", format, get_args(Format))
+    _check_choice("dtype", dtype, get_args(Dtype))
+    if resize_inside and model.aspect == "letterbox":
+        raise ParameterError("the resize of a letterbox depends on each image and cannot be inside the graph")
+    known = {METADATA_FILE, *(name for files in FILES.values() for name in files)}
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ParameterError(f"{folder} is a file or a link; name a new folder")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.exists() else []
+    if others:
+        raise ParameterError(
+            f"{folder} holds other files than an export ({', '.join(others[:3])}), which would be lost; name a new "
+            f"folder"
+        )
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ParameterError(f"{name} must be {' or '.join(repr(choice) for choice in choices)}, got {value!r}")

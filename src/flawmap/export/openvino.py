@@ -1,0 +1,49 @@
+"""Writes the network as an OpenVINO graph: model.xml and model.bin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flawmap.records import Size
+from flawmap.runtime.graph import INPUT, OUTPUTS
+from flawmap.runtime.metadata import FILES
+from flawmap.runtime.openvino import import_openvino
+
+__all__ = ["write_openvino"]
+
+
+def write_openvino(
+    program: torch.export.ExportedProgram, folder: Path, *, image_size: Size, half: bool, resize_inside: bool
+) -> None:
+    """Write the traced network, for images of `image_size` or of any size, with 16-bit constants if `half`."""
+    openvino = import_openvino()
+    model = openvino.convert_model(program)
+    model.reshape([-1, *image_size, 3])
+    model.input(0).get_tensor().set_names({INPUT})
+    for output, name in zip(model.outputs, OUTPUTS, strict=True):
+        output.get_tensor().set_names({name})
+    if resize_inside:
+        model = _resize_first(openvino, model, image_size)
+    openvino.save_model(model, folder / FILES["openvino"][0], compress_to_fp16=half)
+
+
+def _resize_first(openvino: Any, model: Any, size: Size) -> Any:  # noqa: ANN401 (a module, openvino.Model)
+    """The graph for images of any size: bilinear and antialiased, rounded after each axis, as Pillow does it."""
+    from openvino import opset13 as ops
+
+    images = ops.parameter([-1, -1, -1, 3], np.uint8, name=INPUT)
+    images.output(0).get_tensor().set_names({INPUT})
+    planes = ops.transpose(ops.convert(images, "f32"), np.array([0, 3, 1, 2]))
+    height = ops.gather(ops.shape_of(images), np.array([1]), np.array(0))
+    targets = [ops.concat([height, ops.constant(np.array(size[1:]))], 0), ops.constant(np.array(size))]
+    for target in targets:  # the width first; 8-bit interpolation of OpenVINO would round halves to even, Pillow up
+        resized = ops.interpolate(planes, target, "bilinear_pillow", "sizes", axes=np.array([2, 3]))
+        planes = ops.floor(ops.add(resized, np.float32(0.5)))
+    ready = ops.convert(ops.transpose(planes, np.array([0, 2, 3, 1])), "u8")
+    for consumer in model.input(0).get_target_inputs():
+        consumer.replace_source_output(ready.output(0))
+    return openvino.Model(model.get_results(), [images], "flawmap")

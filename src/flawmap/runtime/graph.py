@@ -1,0 +1,52 @@
+"""What the runtime asks of a graph, whichever library runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawmap.errors import ModelFileError, ParameterError
+from flawmap.runtime.metadata import FILES, Metadata
+
+__all__ = ["INPUT", "OUTPUTS", "Graph", "check_threads", "no_graph", "open_graph"]
+
+INPUT = "images"
+OUTPUTS = ("anomaly_map", "pred_score")
+
+
+class Graph(Protocol):
+    """A compiled graph; may be called from several threads."""
+
+    device: str
+
+    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Anomaly maps (N, h, w) and image scores (N,) of images (N, H, W, 3)."""
+        ...
+
+
+def open_graph(folder: Path, metadata: Metadata, device: str, threads: int | None) -> Graph:
+    """The graph of an export folder, compiled. Raises ModelFileError, ParameterError, MissingDependencyError."""
+    check_threads(threads)
+    path = folder / FILES[metadata.graph.format][0]
+    if metadata.graph.format == "onnx":
+        from flawmap.runtime.onnx import OnnxGraph
+
+        return OnnxGraph(path, metadata, device, threads)
+    from flawmap.runtime.openvino import OpenVinoGraph
+
+    return OpenVinoGraph(path, metadata, device, threads)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ParameterError for no number of threads."""
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ParameterError(f"threads must be a number from 1, or None for all processors; got {threads!r}")
+
+
+def no_graph(path: Path, reason: object) -> ModelFileError:
+    """The error for a file that is no graph flawmap exported."""
+    lines: list[Any] = str(reason).strip().splitlines() or [type(reason).__name__]
+    return ModelFileError(f"{path}: is no graph of `flawmap export` ({lines[-1][:200]}); export again")

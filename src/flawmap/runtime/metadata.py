@@ -1,0 +1,225 @@
+"""metadata.json: what lies beside an exported graph. People and programs edit its decision; the rest describes.
+
+Reading trusts nothing: the file's size, its version, every field, and the bytes of the graph it belongs to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from flawmap.decision import PIXEL_RATES, Decision
+from flawmap.errors import ModelFileError, ParameterError
+from flawmap.images import Preprocessing
+from flawmap.records import Size
+
+__all__ = [
+    "FILES",
+    "FORMAT_VERSION",
+    "METADATA_FILE",
+    "DecisionMetadata",
+    "Dtype",
+    "Format",
+    "GraphMetadata",
+    "Metadata",
+    "Rule",
+    "digest",
+]
+
+FORMAT_VERSION = 1
+METADATA_FILE = "metadata.json"
+MAX_BYTES = 256 * 2**20
+
+Format = Literal["openvino", "onnx"]
+Dtype = Literal["float32", "float16"]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Distance = Annotated[float, Field(ge=0, le=1e30)]
+
+FILES: dict[Format, tuple[str, ...]] = {
+    "openvino": ("model.xml", "model.bin"),
+    "onnx": ("model.onnx", "model.onnx.data"),
+}
+"""Files of a graph; the first is the one to open. model.onnx.data is there for large graphs alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """What an exported model decides by: its good images' scores, and the two thresholds in force."""
+
+    decision: Decision
+    pixel_threshold: float
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DecisionMetadata(_Record):
+    """The editable part: a threshold is a number, or null to follow from its false-alarm rate.
+
+    Attributes:
+        threshold: image scores above it are anomalous.
+        false_alarm_rate: share of good images above it; what `threshold` comes from where that is null.
+        pixel_threshold: map values above it are marked.
+        pixel_false_alarm_rate: share of good images' pixels above it.
+        leave_one_out_scores: image score of each good image by the model without it.
+        pixel_quantiles: map values that falling shares of good images' pixels exceed (`flawmap.decision.PIXEL_RATES`).
+    """
+
+    threshold: float | None
+    false_alarm_rate: Rate | None
+    pixel_threshold: float | None
+    pixel_false_alarm_rate: Rate | None
+    leave_one_out_scores: tuple[Distance, ...] = Field(min_length=1)
+    pixel_quantiles: tuple[Distance, ...] = Field(min_length=len(PIXEL_RATES), max_length=len(PIXEL_RATES))
+
+    @model_validator(mode="after")
+    def _decides(self) -> Self:
+        for name in ("threshold", "pixel_threshold"):
+            rate = "false_alarm_rate" if name == "threshold" else "pixel_false_alarm_rate"
+            if getattr(self, name) is None and getattr(self, rate) is None:
+                raise ValueError(f"{name} and {rate} are both null; give one of them")
+        return self
+
+    @classmethod
+    def of(cls, decision: Decision) -> Self:
+        """What a fitted model decides by."""
+        return cls(
+            threshold=decision.threshold,
+            false_alarm_rate=decision.false_alarm_rate,
+            pixel_threshold=decision.pixel_threshold,
+            pixel_false_alarm_rate=decision.pixel_false_alarm_rate,
+            leave_one_out_scores=tuple(decision.scores.tolist()),
+            pixel_quantiles=tuple(decision.pixel_quantiles.tolist()),
+        )
+
+    def rule(self) -> Rule:
+        """The thresholds in force. A rate is promised only if the threshold is the one that it leads to."""
+        decision = Decision(np.array(self.leave_one_out_scores, np.float32), np.array(self.pixel_quantiles, np.float32))
+        if self.pixel_false_alarm_rate is not None:
+            decision = decision.at_pixel_rate(self.pixel_false_alarm_rate)
+        pixel_threshold = decision.pixel_threshold if self.pixel_threshold is None else self.pixel_threshold
+        if self.false_alarm_rate is not None:
+            decision = decision.at_rate(self.false_alarm_rate)
+        if self.threshold is not None and self.threshold != decision.threshold:
+            decision = decision.at_value(self.threshold)
+        return Rule(decision, pixel_threshold)
+
+
+class GraphMetadata(_Record):
+    """The graph: `files` maps each of its files to the SHA-256 of its bytes."""
+
+    format: Format
+    dtype: Dtype
+    resize_inside: bool
+    files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
+
+    @model_validator(mode="after")
+    def _known_files(self) -> Self:
+        known = FILES[self.format]
+        if known[0] not in self.files or not set(self.files) <= set(known):
+            raise ValueError(f"expected the files {', '.join(known)}, got {', '.join(self.files) or 'none'}")
+        return self
+
+
+class Metadata(_Record):
+    """The whole document.
+
+    Attributes:
+        decision: thresholds and what they come from; None for a model that was not calibrated.
+        image_size: (height, width) of the images that the graph takes, before its crop.
+        map_size: (height, width) of the anomaly maps it gives, the model's input size.
+        preprocessing: what makes the model's input of an image of any size.
+        map_scale: map values to show as coolest and hottest.
+        graph: its files.
+        model: what was exported, for the record: class, backbone, layers, number of good images, versions.
+    """
+
+    format_version: Literal[1] = 1
+    decision: DecisionMetadata | None
+    image_size: Size
+    map_size: Size
+    preprocessing: Preprocessing
+    map_scale: tuple[float, float]
+    graph: GraphMetadata
+    model: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        sizes = self.preprocessing
+        Preprocessing.of(sizes.resize, sizes.crop, sizes.aspect)  # a ParameterError is a ValueError
+        if self.image_size != sizes.resize or self.map_size != sizes.input_size:
+            raise ValueError("image_size and map_size are not those of its preprocessing")
+        if self.graph.resize_inside and sizes.aspect == "letterbox":
+            raise ValueError("a graph does not letterbox")
+        return self
+
+    def write(self, folder: Path) -> None:
+        """Write metadata.json into a folder. Raises OSError."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)
+        (folder / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The metadata of an export folder; raises ModelFileError, also where the graph's files are damaged."""
+        path = folder / METADATA_FILE
+        metadata = cls._parse(path, _read_text(path))
+        for name, expected in metadata.graph.files.items():
+            try:
+                found = digest(folder / name)
+            except OSError as error:
+                raise ModelFileError(f"{folder / name}: cannot be read ({error.strerror}); export again") from error
+            if found != expected:
+                raise ModelFileError(f"{folder / name}: is damaged or of another export; copy or export it again")
+        return metadata
+
+    @classmethod
+    def _parse(cls, path: Path, text: str) -> Self:
+        try:
+            content = json.loads(text)
+            version = content.get("format_version") if isinstance(content, dict) else None
+            if isinstance(version, int) and version > FORMAT_VERSION:
+                raise ModelFileError(
+                    f"{path}: was written by a newer flawmap (format {version}; this one reads up to "
+                    f"{FORMAT_VERSION}); upgrade flawmap, or export again"
+                )
+            metadata = cls.model_validate(content)
+            if metadata.decision is not None:
+                metadata.decision.rule()
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise ModelFileError(f"{path}: is wrong at '{where}': {first['msg']}; mend it or export again") from error
+        except ParameterError as error:
+            raise ModelFileError(f"{path}: is wrong at 'decision': {error}; mend it or export again") from error
+        except (ValueError, RecursionError) as error:
+            raise ModelFileError(f"{path}: is not JSON ({error}); mend it or export again") from error
+        return metadata
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes. Raises OSError."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if (size := os.path.getsize(path)) > MAX_BYTES:  # noqa: PTH202 (one call, one error)
+            raise ModelFileError(f"{path}: has {size} bytes, no metadata of an export; export again")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ModelFileError(
+            f"{path}: no such file; expected a folder of `flawmap export`, with its graph and {METADATA_FILE}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"{path}: is no text; export again") from error
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error

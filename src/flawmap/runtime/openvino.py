@@ -1,0 +1,85 @@
+"""Graphs run by OpenVINO."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from threading import Lock
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawmap.errors import MissingDependencyError, ParameterError
+from flawmap.runtime.graph import INPUT, OUTPUTS, no_graph
+from flawmap.runtime.metadata import Metadata
+
+__all__ = ["OpenVinoGraph", "import_openvino"]
+
+TELEMETRY = "openvino_telemetry"
+
+
+class OpenVinoGraph:
+    """A compiled OpenVINO graph. It computes in float32 on every device: OpenVINO alone would choose 16 bits on some.
+
+    Attributes:
+        device: the OpenVINO device that runs it.
+    """
+
+    def __init__(self, path: Path, metadata: Metadata, device: str, threads: int | None) -> None:
+        openvino = import_openvino()
+        core = openvino.Core()
+        self.device = _pick_device(core, device)
+        options: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None and self.device == "CPU":
+            options["INFERENCE_NUM_THREADS"] = threads
+        try:
+            model = core.read_model(path)
+            height, width = (-1, -1) if metadata.graph.resize_inside else metadata.image_size
+            wanted = [-1, height, width, 3]
+            if model.input(INPUT).partial_shape != openvino.PartialShape(wanted):
+                raise ValueError(f"it takes images {model.input(INPUT).partial_shape}, its metadata says {wanted}")
+            for name in OUTPUTS:
+                model.output(name)
+            compiled = core.compile_model(model, self.device, options)
+        except (RuntimeError, ValueError) as error:
+            raise no_graph(path, error) from error
+        self._request = compiled.create_infer_request()
+        self._lock = Lock()
+
+    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Anomaly maps (N, h, w) and image scores (N,) of images (N, H, W, 3)."""
+        with self._lock:
+            results = self._request.infer({INPUT: images})  # copies: the next call reuses its memory
+        return results[OUTPUTS[0]], results[OUTPUTS[1]]
+
+
+def import_openvino() -> Any:  # noqa: ANN401 (a module)
+    """The openvino module, imported without the package by which it would report its use over the network.
+
+    Raises MissingDependencyError.
+    """
+    modules = cast(dict[str, Any], sys.modules)
+    absent = TELEMETRY not in modules
+    before = modules.get(TELEMETRY)
+    modules[TELEMETRY] = None  # openvino then does without
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"this needs OpenVINO, which cannot be imported ({error}): pip install openvino"
+        ) from error
+    finally:
+        modules[TELEMETRY] = before
+        if absent:
+            del modules[TELEMETRY]
+    return openvino
+
+
+def _pick_device(core: Any, device: str) -> str:  # noqa: ANN401 (openvino.Core)
+    """An OpenVINO device by name, in any case; "auto" is the CPU, whose numbers are those of `PaDiM.predict`."""
+    wanted = "CPU" if device == "auto" else str(device).upper()
+    available: list[str] = core.available_devices
+    if not any(name.split(".")[0] == wanted.split(".")[0] for name in available):
+        raise ParameterError(f"device {device!r} is not to be had; OpenVINO finds {', '.join(available)} here")
+    return wanted

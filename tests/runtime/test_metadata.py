@@ -1,0 +1,110 @@
+"""metadata.json as people edit it, and as nobody should."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from flawmap import Inspector
+from flawmap.errors import ModelFileError
+from flawmap.runtime import Metadata
+
+
+@pytest.fixture
+def edit(exported, tmp_path):
+    """A function that writes changed metadata beside a copy of the graph; gives the folder."""
+    folder = shutil.copytree(exported, tmp_path / "part")
+    original = json.loads((exported / "metadata.json").read_text())
+
+    def write(change):
+        content = json.loads(json.dumps(original))
+        change(content)
+        (folder / "metadata.json").write_text(json.dumps(content))
+        return folder
+
+    return write
+
+
+def test_untouched_metadata_decide_as_the_model_does(exported, small_model):
+    inspector = Inspector(exported)
+    assert inspector.threshold == small_model.threshold_
+    assert inspector.pixel_threshold == small_model.decision_.pixel_threshold
+    assert inspector.false_alarm_rate == pytest.approx(small_model.decision_.false_alarm_rate)
+
+
+def test_an_edited_threshold_changes_the_labels_and_drops_the_promise(edit, good_images):
+    inspector = Inspector(edit(lambda content: content["decision"].update(threshold=0.001, pixel_threshold=1e9)))
+    predictions = inspector.inspect(good_images[:3])
+    assert [prediction.pred_label for prediction in predictions] == [1, 1, 1]
+    assert not any(prediction.pred_mask.any() for prediction in predictions)
+    assert inspector.false_alarm_rate is None
+
+
+def test_a_threshold_of_null_follows_from_its_rate(edit, small_model):
+    decision = small_model.decision_
+
+    def by_rates(content):
+        content["decision"].update(
+            threshold=None, false_alarm_rate=0.5, pixel_threshold=None, pixel_false_alarm_rate=0.05
+        )
+
+    inspector = Inspector(edit(by_rates))
+    assert (inspector.threshold, inspector.false_alarm_rate) == (decision.at_rate(0.5).threshold, 0.5)
+    assert inspector.pixel_threshold == decision.at_pixel_rate(0.05).pixel_threshold
+
+
+def decision(**changes):
+    return lambda content: content["decision"].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (decision(threshold="high"), "wrong at 'decision.threshold'"),
+        (decision(threshold=float("nan")), "wrong at 'decision.threshold'"),
+        (decision(threshold=None, false_alarm_rate=None), "both null"),
+        (decision(false_alarm_rate=1.5), "wrong at 'decision.false_alarm_rate'"),
+        (decision(pixel_false_alarm_rate=0.9), "wrong at 'decision': pixel_false_alarm_rate must lie between"),
+        (decision(leave_one_out_scores=[]), "wrong at 'decision.leave_one_out_scores'"),
+        (decision(leave_one_out_scores=[1e300]), "wrong at 'decision.leave_one_out_scores"),
+        (decision(pixel_quantiles=[1.0]), "wrong at 'decision.pixel_quantiles'"),
+        (decision(treshold=3), "wrong at 'decision.treshold'"),
+        (lambda content: content.pop("graph"), "wrong at 'graph'"),
+        (lambda content: content.update(format_version=2), "written by a newer flawmap"),
+        (lambda content: content.update(image_size=[10, 10]), "not those of its preprocessing"),
+        (lambda content: content["preprocessing"].update(resize=[10**9, 2]), "wrong at 'document': .*resize"),
+        (lambda content: content["preprocessing"].update(aspect="stretch"), "wrong at 'preprocessing.aspect'"),
+        (lambda content: content["graph"].update(format="tflite"), "wrong at 'graph.format'"),
+        (lambda content: content["graph"].update(files={"../model.xml": "0" * 64}), "expected the files"),
+        (lambda content: content["graph"].update(files={}), "expected the files"),
+    ],
+)
+def test_wrong_metadata_are_refused(edit, change, message):
+    with pytest.raises(ModelFileError, match=message):
+        Inspector(edit(change))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not JSON"),
+        (b"[]", "wrong at 'document'"),
+        (b"{", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"\xff\xfe\x00", "is no text"),
+    ],
+)
+def test_a_file_that_is_no_metadata_is_refused(tmp_path, content, message):
+    (tmp_path / "metadata.json").write_bytes(content)
+    with pytest.raises(ModelFileError, match=message):
+        Metadata.read(tmp_path)
+
+
+def test_a_folder_without_metadata_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(
+            ModelFileError, match=r"metadata\.json: no such file; expected a folder of `flawmap export`"
+        ):
+            Inspector(folder)
