@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from flawmap import Inspector, PaDiM, export_model
 from flawmap.backbones import Backbone
 from flawmap.export import Format
-from flawmap.runtime.openvino import import_openvino
+from flawmap.openvino_module import import_openvino
 
 BLOCK = 8
 CASES = {"resnet18 / 100": ("resnet18", 100), "efficientnet_lite0 / 176": ("efficientnet_lite0", None)}

@@ -26,10 +26,13 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     entry = (os.getpid(), temporary)
     try:
         _unfinished.add(entry)  # before the file is there: Ctrl-C may come between any two steps
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = os.fstat(descriptor).st_mode & 0o777  # what the umask leaves; a library may put another file there
+        os.close(descriptor)
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
+        temporary.chmod(mode)
         temporary.replace(target)
     finally:
         with suppress(OSError):  # what went wrong before matters more

@@ -55,6 +55,7 @@ class BackboneRecord(_Record):
     weights: str | None
     weights_path: str | None
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class PreprocessingRecord(_Record):

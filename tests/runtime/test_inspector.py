@@ -35,7 +35,7 @@ def test_it_runs_without_torch(exported, small_model, scratched, tmp_path):
 
 
 def test_openvino_is_imported_without_its_reports_over_the_network():
-    code = "from flawmap.runtime.openvino import import_openvino; import_openvino().Core(); "
+    code = "from flawmap.openvino_module import import_openvino; import_openvino().Core(); "
     done = python("import sys; " + code + "print([name for name in sys.modules if 'telemetry' in name.split('.')[0]])")
     assert done.stdout.strip() == "[]", done.stderr
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from flawmap.backbones import Backbone, load_backbone
 from flawmap.decision import PIXEL_RATES, Decision
 from flawmap.embedding import Hierarchy, build_hierarchy
-from flawmap.errors import ParameterError, WeightsError
+from flawmap.errors import ModelFileError, ParameterError, WeightsError
 from flawmap.gaussian import Factor
 from flawmap.model_file import DecisionRecord, Document, ModelFile
 from flawmap.records import Size
@@ -68,6 +68,8 @@ def unpack(file: ModelFile, hierarchy: Hierarchy, device: torch.device) -> tuple
     )
     if record is None:
         return factor, None
+    if record.grouped and bool((tensors["calibration.group_sizes"] < 1).any()):
+        raise ModelFileError(f"{file.path}: no whole flawmap model file: empty groups; fit again or take a backup")
     decision = Decision(
         tensors["calibration.scores"].cpu().numpy(),
         tensors["calibration.pixel_quantiles"].cpu().numpy(),
@@ -115,6 +117,7 @@ def matching_backbone(file: ModelFile, weights: str | os.PathLike[str] | None, d
                 weights=candidate,
                 seed=record.seed,
                 device=device,
+                precision=record.precision,
             )
         except WeightsError as error:
             problem = str(error)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from flawmap.openvino_module import import_openvino
 from flawmap.records import Size
 from flawmap.runtime.graph import INPUT, OUTPUTS
 from flawmap.runtime.metadata import FILES
-from flawmap.runtime.openvino import import_openvino
 
 __all__ = ["write_openvino"]
 

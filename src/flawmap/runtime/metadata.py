@@ -71,6 +71,7 @@ class DecisionMetadata(_Record):
         pixel_false_alarm_rate: share of good images' pixels above it.
         leave_one_out_scores: image score of each good image by the model without it.
         pixel_quantiles: map values that falling shares of good images' pixels exceed (`flawmap.decision.PIXEL_RATES`).
+        group_sizes: images in the group of each score; null if every image stands alone.
     """
 
     threshold: float | None
@@ -79,6 +80,7 @@ class DecisionMetadata(_Record):
     pixel_false_alarm_rate: Rate | None
     leave_one_out_scores: tuple[Distance, ...] = Field(min_length=1)
     pixel_quantiles: tuple[Distance, ...] = Field(min_length=len(PIXEL_RATES), max_length=len(PIXEL_RATES))
+    group_sizes: tuple[Annotated[float, Field(ge=1, le=1e9)], ...] | None = None
 
     @model_validator(mode="after")
     def _decides(self) -> Self:
@@ -86,6 +88,8 @@ class DecisionMetadata(_Record):
             rate = "false_alarm_rate" if name == "threshold" else "pixel_false_alarm_rate"
             if getattr(self, name) is None and getattr(self, rate) is None:
                 raise ValueError(f"{name} and {rate} are both null; give one of them")
+        if self.group_sizes is not None and len(self.group_sizes) != len(self.leave_one_out_scores):
+            raise ValueError(f"{len(self.group_sizes)} group_sizes for {len(self.leave_one_out_scores)} scores")
         return self
 
     @classmethod
@@ -98,11 +102,16 @@ class DecisionMetadata(_Record):
             pixel_false_alarm_rate=decision.pixel_false_alarm_rate,
             leave_one_out_scores=tuple(decision.scores.tolist()),
             pixel_quantiles=tuple(decision.pixel_quantiles.tolist()),
+            group_sizes=None if decision.group_sizes is None else tuple(decision.group_sizes.tolist()),
         )
 
     def rule(self) -> Rule:
         """The thresholds in force. A rate is promised only if the threshold is the one that it leads to."""
-        decision = Decision(np.array(self.leave_one_out_scores, np.float32), np.array(self.pixel_quantiles, np.float32))
+        decision = Decision(
+            np.array(self.leave_one_out_scores, np.float32),
+            np.array(self.pixel_quantiles, np.float32),
+            group_sizes=None if self.group_sizes is None else np.array(self.group_sizes, np.float32),
+        )
         if self.pixel_false_alarm_rate is not None:
             decision = decision.at_pixel_rate(self.pixel_false_alarm_rate)
         pixel_threshold = decision.pixel_threshold if self.pixel_threshold is None else self.pixel_threshold

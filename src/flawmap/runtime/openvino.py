@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from threading import Lock
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.errors import MissingDependencyError, ParameterError
+from flawmap.errors import ParameterError
+from flawmap.openvino_module import import_openvino
 from flawmap.runtime.graph import INPUT, OUTPUTS, no_graph
 from flawmap.runtime.metadata import Metadata
 
-__all__ = ["OpenVinoGraph", "import_openvino"]
-
-TELEMETRY = "openvino_telemetry"
+__all__ = ["OpenVinoGraph"]
 
 
 class OpenVinoGraph:
@@ -52,28 +50,6 @@ class OpenVinoGraph:
         with self._lock:
             results = self._request.infer({INPUT: images})  # copies: the next call reuses its memory
         return results[OUTPUTS[0]], results[OUTPUTS[1]]
-
-
-def import_openvino() -> Any:  # noqa: ANN401 (a module)
-    """The openvino module, imported without the package by which it would report its use over the network.
-
-    Raises MissingDependencyError.
-    """
-    modules = cast(dict[str, Any], sys.modules)
-    absent = TELEMETRY not in modules
-    before = modules.get(TELEMETRY)
-    modules[TELEMETRY] = None  # openvino then does without
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"this needs OpenVINO, which cannot be imported ({error}): pip install openvino"
-        ) from error
-    finally:
-        modules[TELEMETRY] = before
-        if absent:
-            del modules[TELEMETRY]
-    return openvino
 
 
 def _pick_device(core: Any, device: str) -> str:  # noqa: ANN401 (openvino.Core)

@@ -1,0 +1,63 @@
+"""A network compiled by OpenVINO: on a CPU several times faster than torch, with the same numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flawmap.openvino_module import import_openvino
+from flawmap.records import Size
+
+__all__ = ["CompiledNetwork", "Precision"]
+
+Precision = Literal["float32", "bfloat16"]
+HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
+
+
+class CompiledNetwork:
+    """Feature maps of images of one size, any number at a time.
+
+    Raises whatever torch or OpenVINO raise for a network that cannot be converted.
+    """
+
+    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor, size: Size, precision: Precision) -> None:
+        openvino = import_openvino()
+        whole = _Normalised(network, mean, std).eval()
+        example = torch.zeros(2, *size, 3, dtype=torch.uint8)  # a batch of one would be taken for a constant
+        batch = torch.export.Dim("batch", min=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracers warn of what is constant here, such as the number of channels
+            program = torch.export.export(whole, (example,), dynamic_shapes=({0: batch},))
+            model = openvino.convert_model(program)
+        model.reshape([-1, *size, 3])
+        options = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        self._request: Any = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+        self._n_outputs = len(model.outputs)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> list[Tensor]:
+        """Feature maps (B, C, h, w) of each layer from RGB images (B, H, W, 3)."""
+        results = self._request.infer({0: np.ascontiguousarray(pixels)})  # copies: the next call reuses its memory
+        return [torch.from_numpy(results[i]) for i in range(self._n_outputs)]
+
+
+class _Normalised(nn.Module):
+    """The network with what comes before it, from 8-bit pixels on."""
+
+    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.scale: Tensor
+        self.shift: Tensor
+        # x / 255 - mean, over std, as one product and one sum
+        self.register_buffer("scale", (1 / (255 * std.double())).float())
+        self.register_buffer("shift", (-mean.double() / std).float())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps: Sequence[Tensor] = self.network((images.float() * self.scale + self.shift).permute(0, 3, 1, 2))
+        return tuple(maps)

@@ -1,0 +1,34 @@
+"""OpenVINO, imported so that it stays silent."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+from flawmap.errors import MissingDependencyError
+
+__all__ = ["import_openvino"]
+
+TELEMETRY = "openvino_telemetry"
+
+
+def import_openvino() -> Any:  # noqa: ANN401 (a module)
+    """The openvino module, imported without the package by which it would report its use over the network.
+
+    Raises MissingDependencyError.
+    """
+    modules = cast(dict[str, Any], sys.modules)
+    absent = TELEMETRY not in modules
+    before = modules.get(TELEMETRY)
+    modules[TELEMETRY] = None  # openvino then does without
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"this needs OpenVINO, which cannot be imported ({error}): pip install openvino"
+        ) from error
+    finally:
+        modules[TELEMETRY] = before
+        if absent:
+            del modules[TELEMETRY]
+    return openvino
