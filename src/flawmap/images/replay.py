@@ -12,6 +12,7 @@ from flawmap.errors import ImageError
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource
 from flawmap.images.stream import Loaded, stream
+from flawmap.images.video import VideoFrame
 
 __all__ = ["Replay"]
 
@@ -39,7 +40,7 @@ class Replay:
         # one block, touched as it fills: many small arrays among the large ones of a fit would fragment the memory
         self._free = np.empty(int(cache_mb * 2**20), np.uint8)
         self._kept: list[Loaded] = []
-        self._paths: list[str] = []
+        self._again: list[str | VideoFrame] = []
         self._seen: set[bytes] = set()
         self.copies: list[str] = []
 
@@ -54,14 +55,14 @@ class Replay:
                 self._keep(image)
             else:
                 self._free = self._free[:0]
-                if image.path is not None:
-                    self._paths.append(image.path)
+                if image.source is not None:
+                    self._again.append(image.source)
             yield image
 
     def second(self) -> Iterator[Loaded]:
         """The same images without the bad ones; raises ImageError if a file has since become unreadable."""
         yield from self._kept
-        yield from stream(self._paths, self._preprocessing)
+        yield from stream(self._again, self._preprocessing)
 
     def _keep(self, image: Loaded) -> None:
         kept = self._free[: image.pixels.size].reshape(image.pixels.shape)
@@ -72,4 +73,4 @@ class Replay:
     @property
     def n_again(self) -> int:
         """Images of the second pass."""
-        return len(self._kept) + len(self._paths)
+        return len(self._kept) + len(self._again)
