@@ -12,7 +12,7 @@ from flawmap.images.datasets.elpv import ELPV, packaged_folder
 from flawmap.images.datasets.layout import Layout
 from flawmap.images.datasets.magnetic_tile import MAGNETIC_TILE
 from flawmap.images.datasets.manifest import MANIFEST
-from flawmap.images.datasets.mvtec_ad import MVTEC_AD, find_class_folders, read_mvtec_ad
+from flawmap.images.datasets.mvtec_ad import MVTEC_AD, find_class_folders
 from flawmap.images.datasets.stc import STC
 from flawmap.images.datasets.ucsd import UCSD
 from flawmap.images.datasets.visa import VISA
@@ -23,8 +23,8 @@ __all__ = ["LAYOUTS", "find_classes", "find_layout", "open_dataset", "training_i
 LAYOUTS = {layout.name: layout for layout in (MVTEC_AD, VISA, BTAD, MAGNETIC_TILE, ELPV, STC, UCSD, MANIFEST)}
 """Known layouts, by name."""
 
-RECOGNISED = (MANIFEST, STC, UCSD, BTAD, VISA, MAGNETIC_TILE, ELPV)
-"""Layouts that are told by their folders; whatever is none of them is read as MVTec AD."""
+RECOGNISED = tuple(layout.name for layout in (MANIFEST, STC, UCSD, BTAD, VISA, MAGNETIC_TILE, ELPV))
+"""Names of layouts that are told by their folders; whatever is none of them is read as MVTec AD."""
 
 
 def open_dataset(where: str | os.PathLike[str]) -> Dataset:
@@ -35,8 +35,6 @@ def open_dataset(where: str | os.PathLike[str]) -> Dataset:
     """
     layout, path = find_layout(where)
     if layout.holds(path) or not (classes := layout.find_classes(path)):
-        if layout is MVTEC_AD:
-            return read_mvtec_ad(path)
         return layout.read(path, refuse)
     if len(classes) == 1:
         return layout.read(classes[0], refuse)
@@ -50,7 +48,7 @@ def training_images(where: str | os.PathLike[str]) -> ImageInput:
     folder that has test images or masks, but no good images by known names.
     """
     layout, path = find_layout(where)
-    if layout is not MVTEC_AD:
+    if layout.name != MVTEC_AD.name:
         return open_dataset(where).train
     for good in (path / "train" / GOOD, path / GOOD):
         if _is_dir(good):
@@ -73,24 +71,23 @@ def find_layout(where: str | os.PathLike[str]) -> tuple[Layout, Path]:
     path = Path(text).expanduser()
     if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises for names that are too long)
         if text in ("elpv", "elpv:mono", "elpv:poly"):
-            return ELPV, packaged_folder() / text.partition(":")[2]
+            return LAYOUTS[ELPV.name], packaged_folder() / text.partition(":")[2]
         name, colon, rest = text.partition(":")
         if colon and rest and name in LAYOUTS:
             return LAYOUTS[name], Path(rest).expanduser()
     try:
-        for layout in RECOGNISED:
+        for layout in (LAYOUTS[name] for name in RECOGNISED):
             if layout.holds(path) or layout.find_classes(path):
                 return layout, path
     except (OSError, ValueError):  # a name that can be no path
         pass
-    return MVTEC_AD, path
+    return LAYOUTS[MVTEC_AD.name], path
 
 
 def find_classes(where: str | os.PathLike[str]) -> tuple[Layout, list[Path]]:
     """The layout of a path and its classes; the path itself if it is one class."""
     layout, path = find_layout(where)
-    classes = layout.find_classes(path) if not layout.holds(path) or layout is ELPV else []
-    return layout, classes or [path]
+    return layout, layout.find_classes(path) or [path]
 
 
 def _several(layout: Layout, where: str | os.PathLike[str], classes: list[Path]) -> DatasetError:
