@@ -26,6 +26,7 @@ __all__ = [
     "JsonOption",
     "QuietOption",
     "SkipBadOption",
+    "StrideOption",
     "WeightsOption",
     "check_writable_target",
     "explain_promise",
@@ -44,6 +45,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages, but for errors.")]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
+StrideOption = Annotated[
+    int, typer.Option("--stride", metavar="N", min=1, help="Of a data set only every N-th image, of each clip.")
+]
 WeightsOption = Annotated[
     str | None,
     typer.Option(

@@ -15,6 +15,7 @@ from flawmap.cli.console import (
     JsonOption,
     QuietOption,
     SkipBadOption,
+    StrideOption,
     WeightsOption,
     guarded,
     messages,
@@ -28,10 +29,15 @@ def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
     dataset: Annotated[
         str,
-        typer.Argument(metavar="DATASET", help="Folder in MVTec AD layout, or of good/ and other types; elpv:mono."),
+        typer.Argument(
+            metavar="DATASET",
+            help="Folder in a known layout (`flawmap datasets list`), or of good/ and other types; NAME:PATH; a "
+            "manifest (.csv); elpv:mono.",
+        ),
     ],
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    stride: StrideOption = 1,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -42,7 +48,7 @@ def evaluate(
     from flawmap.evaluation import evaluate as run
     from flawmap.images import open_dataset
 
-    data = open_dataset(dataset)
+    data = open_dataset(dataset).every(stride)
     bad = BadImages()
     detector = load(model, weights=weights, device=device)
     result: Evaluation = run(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
