@@ -21,7 +21,7 @@ import cv2  # reads the environment
 __all__ = ["FrameReader", "VideoFrame", "count_frames"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VideoFrame:
     """A frame of a video, read when it is needed; its text is `path#index`, the first frame has index 0."""
 

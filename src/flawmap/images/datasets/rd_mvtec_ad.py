@@ -1,4 +1,4 @@
-"""Rd-MVTec AD: MVTec AD made non-aligned, as section V-D of the PaDiM paper evaluates robustness.
+"""Rd-MVTec AD: MVTec AD made non-aligned, for table VI of the PaDiM paper.
 
 Each image, of training and of test, is resized to 256 x 256, rotated by a random angle within +-10 degrees and cut to a
 random window of 224 x 224; its mask goes the same way. What the paper leaves open: bilinear for images and nearest for
