@@ -132,6 +132,27 @@ def test_a_scene_is_learnt_from_its_video_and_evaluated_on_its_clips(campus, tmp
     assert json.loads(run("evaluate", model, scene, "--stride", "2", "--json", "-q").stdout)["n_images"] == 3
 
 
+def test_scores_over_time_are_drawn_clip_by_clip(campus, parts, tmp_path):
+    pytest.importorskip("matplotlib")
+    model, picture = tmp_path / "scene.flawmap", tmp_path / "clips.png"
+    run("fit", f"stc:{campus}/01", "-o", model, *FIT, "-q")
+    drawn = json.loads(run("datasets", "timeline", model, f"stc:{campus}/01", "-o", picture, "--json", "-q").stdout)
+    clip = drawn["clips"]["01_0014"]
+    assert clip["frames"] == list(range(6))
+    assert clip["anomalous"] == [False, False, True, True, False, False]
+    assert min(clip["scores"][2:4]) > max(clip["scores"][:2] + clip["scores"][4:])
+    with Image.open(picture) as image:
+        assert image.width > 500
+    assert "for videos" in run("datasets", "timeline", model, parts, "-o", picture, "-q", code=1).stderr
+    (campus / "testing/frames/01_0014/004.jpg").write_bytes(b"x")
+    skipping = run(
+        "datasets", "timeline", model, f"stc:{campus}/01", "-o", picture, "--json", "-q", "--skip-bad"
+    ).stdout
+    assert json.loads(skipping)["clips"]["01_0014"]["frames"] == [0, 1, 2, 3, 5]
+    odd = run("datasets", "timeline", model, f"stc:{campus}/01", "-o", tmp_path / "a.doc", "-q", "--skip-bad", code=1)
+    assert "ending in .png" in odd.stderr.replace("\n", " ")
+
+
 def test_a_manifest_is_learnt_and_evaluated(parts, tmp_path):
     lines = ["path,label,mask,split,group"]
     lines += [f"mvtec/bolt/train/good/{i:03}.png,good,,train," for i in range(8)]
@@ -157,5 +178,5 @@ def test_a_whole_root_is_no_training_set(parts, tmp_path, good_images):
 
 def test_help():
     assert "datasets" in run("--help").stdout
-    for command in ("list", "check", "make-rd"):
+    for command in ("list", "check", "make-rd", "timeline"):
         assert "--json" in run("datasets", command, "--help").stdout

@@ -1,7 +1,8 @@
-"""`flawmap datasets`: the data sets flawmap knows, a check of one on disk, and the making of Rd-MVTec AD."""
+"""`flawmap datasets`: the data sets flawmap knows, a check of one on disk, Rd-MVTec AD, scores over time."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flawmap.cli.console import JsonOption, QuietOption, guarded, messages, print_json
+from flawmap.cli.console import (
+    BadImages,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    SkipBadOption,
+    StrideOption,
+    WeightsOption,
+    check_writable_target,
+    guarded,
+    messages,
+    print_json,
+)
 from flawmap.errors import DatasetError
 from flawmap.images.datasets import LAYOUTS, Counts, Problem, Report, check_dataset, write_rd_mvtec_ad
 from flawmap.progress import report_progress
@@ -18,7 +31,7 @@ from flawmap.progress import report_progress
 FIGURES = ("train", "good", "anomalous", "test")
 
 app = typer.Typer(
-    help="Data sets: which there are, whether one on disk is whole, Rd-MVTec AD.",
+    help="Data sets: which there are, whether one on disk is whole, Rd-MVTec AD, scores of clips over time.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -95,6 +108,38 @@ def make_rd(
         print_json({"output": str(output), "seed": seed, "n_images": counts})
     elif not quiet:
         messages.print(f"Wrote {sum(counts.values())} images of {len(counts)} classes, seed {seed}: {output}")
+
+
+@app.command("timeline")
+@guarded
+def timeline(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Data set of videos, such as stc:ROOT/01.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Picture: .png, .svg or .pdf.")],
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    stride: StrideOption = 1,
+    skip_bad: SkipBadOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw the scores of each test clip over time, with the threshold and the ground truth."""
+    from flawmap import load
+    from flawmap.images import open_dataset
+    from flawmap.timeline import save_timelines, score_timelines
+
+    check_writable_target(output)
+    data = open_dataset(dataset).every(stride)
+    bad = BadImages()
+    detector = load(model, weights=weights, device=device)
+    timelines = score_timelines(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
+    threshold = detector.decision_.threshold if detector.decision_ else None
+    save_timelines(timelines, output, threshold=threshold, title=data.name)
+    if as_json:
+        clips = {name: asdict(clip) for name, clip in timelines.items()}
+        print_json({"output": str(output), "threshold": threshold, "clips": clips, "skipped": bad.to_json()})
+    elif not quiet:
+        messages.print(f"Drew {len(timelines)} clips: {output}")
 
 
 def _show(report: Report, quiet: bool) -> None:
