@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from videos import cut_short, number, write_video
+from videos import cut_short, damage, number, write_video
 
 from flawmap.errors import ImageError
 from flawmap.images import FrameReader, Preprocessing, Replay, VideoFrame, collect, read_image, stream
@@ -65,6 +65,16 @@ def test_frames_are_replayed_from_memory_or_from_the_video(video, cache_mb):
     again = list(replay.second())
     assert [image.path for image in again] == first
     assert [number(image.pixels) for image in again] == list(range(20))
+
+
+def test_a_damaged_frame_costs_that_frame_alone(video, capfd):
+    damage(video, 10)
+    told: list[ImageError] = []
+    loaded = list(stream(frames(video), SMALL, on_bad=told.append))
+    assert [number(image.pixels) for image in loaded] == [*range(10), *range(11, 20)]
+    assert [image.path for image in loaded] == [f"{video}#{i}" for i in range(20) if i != 10]
+    assert [error.name for error in told] == [f"{video}#10"]
+    assert capfd.readouterr().err == ""
 
 
 def test_a_video_cut_short_gives_what_it_has_and_names_the_rest(video):

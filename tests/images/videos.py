@@ -30,3 +30,14 @@ def cut_short(path):
     content = path.read_bytes()
     start = content.index(b"movi")
     path.write_bytes(content[: (start + len(content)) // 2])
+
+
+def damage(path, index):
+    """Overwrite one frame of a video by zeros."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"movi")
+    for _ in range(index + 1):
+        place = content.index(b"00dc", place + 4)
+    size = int.from_bytes(content[place + 4 : place + 8], "little")
+    content[place + 8 : place + 8 + size] = bytes(size)
+    path.write_bytes(content)

@@ -43,18 +43,18 @@ class FrameReader:
         self._path: Path | None = None
         self._capture = cv2.VideoCapture()
         self._next = 0
-        self._broken = False
+        self._is_open = False
 
     def read(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """RGB (H, W, 3) uint8. Raises ImageError for a video or frame that cannot be decoded."""
         if frame.path != self._path or frame.index < self._next:
             self._open(frame.path)
-        while not self._broken and self._next <= frame.index:
-            self._broken = not self._capture.grab()
+        grabbed = False
+        while self._is_open and self._next <= frame.index:
+            grabbed = self._capture.grab()  # False for a damaged frame; the next one may be whole
             self._next += 1
-        decoded, pixels = (False, None) if self._broken else self._capture.retrieve()
+        decoded, pixels = self._capture.retrieve() if grabbed else (False, None)
         if not decoded or pixels is None:
-            self._broken = True  # frames beyond the place where decoding ends would be counted wrongly
             raise ImageError(str(frame), self._reason(frame.path))
         return np.ascontiguousarray(pixels[..., ::-1]).astype(np.uint8, copy=False)
 
@@ -75,14 +75,14 @@ class FrameReader:
         """Why a frame cannot be decoded."""
         if not path.is_file():
             return "no such video; check the path"
-        if self._next <= 1:
+        if not self._is_open or self._capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0:
             return "its file is not a video that can be decoded; expected AVI, MP4, ..."
-        return "this frame cannot be decoded; the video is cut short or damaged, copy it again"
+        return "this frame cannot be decoded; the video is damaged or cut short, copy it again"
 
     def _open(self, path: Path) -> None:
         self.close()
         self._path, self._next = path, 0
-        self._broken = not _open(self._capture, path)
+        self._is_open = _open(self._capture, path)
 
 
 def count_frames(path: Path) -> int:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from videos import cut_short, number, write_video
+from videos import cut_short, damage, number, write_video
 
 from flawmap.errors import DatasetError
 from flawmap.images import Preprocessing, VideoFrame, open_dataset, read_image, read_mask, stream, training_images
@@ -127,6 +127,14 @@ def test_every_broken_file_is_named(campus, publish, write):
     assert "expected masks of the clip's 4 frames" in found[str(masks / "02_0128.npy")]
     assert "not a video" in found[str(campus / "training/videos/02_001.avi")]
     assert found[str(campus)] == "2 training clips, published are 3"
+
+
+def test_one_unreadable_frame_of_a_video_is_named(campus, publish):
+    publish("stc", whole=NUMBERS)
+    damage(campus / "training/videos/01_001.avi", 3)
+    [(path, reason)] = problems(check_dataset(f"stc:{campus}"))
+    assert path == f"{campus / 'training/videos/01_001.avi'}#3"
+    assert "this frame cannot be decoded" in reason
 
 
 def test_labels_of_another_number_of_frames_are_refused(campus):
