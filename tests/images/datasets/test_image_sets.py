@@ -204,6 +204,12 @@ def test_mvtec_ad_as_a_whole(parts, write):
     assert len(reasons(by_names)) == 3
 
 
+def test_a_root_of_one_class_is_that_class(parts):
+    parts.joinpath("nut").rename(parts.parent / "nut")
+    assert open_dataset(parts) == open_dataset(parts / "bolt")
+    assert training_images(parts) == parts / "bolt" / "train" / "good"
+
+
 def test_empty_classes_are_problems_and_wrong_case_is_named(parts):
     (parts / "nut/train/good/000.png").unlink()
     assert reasons(check_dataset(f"mvtec_ad:{parts}/nut")) == {str(parts / "nut"): "has no training images"}

@@ -71,9 +71,13 @@ def test_a_model_is_for_one_scene(campus):
         open_dataset(f"stc:{campus}/07")
 
 
-def test_a_scene_without_test_clips_can_be_learnt(campus):
+def test_a_scene_without_test_clips_can_be_learnt_and_is_whole(campus, publish):
     write_video(campus / "training/videos/13_001.avi", 2, SIZE)
     assert [len(open_dataset(f"stc:{campus}/13").train), open_dataset(f"stc:{campus}/13").test] == [2, ()]
+    publish("stc", whole=NUMBERS | {"train_groups": 4})
+    report = check_dataset(f"stc:{campus}")
+    assert report.is_whole, report
+    assert [note.reason for note in report.classes[2].notes] == ["has no test images"]
 
 
 def test_a_whole_tree_has_no_problems(campus, publish):

@@ -58,6 +58,8 @@ def training_images(where: str | os.PathLike[str]) -> ImageInput:
             f"{where}: expected train/good beside its test images and masks, found none; name the folder of good images"
         )
     if classes := find_class_folders(path):
+        if len(classes) == 1:
+            return classes[0] / "train" / GOOD
         raise _several(layout, where, classes)
     if path != Path(where).expanduser():  # it was named as a data set
         check_folder(path)

@@ -114,9 +114,12 @@ def _check_class(layout: Layout, path: Path, decode: bool, advance: Callable[[in
     found = Counts.of(data)
     if published is not None:
         _compare(layout, str(path), found, published, problems, notes)
-    for empty, what in ((data.train, "training"), (data.test, "test")):
-        if not empty:
-            problems.append(Problem(str(path), f"has no {what} images"))
+    if not data.train:
+        problems.append(Problem(str(path), "has no training images"))
+    if not data.test:  # where numbers are published of the whole alone, as of scenes, one may rightly have none
+        (notes if layout.classes and "" in layout.published else problems).append(
+            Problem(str(path), "has no test images")
+        )
     _check_masks_exist(layout, path, data, problems, notes)
     if decode:
         sizes = _read_all(data, problems, advance)
