@@ -45,8 +45,8 @@ class Backbone:
         mean, std: per channel (3,), for pixels scaled to 0..1.
         trained_size: (height, width) of the images it was trained on.
         device: where it runs.
-        runtime: "torch"; "openvino"; or "auto": torch for the first images, then OpenVINO, which takes a second or two to
-            compile and is several times faster from then on.
+        runtime: "torch"; "openvino"; or "auto": torch for the first images, then OpenVINO, which takes a second or two
+            to compile and is several times faster from then on.
         precision: of its computations; its outputs are float32.
     """
 
@@ -125,7 +125,7 @@ def load_backbone(
         pretrained: False for random weights, which `seed` fixes.
         weights: a file, or `hf-hub:REPO`; None to look for them on this machine.
         device: "auto" takes a GPU where there is one.
-        runtime: "torch"; "openvino", on the CPU only; "auto": torch on a GPU, else torch for a few images, then OpenVINO.
+        runtime: "torch"; "openvino", on the CPU only; "auto": torch on a GPU, else for a few images, then OpenVINO.
         precision: "bfloat16" computes in 16 bits, twice as fast where the processor has them, with 1 % of error.
     """
     target = pick_device(device)

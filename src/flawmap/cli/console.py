@@ -26,6 +26,7 @@ __all__ = [
     "JsonOption",
     "QuietOption",
     "SkipBadOption",
+    "StrideOption",
     "WeightsOption",
     "check_writable_target",
     "explain_promise",
@@ -35,8 +36,8 @@ __all__ = [
     "print_json",
 ]
 
-TRAIN_EXTRA = {"torch", "torchvision", "timm", "scipy", "matplotlib"}
-"""Modules that only the `train` extra installs."""
+EXTRAS = {"torch": "train", "torchvision": "train", "timm": "train", "scipy": "train", "matplotlib": "plots"}
+"""Modules that only an extra installs."""
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -44,6 +45,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages, but for errors.")]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
+StrideOption = Annotated[
+    int, typer.Option("--stride", metavar="N", min=1, help="Of a data set only every N-th image, of each clip.")
+]
 WeightsOption = Annotated[
     str | None,
     typer.Option(
@@ -88,9 +92,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except FlawmapError as error:
             fail(str(error))
         except ModuleNotFoundError as error:
-            if error.name not in TRAIN_EXTRA:
+            if error.name not in EXTRAS:
                 raise
-            fail(f"this needs {error.name}, which the base installation leaves out: pip install 'flawmap[train]'")
+            extra = EXTRAS[error.name]
+            fail(f"this needs {error.name}, which the base installation leaves out: pip install 'flawmap[{extra}]'")
         except KeyboardInterrupt:
             fail("interrupted; nothing is left half-written", 130)
         except BrokenPipeError:

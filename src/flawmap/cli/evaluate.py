@@ -16,6 +16,7 @@ from flawmap.cli.console import (
     JsonOption,
     QuietOption,
     SkipBadOption,
+    StrideOption,
     WeightsOption,
     check_writable_target,
     guarded,
@@ -33,13 +34,18 @@ def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
     dataset: Annotated[
         str,
-        typer.Argument(metavar="DATASET", help="Folder in MVTec AD layout, or of good/ and other types; elpv:mono."),
+        typer.Argument(
+            metavar="DATASET",
+            help="Folder in a known layout (`flawmap datasets list`), or of good/ and other types; NAME:PATH; a "
+            "manifest (.csv); elpv:mono.",
+        ),
     ],
     reliability: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Plot realised against promised false-alarm rates.")
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    stride: StrideOption = 1,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -49,17 +55,18 @@ def evaluate(
     from flawmap.evaluation import Evaluation, Figures
     from flawmap.evaluation import evaluate as run
     from flawmap.images import open_dataset
-    from flawmap.plots import plot_reliability
 
     if reliability is not None:
         check_writable_target(reliability)
-    data = open_dataset(dataset)
+    data = open_dataset(dataset).every(stride)
     bad = BadImages()
     detector = load(model, weights=weights, device=device)
     result: Evaluation = run(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
     if reliability is not None:
         if result.reliability is None:
             raise DatasetError(f"{dataset}: no good images, or a model without a promise; there is nothing to plot")
+        from flawmap.plots import plot_reliability
+
         with replace_atomically(reliability) as temporary:
             plot_reliability(result.reliability, temporary)
     promised = detector.decision_.false_alarm_rate if detector.decision_ else None

@@ -17,6 +17,7 @@ from flawmap.cli.console import (
     JsonOption,
     QuietOption,
     SkipBadOption,
+    StrideOption,
     WeightsOption,
     check_writable_target,
     explain_promise,
@@ -44,7 +45,7 @@ class Calibrate(StrEnum):
 
 @guarded
 def fit(
-    good: Annotated[str, typer.Argument(metavar="GOOD", help="Folder or glob of good images; or elpv:mono.")],
+    good: Annotated[str, typer.Argument(metavar="GOOD", help="Folder or glob of good images; a data set; elpv:mono.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Model file to write.")],
     preset: Annotated[str | None, typer.Option(help="padim-r18-rd100, padim-wr50-rd550 or padim-effnet-b5.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone; efficientnet_lite0 if none is given.")] = None,
@@ -69,6 +70,7 @@ def fit(
         typer.Option(metavar="REGEX|folder", help="Near-duplicates: images whose path matches alike are one group."),
     ] = None,
     cache_mb: Annotated[float, typer.Option(metavar="MB", help="Memory for images between the two passes.")] = 64,
+    stride: StrideOption = 1,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -86,6 +88,7 @@ def fit(
     }
     given = {name: value for name, value in given.items() if value is not None}
     from flawmap import PaDiM
+    from flawmap.images import open_dataset
 
     fixed: dict[str, Any] = {
         "seed": seed,
@@ -105,7 +108,8 @@ def fit(
         model = PaDiM.from_preset(preset, **fixed, **given)
     bad = BadImages()
     started = time.perf_counter()
-    model.fit(good, progress=not quiet, on_bad=bad if skip_bad else None)
+    images = good if stride == 1 else open_dataset(good).every(stride).train
+    model.fit(images, progress=not quiet, on_bad=bad if skip_bad else None)
     model.save(output)
     seconds = time.perf_counter() - started
     size = output.stat().st_size

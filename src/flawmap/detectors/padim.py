@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from importlib.metadata import version
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,7 +15,7 @@ from flawmap.backbones import DEFAULT_BACKBONE, Backbone, Precision, Runtime, lo
 from flawmap.decision import FALSE_ALARM_RATE, Decision
 from flawmap.detectors import passes
 from flawmap.detectors.detector import OnBad
-from flawmap.detectors.padim_file import described_hierarchy, matching_backbone, pack, unpack
+from flawmap.detectors.padim_file import describe_model, described_hierarchy, matching_backbone, pack, unpack
 from flawmap.detectors.padim_fit import Fitting, Method, check_parameters
 from flawmap.detectors.presets import PRESETS
 from flawmap.embedding import build_hierarchy, draw_channels
@@ -34,14 +33,7 @@ from flawmap.gaussian import (
     typical_distance,
 )
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, Replay, collect, stream, training_images
-from flawmap.model_file import (
-    BackboneRecord,
-    DecisionRecord,
-    Document,
-    ModelFile,
-    PreprocessingRecord,
-    RegularizationRecord,
-)
+from flawmap.model_file import ModelFile
 from flawmap.progress import Progress
 from flawmap.records import Prediction, Size
 
@@ -79,7 +71,7 @@ class PaDiM:
     Attributes after `fit`:
         factor_: the Gaussians (`flawmap.gaussian.Factor`). channels_: (d,) indices into the concatenated layers.
         regularization_: what the covariances were regularised by (`flawmap.gaussian.Regularization`).
-        n_images_: number of good images learnt from.
+        n_images_: number of good images learnt from. shapes_: channels and grid (h, w) of each layer.
         decision_: honest scores of good images, and thresholds (`flawmap.decision.Decision`), or None: not
             calibrated, or fewer than three images.
         outliers_: names of good images that look unlike the others.
@@ -190,7 +182,7 @@ class PaDiM:
         )
         replay = Replay(collection.items, preprocessing, cache_mb=self.cache_mb if self.calibrate else 0, on_bad=on_bad)
         learnt = fitting.run(replay, collection.count, progress)
-        self._backbone, self._shapes, self.channels_ = backbone, shapes, channels
+        self._backbone, self.shapes_, self.channels_ = backbone, shapes, channels
         self.factor_, self.regularization_, self.n_images_ = learnt.factor, learnt.regularization, learnt.count
         self.decision_ = learnt.decision.at_rate(self.false_alarm_rate) if learnt.decision else None
         self.outliers_, self.copies_, self.duplicates_ = learnt.outliers, learnt.copies, learnt.duplicates
@@ -275,12 +267,12 @@ class PaDiM:
 
     def describe(self) -> dict[str, object]:
         """What the model is and what it was fitted on, as plain JSON values."""
-        return self._document().model_dump(mode="json", exclude={"channels"})
+        return describe_model(self).model_dump(mode="json", exclude={"channels"})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a model file atomically; the same images, parameters and seed give the same bytes."""
         backbone, factor = self._fitted()
-        ModelFile.write(path, self._document(), pack(factor, self.decision_, backbone.layers))
+        ModelFile.write(path, describe_model(self), pack(factor, self.decision_, backbone.layers))
 
     @classmethod
     def from_file(
@@ -322,8 +314,8 @@ class PaDiM:
         model.factor_, model.decision_ = unpack(file, hierarchy, model._backbone.device)
         model.regularization_ = Regularization(regularization.ridge, regularization.sharing)
         model.channels_, model.n_images_ = np.array(document.channels, np.int64), document.n_images
-        model._shapes = list(zip(document.n_channels, document.grids, strict=True))
-        if model._backbone.shapes(model.preprocessing.input_size) != model._shapes:
+        model.shapes_ = list(zip(document.n_channels, document.grids, strict=True))
+        if model._backbone.shapes(model.preprocessing.input_size) != model.shapes_:
             raise ModelFileError(f"{file.path}: its grids are not those of {record.name}; fit again")
         return model
 
@@ -368,44 +360,3 @@ class PaDiM:
         size = batch_size or max(1, passes.batch_size(self.preprocessing.input_size) // 4)
         for batch in passes.batches(loaded, size):
             yield batch, squared_distances(factor, passes.embed(backbone, factor.hierarchy, batch)).sqrt_()
-
-    def _document(self) -> Document:
-        backbone, preprocessing = self._fitted()[0], self.preprocessing
-        return Document(
-            detector="padim",
-            backbone=BackboneRecord(
-                name=backbone.name,
-                layers=backbone.layers,
-                pretrained=self.pretrained,
-                seed=self.seed,
-                weights=backbone.weights,
-                weights_path=backbone.weights_path,
-                sha256=backbone.sha256,
-                precision=backbone.precision,
-            ),
-            preprocessing=PreprocessingRecord(
-                resize=preprocessing.resize, crop=preprocessing.crop, aspect=preprocessing.aspect
-            ),
-            grids=tuple(grid for _, grid in self._shapes),
-            n_channels=tuple(n for n, _ in self._shapes),
-            channels=tuple(self.channels_.tolist()),
-            n_features=self.n_features,
-            seed=self.seed,
-            regularization=RegularizationRecord(
-                ridge=self.regularization_.ridge,
-                sharing=self.regularization_.sharing,
-                chosen="auto" if self.regularization == "auto" else "given",
-            ),
-            n_images=self.n_images_,
-            decision=None
-            if self.decision_ is None
-            else DecisionRecord(
-                method=self.calibrate or "leave-one-out",
-                grouped=self.decision_.group_sizes is not None,
-                n_scores=len(self.decision_.scores),
-                threshold=self.decision_.threshold,
-                false_alarm_rate=self.decision_.false_alarm_rate,
-                pixel_false_alarm_rate=self.decision_.pixel_false_alarm_rate,
-            ),
-            versions={name: version(name) for name in ("flawmap", "numpy", "pillow", "timm", "torch")},
-        )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,13 +18,66 @@ from flawmap.decision import PIXEL_RATES, Decision
 from flawmap.embedding import Hierarchy, build_hierarchy
 from flawmap.errors import ModelFileError, ParameterError, WeightsError
 from flawmap.gaussian import Factor
-from flawmap.model_file import DecisionRecord, Document, ModelFile
+from flawmap.model_file import (
+    BackboneRecord,
+    DecisionRecord,
+    Document,
+    ModelFile,
+    PreprocessingRecord,
+    RegularizationRecord,
+)
 from flawmap.records import Size
 
-__all__ = ["MAX_POSITIONS", "described_hierarchy", "matching_backbone", "pack", "unpack"]
+if TYPE_CHECKING:
+    from flawmap.detectors.padim import PaDiM
+
+__all__ = ["MAX_POSITIONS", "describe_model", "described_hierarchy", "matching_backbone", "pack", "unpack"]
 
 MAX_POSITIONS = 2**22
 """Finest grid that a model file may ask for."""
+
+
+def describe_model(model: PaDiM) -> Document:
+    """The document of a fitted model's file."""
+    backbone, preprocessing = model.backbone_, model.preprocessing
+    return Document(
+        detector="padim",
+        backbone=BackboneRecord(
+            name=backbone.name,
+            layers=backbone.layers,
+            pretrained=model.pretrained,
+            seed=model.seed,
+            weights=backbone.weights,
+            weights_path=backbone.weights_path,
+            sha256=backbone.sha256,
+            precision=backbone.precision,
+        ),
+        preprocessing=PreprocessingRecord(
+            resize=preprocessing.resize, crop=preprocessing.crop, aspect=preprocessing.aspect
+        ),
+        grids=tuple(grid for _, grid in model.shapes_),
+        n_channels=tuple(n for n, _ in model.shapes_),
+        channels=tuple(model.channels_.tolist()),
+        n_features=model.n_features,
+        seed=model.seed,
+        regularization=RegularizationRecord(
+            ridge=model.regularization_.ridge,
+            sharing=model.regularization_.sharing,
+            chosen="auto" if model.regularization == "auto" else "given",
+        ),
+        n_images=model.n_images_,
+        decision=None
+        if model.decision_ is None
+        else DecisionRecord(
+            method=model.calibrate or "leave-one-out",
+            grouped=model.decision_.group_sizes is not None,
+            n_scores=len(model.decision_.scores),
+            threshold=model.decision_.threshold,
+            false_alarm_rate=model.decision_.false_alarm_rate,
+            pixel_false_alarm_rate=model.decision_.pixel_false_alarm_rate,
+        ),
+        versions={name: version(name) for name in ("flawmap", "numpy", "pillow", "timm", "torch")},
+    )
 
 
 def described_hierarchy(document: Document, input_size: Size) -> Hierarchy:

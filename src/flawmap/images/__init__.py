@@ -1,22 +1,28 @@
 """Images: found, decoded, made ready for a model; and the data sets flawmap knows."""
 
-from flawmap.images.catalogue import open_dataset, training_images
-from flawmap.images.dataset import Dataset, Sample
+from flawmap.images.datasets import Dataset, Sample, open_dataset, training_images
+from flawmap.images.masks import ClassMask, MaskFrame, MaskSource
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource, read_image, read_mask
 from flawmap.images.replay import Replay
 from flawmap.images.source import ImageCollection, ImageInput, collect
 from flawmap.images.stream import Loaded, stream
+from flawmap.images.video import FrameReader, VideoFrame
 
 __all__ = [
+    "ClassMask",
     "Dataset",
+    "FrameReader",
     "ImageCollection",
     "ImageInput",
     "ImageSource",
     "Loaded",
+    "MaskFrame",
+    "MaskSource",
     "Preprocessing",
     "Replay",
     "Sample",
+    "VideoFrame",
     "collect",
     "open_dataset",
     "read_image",

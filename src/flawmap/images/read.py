@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from flawmap.errors import ImageError
+from flawmap.images.masks import ClassMask, MaskFrame, MaskSource
 from flawmap.images.pillow_settings import pillow_for_large_images
+from flawmap.images.video import FrameReader, VideoFrame
 
 __all__ = ["MAX_PIXELS", "ImageSource", "read_image", "read_mask"]
 
-ImageSource = str | os.PathLike[str] | NDArray[Any] | Image.Image
-"""One image: a path, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a PIL image."""
+ImageSource = str | os.PathLike[str] | NDArray[Any] | Image.Image | VideoFrame
+"""One image: a path, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL image, or a frame of a video."""
 
 MAX_PIXELS = 2**30
 """Largest image read, a gigapixel; more is refused before it is decoded."""
@@ -59,26 +61,36 @@ def read_image(source: ImageSource, *, name: str | None = None) -> NDArray[np.ui
             source.load()
             source = _upright(source)
         return _to_rgb(source, name)
+    if isinstance(source, VideoFrame):
+        with FrameReader() as frames:
+            return frames.read(source)
     if not isinstance(source, (str, os.PathLike)):
         raise ImageError(name or "image", f"expected a path, an array or a PIL image, got {type(source).__name__}")
     return _to_rgb(_decode(source), str(source))
 
 
-def read_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
+def read_mask(source: MaskSource) -> NDArray[np.bool_]:
     """Ground truth (H, W), True where anomalous: values above half the range, or above 0 if there are only 0 and 1.
 
     16 bits that hold no more than 255 are taken for 8. A palette of two colours counts by its indices (0 and 1), but by
-    its brightness if it holds greys alone. Raises ImageError.
+    its brightness if it holds greys alone. Frames of arrays and class masks are anomalous where they are not 0. Raises
+    ImageError.
     """
-    image = _decode(path)
+    if isinstance(source, MaskFrame):
+        return source.read()
+    if isinstance(source, ClassMask):
+        image = _decode(source.path)
+        numbered = image.mode in SIXTEEN_BIT_MODES | {"1", "L", "P"}
+        return np.asarray(np.asarray(image if numbered else _converted(image, "L", str(source))) != 0)
+    image = _decode(source)
     if image.mode in SIXTEEN_BIT_MODES:
         values = np.asarray(image)
         if values.max() > 255:
-            values = _scale_to_8_bits(values, str(path))
+            values = _scale_to_8_bits(values, str(source))
     elif image.mode == "P" and _holds_classes(image):
         values = np.asarray(image)
     else:
-        values = np.asarray(_converted(image, "L", str(path)))
+        values = np.asarray(_converted(image, "L", str(source)))
     return values > (127 if values.max() > 1 else 0)
 
 

@@ -13,6 +13,7 @@ from flawmap.errors import ImageError
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource
 from flawmap.images.stream import Loaded, stream
+from flawmap.images.video import VideoFrame
 
 __all__ = ["Replay"]
 
@@ -40,7 +41,7 @@ class Replay:
         self._on_bad = on_bad
         # one block, touched as it fills: many small arrays among the large ones of a fit would fragment the memory
         self._free = np.empty(int(cache_mb * 2**20), np.uint8)
-        self._again: dict[int, Loaded | str] = {}  # place in the first pass: what was kept, or the file
+        self._again: dict[int, Loaded | str | VideoFrame] = {}  # place in the first pass: what was kept, or the file
         self._seen: dict[bytes, int] = {}
         self.names: list[str] = []
         self.copies: list[tuple[int, int]] = []
@@ -55,8 +56,8 @@ class Replay:
                 self._again[len(self.names)] = self._keep(image)
             else:
                 self._free = self._free[:0]
-                if image.path is not None:
-                    self._again[len(self.names)] = image.path
+                if image.source is not None:
+                    self._again[len(self.names)] = image.source
             self.names.append(image.name)
             yield image
 
@@ -68,9 +69,9 @@ class Replay:
     def second(self, places: Iterable[int]) -> Iterator[Loaded]:
         """The images at some of `places`, in the order asked for; ImageError if a file has become unreadable."""
         ahead, wanted = tee(self._again[place] for place in places)
-        read = stream((entry for entry in ahead if isinstance(entry, str)), self._preprocessing)
+        read = stream((entry for entry in ahead if not isinstance(entry, Loaded)), self._preprocessing)
         for entry in wanted:
-            yield next(read) if isinstance(entry, str) else entry
+            yield entry if isinstance(entry, Loaded) else next(read)
 
     def _keep(self, image: Loaded) -> Loaded:
         kept = self._free[: image.pixels.size].reshape(image.pixels.shape)

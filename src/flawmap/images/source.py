@@ -7,19 +7,19 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from flawmap.errors import DatasetError, ImageError, ParameterError
 from flawmap.images.read import ImageSource
+from flawmap.images.video import VideoFrame
 
 __all__ = ["SUFFIXES", "ImageCollection", "ImageInput", "collect", "find_images", "list_folder"]
 
-ImageInput = str | os.PathLike[str] | NDArray[Any] | Image.Image | Iterable[ImageSource]
-"""A path, folder or glob; an array (H, W), (H, W, C) or batch (N, H, W, C); a PIL image; or an iterable of these."""
+ImageInput = ImageSource | Iterable[ImageSource]
+"""A path, folder or glob; an array (H, W), (H, W, C) or batch (N, H, W, C); a PIL image; a frame of a video; or an
+iterable of these."""
 
 SUFFIXES = frozenset(
     {
@@ -67,7 +67,7 @@ def collect(images: ImageInput) -> ImageCollection:
         if images.ndim == 4:
             return ImageCollection(list(images), len(images), False)
         return ImageCollection([images], 1, True)
-    if isinstance(images, Image.Image):
+    if isinstance(images, (Image.Image, VideoFrame)):
         return ImageCollection([images], 1, True)
     if isinstance(images, (str, os.PathLike)):
         paths = _expand(images)
@@ -113,7 +113,7 @@ def _flatten(images: Iterable[object]) -> Iterator[ImageSource]:
     for image in images:
         if isinstance(image, np.ndarray) and image.ndim == 4:
             yield from image
-        elif isinstance(image, (np.ndarray, Image.Image)):
+        elif isinstance(image, (np.ndarray, Image.Image, VideoFrame)):
             yield image
         elif isinstance(image, (str, os.PathLike)):
             yield from _expand(image)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from flawmap.errors import ImageError
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource, read_image
+from flawmap.images.video import FrameReader, VideoFrame
 from flawmap.records import Placement
 
 __all__ = ["Loaded", "stream"]
@@ -29,15 +30,20 @@ class Loaded:
 
     Attributes:
         name: its path, or "image 3" for the third of images in memory; for messages.
-        path: its path, or None.
+        source: its path, or a frame of a video: what it can be read from again; None if it came from memory.
         pixels: (h, w, 3) uint8, the model's input.
         placement: where that lies on the original.
     """
 
     name: str
-    path: str | None
+    source: str | VideoFrame | None
     pixels: NDArray[np.uint8]
     placement: Placement
+
+    @property
+    def path(self) -> str | None:
+        """Its path, `path#index` for a frame of a video, or None."""
+        return None if self.source is None else str(self.source)
 
 
 def stream(
@@ -47,10 +53,10 @@ def stream(
     on_bad: Callable[[ImageError], None] | None = None,
     workers: int | None = None,
 ) -> Iterator[Loaded]:
-    """Read and preprocess images, in order.
+    """Read and preprocess images, in order. Frames of videos take a thread of their own, which decodes them in order.
 
     Args:
-        items: paths, arrays, PIL images; pulled no faster than they are read.
+        items: paths, arrays, PIL images, frames of videos; pulled no faster than they are read.
         preprocessing: what makes the model's input of them.
         on_bad: is told of each image that cannot be used, which is then left out; None raises its ImageError.
         workers: threads; None for one per processor, at most eight.
@@ -58,11 +64,16 @@ def stream(
     n_workers = workers or min(8, os.cpu_count() or 1)
     numbered = enumerate(items, start=1)
     pool = ThreadPoolExecutor(n_workers, thread_name_prefix="flawmap-read")
+    frame_pool = ThreadPoolExecutor(1, thread_name_prefix="flawmap-read-frames")
+    frames = FrameReader()
     pending: deque[Future[Loaded]] = deque()
     try:
         while True:
             for number, item in islice(numbered, n_workers * LOOK_AHEAD - len(pending)):
-                pending.append(pool.submit(_load, number, item, preprocessing))
+                if isinstance(item, VideoFrame):
+                    pending.append(frame_pool.submit(_load_frame, frames, item, preprocessing))
+                else:
+                    pending.append(pool.submit(_load, number, item, preprocessing))
             if not pending:
                 return
             try:
@@ -75,6 +86,8 @@ def stream(
                 yield loaded
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        frame_pool.shutdown(wait=True, cancel_futures=True)
+        frames.close()
 
 
 def _load(number: int, item: ImageSource, preprocessing: Preprocessing) -> Loaded:
@@ -82,3 +95,8 @@ def _load(number: int, item: ImageSource, preprocessing: Preprocessing) -> Loade
     name = path or f"image {number}"
     pixels, placement = preprocessing.apply(read_image(item, name=name))
     return Loaded(name, path, pixels, placement)
+
+
+def _load_frame(frames: FrameReader, frame: VideoFrame, preprocessing: Preprocessing) -> Loaded:
+    pixels, placement = preprocessing.apply(frames.read(frame))
+    return Loaded(str(frame), frame, pixels, placement)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from flawmap.errors import DatasetError, MissingDependencyError
 from flawmap.images import open_dataset, training_images
-from flawmap.images.elpv import read_elpv
+from flawmap.images.datasets.elpv import read_elpv
 
 
 @pytest.fixture

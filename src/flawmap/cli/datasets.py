@@ -1,0 +1,172 @@
+"""`flawmap datasets`: the data sets flawmap knows, a check of one on disk, Rd-MVTec AD, scores over time."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flawmap.cli.console import (
+    BadImages,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    SkipBadOption,
+    StrideOption,
+    WeightsOption,
+    check_writable_target,
+    guarded,
+    messages,
+    print_json,
+)
+from flawmap.errors import DatasetError
+from flawmap.images.datasets import LAYOUTS, Counts, Problem, Report, check_dataset, write_rd_mvtec_ad
+from flawmap.progress import report_progress
+
+FIGURES = ("train", "good", "anomalous", "test")
+
+app = typer.Typer(
+    help="Data sets: which there are, whether one on disk is whole, Rd-MVTec AD, scores of clips over time.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+
+@app.command("list")
+@guarded
+def list_datasets(as_json: JsonOption = False) -> None:
+    """List the data sets that are read by name, with licence and origin. Nothing is downloaded."""
+    rows = [
+        {
+            "name": layout.name,
+            "title": layout.title,
+            "classes": list(layout.classes),
+            "what": layout.what,
+            "licence": layout.licence,
+            "origin": layout.origin,
+            "paper": layout.paper,
+        }
+        for layout in LAYOUTS.values()
+    ]
+    if as_json:
+        print_json({"datasets": rows})
+        return
+    table = Table("name", "classes", show_lines=True)
+    table.add_column("what, and where it comes from", overflow="fold")  # an address cut off is of no use
+    table.add_column("licence", max_width=20)
+    for layout in LAYOUTS.values():
+        n_classes = str(len(layout.classes) or 1)
+        table.add_row(layout.name, n_classes, f"{layout.title}: {layout.what}\n{layout.origin}", layout.licence)
+    Console().print(table)
+
+
+@app.command("check")
+@guarded
+def check(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Name, as `list` shows it.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Its folder, or one of its classes ROOT/CLASS.")],
+    names_only: Annotated[bool, typer.Option("--names-only", help="Do not read the images; much faster.")] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare a data set on disk with what is published of it, and name every file that is wrong.
+
+    Exit code 1 if something is broken.
+    """
+    if dataset not in LAYOUTS:
+        raise DatasetError(f"unknown data set '{dataset}'; there are {', '.join(LAYOUTS)}")
+    if not path.expanduser().exists() and not LAYOUTS[dataset].holds(path.expanduser()):
+        raise DatasetError(f"{path}: no such file or folder; give the data set's folder, or a class ROOT/CLASS of it")
+    with report_progress(not quiet and not names_only, "Reading", None) as advance:
+        report = check_dataset(f"{dataset}:{path}", decode=not names_only, advance=advance)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _show(report, quiet)
+    if not report.is_whole:
+        raise typer.Exit(1)
+
+
+@app.command("make-rd")
+@guarded
+def make_rd(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="MVTec AD, or one of its classes.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="New folder to write.")],
+    seed: Annotated[int, typer.Option(help="Fixes angles and windows; the paper's protocol averages five.")] = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write Rd-MVTec AD: every image and mask rotated within +-10 degrees and cut to 224 of 256 pixels at random."""
+    with report_progress(not quiet, "Rotating", None) as advance:
+        counts = write_rd_mvtec_ad(root, output, seed=seed, advance=advance)
+    if as_json:
+        print_json({"output": str(output), "seed": seed, "n_images": counts})
+    elif not quiet:
+        messages.print(f"Wrote {sum(counts.values())} images of {len(counts)} classes, seed {seed}: {output}")
+
+
+@app.command("timeline")
+@guarded
+def timeline(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Data set of videos, such as stc:ROOT/01.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Picture: .png, .svg or .pdf.")],
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    stride: StrideOption = 1,
+    skip_bad: SkipBadOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw the scores of each test clip over time, with the threshold and the ground truth."""
+    from flawmap import load
+    from flawmap.images import open_dataset
+    from flawmap.timeline import save_timelines, score_timelines
+
+    check_writable_target(output)
+    data = open_dataset(dataset).every(stride)
+    bad = BadImages()
+    detector = load(model, weights=weights, device=device)
+    timelines = score_timelines(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
+    threshold = detector.decision_.threshold if detector.decision_ else None
+    save_timelines(timelines, output, threshold=threshold, title=data.name)
+    if as_json:
+        clips = {name: asdict(clip) for name, clip in timelines.items()}
+        print_json({"output": str(output), "threshold": threshold, "clips": clips, "skipped": bad.to_json()})
+    elif not quiet:
+        messages.print(f"Drew {len(timelines)} clips: {output}")
+
+
+def _show(report: Report, quiet: bool) -> None:
+    """Counts as a table, found of published; then one line for each problem and note."""
+    title = LAYOUTS[report.layout].title
+    table = Table("class", title=f"{title}: {report.path}")
+    for heading in ("train", "good", "anomalous", "all test", "problems"):
+        table.add_column(heading, justify="right")
+    for part in report.classes:
+        cells = [_of(part.found, part.published, figure) for figure in FIGURES]
+        table.add_row(part.name, *cells, str(len(part.problems)))
+    Console().print(table)
+    problems = [*(problem for part in report.classes for problem in part.problems), *report.problems]
+    for problem in problems:
+        messages.print(f"[bold red]broken[/] {_line(problem)}")
+    if quiet:
+        return
+    for note in [*(note for part in report.classes for note in part.notes), *report.notes]:
+        messages.print(f"[yellow]note[/] {_line(note)}")
+    messages.print("Nothing is broken." if report.is_whole else f"{len(problems)} problems.")
+
+
+def _of(found: Counts, published: Counts | None, figure: str) -> str:
+    expected = None if published is None else getattr(published, figure)
+    got = getattr(found, figure)
+    return f"{got}" if expected is None or got == expected else f"{got} of {expected}"
+
+
+def _line(problem: Problem) -> str:
+    return escape(f"{problem.path}: {problem.reason}")

@@ -1,0 +1,127 @@
+"""UCSD Pedestrian (Mahadevan et al. 2010): UCSDped1 and UCSDped2, a fixed camera above a walkway each.
+
+Train/TrainNNN/*.tif, Test/TestNNN/*.tif, Test/TestNNN_gt/*.bmp (all clips of Ped2, ten of Ped1), and in
+Test/UCSDpedN.m a line for each clip with its anomalous frames, counted from 1:
+TestVideoFile{end+1}.gt_frame = [5:90, 140:200];
+A clip with masks is labelled by them, another one by that file.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from flawmap.errors import DatasetError, ImageError
+from flawmap.images.datasets.dataset import GOOD, Dataset, Sample, Tell, expect_folder, subfolders
+from flawmap.images.datasets.layout import Counts, Layout, files_below
+from flawmap.images.read import read_mask
+from flawmap.images.source import find_images
+
+__all__ = ["UCSD"]
+
+ANOMALOUS = "anomalous"
+TRAIN_CLIP = re.compile(r"Train(\d{3})")
+TEST_CLIP = re.compile(r"Test(\d{3})")
+GT_FRAMES = re.compile(r"^[^%\n]*gt_frame\s*=\s*\[([^\]]*)\]", re.MULTILINE)
+RANGE = re.compile(r"(\d+)(?::(\d+))?")
+
+
+def _holds(path: Path) -> bool:
+    return any(TRAIN_CLIP.fullmatch(clip.name) for clip in subfolders(path / "Train"))
+
+
+def _find_classes(root: Path) -> list[Path]:
+    return [path for path in subfolders(root) if _holds(path)]
+
+
+def _read(folder: Path, tell: Tell) -> Dataset:
+    title = "UCSD Pedestrian"
+    train = [
+        (image, clip.name)
+        for clip in subfolders(expect_folder(folder, "Train", title))
+        if TRAIN_CLIP.fullmatch(clip.name)
+        for image in find_images(clip)
+    ]
+    test = expect_folder(folder, "Test", title)
+    listed = _listed_frames(test, tell)
+    samples: list[Sample] = []
+    for clip in subfolders(test):
+        if match := TEST_CLIP.fullmatch(clip.name):
+            samples += _clip(clip, listed.get(int(match[1])), tell)
+    if not train and not samples:
+        raise DatasetError(f"{folder}: expected Train/Train001 and Test/Test001 with .tif frames (UCSD Pedestrian)")
+    return Dataset(
+        folder.resolve().name,
+        tuple(image for image, _ in train),
+        tuple(samples),
+        tuple(clip for _, clip in train),
+    )
+
+
+def _listed_frames(test: Path, tell: Tell) -> dict[int, set[int]]:
+    """Anomalous frames of each clip, both counted from 1, as the .m file lists them; empty if there is no such file."""
+    tables = sorted(path for path in test.glob("*.m") if not path.name.startswith("."))
+    if not tables:
+        return {}
+    try:
+        text = tables[0].read_text(encoding="latin-1")
+    except OSError as error:
+        tell(tables[0], f"cannot be read ({error.strerror})")
+        return {}
+    listed: dict[int, set[int]] = {}
+    for number, ranges in enumerate(GT_FRAMES.findall(text), start=1):
+        listed[number] = {
+            frame
+            for first, last in RANGE.findall(ranges)
+            for frame in range(int(first), int(last or first) + 1)
+        }  # fmt: skip
+    return listed
+
+
+def _clip(clip: Path, listed: set[int] | None, tell: Tell) -> list[Sample]:
+    """Labelled frames of a test clip; none, and told, if it has no labels."""
+    images = find_images(clip)
+    folder = clip.with_name(f"{clip.name}_gt")
+    masks = find_images(folder) if folder.is_dir() else []
+    if masks and len(masks) != len(images):
+        tell(folder, f"holds {len(masks)} masks, but {clip} has {len(images)} frames")
+        masks = []
+    if masks:
+        # frames and masks go by their order: the masks of some clips are named otherwise
+        return [_masked(image, mask, clip.name, tell) for image, mask in zip(images, masks, strict=True)]
+    if listed is None:
+        tell(clip, f"has no masks ({folder.name}) and no line in a .m file beside it; its frames have no labels")
+        return []
+    return [
+        Sample(image, ANOMALOUS if number in listed else GOOD, None, clip.name)
+        for number, image in enumerate(images, start=1)
+    ]
+
+
+def _masked(image: Path, mask: Path, group: str, tell: Tell) -> Sample:
+    try:
+        anomalous = bool(read_mask(mask).any())
+    except ImageError as error:
+        tell(mask, error.reason)
+        return Sample(image, ANOMALOUS, None, group)
+    return Sample(image, ANOMALOUS, mask, group) if anomalous else Sample(image, GOOD, None, group)
+
+
+UCSD = Layout(
+    name="ucsd",
+    title="UCSD Pedestrian",
+    what="surveillance videos of two walkways; anomalies are bicycles, carts, skateboards, ...",
+    classes=("UCSDped1", "UCSDped2"),
+    licence="none stated; research use, with citation",
+    origin="http://www.svcl.ucsd.edu/projects/anomaly/dataset.htm",
+    paper="Mahadevan et al., Anomaly detection in crowded scenes, CVPR 2010",
+    holds=_holds,
+    find_classes=_find_classes,
+    read=_read,
+    files=files_below,
+    published={
+        "UCSDped1": Counts(6800, 7200, train_groups=34, test_groups=36),
+        "UCSDped2": Counts(2550, 2010, train_groups=16, test_groups=12),
+    },
+    has_masks=False,
+)

@@ -1,0 +1,104 @@
+"""Frames of videos, decoded one after the other by OpenCV's FFmpeg; one video is open at a time."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawmap.errors import ImageError
+
+# FFmpeg would write its own remarks on damaged videos to standard error; they are told as ImageError
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+import cv2  # reads the environment
+
+__all__ = ["FrameReader", "VideoFrame", "count_frames"]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFrame:
+    """A frame of a video, read when it is needed; its text is `path#index`, the first frame has index 0."""
+
+    path: Path
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.path}#{self.index}"
+
+
+class FrameReader:
+    """Decodes frames; each is decoded once when they come in rising order.
+
+    An earlier frame, or one of another video, opens the video again and decodes up to it: seeking would be faster, but
+    lands on another frame with some codecs.
+    """
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._capture = cv2.VideoCapture()
+        self._next = 0
+        self._is_open = False
+
+    def read(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """RGB (H, W, 3) uint8. Raises ImageError for a video or frame that cannot be decoded."""
+        if frame.path != self._path or frame.index < self._next:
+            self._open(frame.path)
+        grabbed = False
+        while self._is_open and self._next <= frame.index:
+            grabbed = self._capture.grab()  # False for a damaged frame; the next one may be whole
+            self._next += 1
+        decoded, pixels = self._capture.retrieve() if grabbed else (False, None)
+        if not decoded or pixels is None:
+            raise ImageError(str(frame), self._reason(frame.path))
+        return np.ascontiguousarray(pixels[..., ::-1]).astype(np.uint8, copy=False)
+
+    def close(self) -> None:
+        """Close the video that is open."""
+        self._capture.release()
+        self._path = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _reason(self, path: Path) -> str:
+        """Why a frame cannot be decoded."""
+        if not path.is_file():
+            return "no such video; check the path"
+        if not self._is_open or self._capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0:
+            return "its file is not a video that can be decoded; expected AVI, MP4, ..."
+        return "this frame cannot be decoded; the video is damaged or cut short, copy it again"
+
+    def _open(self, path: Path) -> None:
+        self.close()
+        self._path, self._next = path, 0
+        self._is_open = _open(self._capture, path)
+
+
+def count_frames(path: Path) -> int:
+    """Frames that a video's header announces; 0 for a file that is no video. Nothing is decoded."""
+    capture = cv2.VideoCapture()
+    try:
+        return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) if _open(capture, path) else 0
+    finally:
+        capture.release()
+
+
+def _open(capture: cv2.VideoCapture, path: Path) -> bool:
+    """Whether the video could be opened; OpenCV's own remarks on one that could not are kept off standard error."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        return path.is_file() and capture.open(str(path), cv2.CAP_FFMPEG)
+    finally:
+        cv2.utils.logging.setLogLevel(level)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from videos import cut_short, damage, number, write_video
+
+from flawmap.errors import ImageError
+from flawmap.images import FrameReader, Preprocessing, Replay, VideoFrame, collect, read_image, stream
+from flawmap.images.video import count_frames
+
+SMALL = Preprocessing.of(16)
+
+
+@pytest.fixture
+def video(tmp_path):
+    return write_video(tmp_path / "01_001.avi", 20)
+
+
+def frames(path, indices=range(20)):
+    return [VideoFrame(path, i) for i in indices]
+
+
+def test_frames_are_those_asked_for_in_any_order(video):
+    with FrameReader() as reader:
+        for index in (0, 1, 5, 5, 19, 3, 4, 0):
+            assert number(reader.read(VideoFrame(video, index))) == index
+    pixels = read_image(VideoFrame(video, 7))
+    assert (pixels.shape, pixels.dtype, number(pixels)) == ((48, 64, 3), np.uint8, 7)
+    assert count_frames(video) == 20
+
+
+def test_channels_are_red_green_blue(tmp_path):
+    import cv2
+
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (32, 32))
+    writer.write(np.full((32, 32, 3), (0, 0, 255), np.uint8))  # OpenCV's order: blue, green, red
+    writer.release()
+    red, green, blue = read_image(VideoFrame(tmp_path / "a.avi", 0)).mean(axis=(0, 1))
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+def test_frames_stream_in_order_among_images_and_over_videos(video, tmp_path):
+    other = write_video(tmp_path / "01_002.avi", 3, first=20)
+    items = [*frames(video, range(0, 20, 3)), np.full((4, 4, 3), 110, np.uint8), *frames(other, range(3))]
+    loaded = list(stream(collect(items).items, SMALL, workers=2))
+    assert [number(image.pixels) for image in loaded] == [0, 3, 6, 9, 12, 15, 18, 11, 20, 21, 22]
+    assert loaded[1].name == loaded[1].path == f"{video}#3"
+    assert loaded[1].placement.image_size == (48, 64)
+    assert loaded[7].path is None
+
+
+def test_each_frame_is_decoded_once_by_a_stream(video, monkeypatch):
+    opened = []
+    original = FrameReader._open
+    monkeypatch.setattr(FrameReader, "_open", lambda self, path: (opened.append(path), original(self, path)))
+    assert len(list(stream(frames(video), SMALL))) == 20
+    assert opened == [video]
+
+
+@pytest.mark.parametrize("cache_mb", [0, 0.003, 64])
+def test_frames_are_replayed_from_memory_or_from_the_video(video, cache_mb):
+    replay = Replay(frames(video), SMALL, cache_mb=cache_mb)
+    first = [image.path for image in replay.first()]
+    again = list(replay.second())
+    assert [image.path for image in again] == first
+    assert [number(image.pixels) for image in again] == list(range(20))
+
+
+def test_a_damaged_frame_costs_that_frame_alone(video, capfd):
+    damage(video, 10)
+    told: list[ImageError] = []
+    loaded = list(stream(frames(video), SMALL, on_bad=told.append))
+    assert [number(image.pixels) for image in loaded] == [*range(10), *range(11, 20)]
+    assert [image.path for image in loaded] == [f"{video}#{i}" for i in range(20) if i != 10]
+    assert [error.name for error in told] == [f"{video}#10"]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_video_cut_short_gives_what_it_has_and_names_the_rest(video):
+    items = frames(video)
+    cut_short(video)
+    told: list[ImageError] = []
+    loaded = list(stream(items, SMALL, on_bad=told.append))
+    assert 0 < len(loaded) < 20
+    assert [number(image.pixels) for image in loaded] == list(range(len(loaded)))
+    assert [error.name for error in told] == [f"{video}#{i}" for i in range(len(loaded), 20)]
+    with pytest.raises(ImageError, match=r"01_001\.avi#19: this frame cannot be decoded"):
+        read_image(VideoFrame(video, 19))
+
+
+@pytest.mark.parametrize("content", [b"no video at all" * 50, bytes(500), b""])
+def test_what_is_no_video_is_said(tmp_path, capfd, content):
+    (tmp_path / "a.avi").write_bytes(content)
+    assert count_frames(tmp_path / "a.avi") == count_frames(tmp_path / "b.avi") == 0
+    with pytest.raises(ImageError, match="not a video"):
+        read_image(VideoFrame(tmp_path / "a.avi", 0))
+    with pytest.raises(ImageError, match="no such video"):
+        read_image(VideoFrame(tmp_path / "b.avi", 0))
+    assert capfd.readouterr().err == ""
+
+
+def test_one_frame_is_a_single_image(video):
+    collection = collect(VideoFrame(video, 2))
+    assert (collection.count, collection.single) == (1, True)
