@@ -63,7 +63,7 @@ def scratched(good_images) -> np.ndarray:
     return image
 
 
-SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 72, "crop": 64}
+SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 72, "crop": 64, "regularization": "paper"}
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def rewrite(path, change_document=lambda _: None, change_tensors=lambda _: None)
 
 def test_a_loaded_model_predicts_the_same(model, path, good_images):
     for one, other in zip(model.predict(good_images), load(path).predict(good_images), strict=True):
-        np.testing.assert_allclose(other.anomaly_map, one.anomaly_map, rtol=1e-6)
+        np.testing.assert_allclose(other.anomaly_map, one.anomaly_map, rtol=1e-4)  # torch first, OpenVINO later
 
 
 def test_the_same_data_and_seed_give_the_same_bytes(path, good_images, tmp_path):

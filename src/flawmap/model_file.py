@@ -34,11 +34,14 @@ __all__ = [
 
 FORMAT_VERSION = 1
 DOCUMENT_KEY = "flawmap"
+DTYPES = ("F32", "F16", "BF16")
+"""Numbers that a file may hold; all become float32 when read."""
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_SIDE = 16384
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 FileSize = tuple[Side, Side]
+FactorDtype = Literal["float32", "bfloat16", "float16"]
 
 
 class _Record(BaseModel):
@@ -92,6 +95,7 @@ class Document(_Record):
         grids, n_channels: grid (h, w) and channels of each layer.
         channels: indices into the concatenated layers.
         n_images: number of good images it was fitted on.
+        factor_dtype: how the factors are stored; they are float32 once read.
         versions: libraries that wrote the file.
     """
 
@@ -107,6 +111,7 @@ class Document(_Record):
     regularization: RegularizationRecord
     n_images: int = Field(ge=2)
     decision: DecisionRecord | None
+    factor_dtype: FactorDtype = "float32"
     versions: dict[str, str]
 
 
@@ -121,8 +126,12 @@ class ModelFile:
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            if not isinstance(entry, dict) or entry.get("dtype") != "F32" or not isinstance(entry.get("shape"), list):
-                raise self._damaged(f"tensor '{name}' is not a float32 tensor")
+            if (
+                not isinstance(entry, dict)
+                or entry.get("dtype") not in DTYPES
+                or not isinstance(entry.get("shape"), list)
+            ):
+                raise self._damaged(f"tensor '{name}' is not of {', '.join(DTYPES)}")
             self.shapes[name] = tuple(entry["shape"])
 
     @staticmethod
@@ -149,7 +158,7 @@ class ModelFile:
         try:
             with safe_open(self.path, framework="pt", device=str(device)) as file:
                 for name in expected:
-                    tensors[name] = file.get_tensor(name)
+                    tensors[name] = file.get_tensor(name).float()
         except (OSError, SafetensorError) as error:
             raise self._damaged(_reason(error)) from error
         for name, tensor in tensors.items():

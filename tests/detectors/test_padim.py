@@ -386,3 +386,43 @@ def test_auto_on_identical_images_and_on_two_is_the_papers(good_images):
 def test_regularization_that_cannot_be_meant_is_refused(value, good_images):
     with pytest.raises(ParameterError, match="regularization must be 'auto', 'paper'"):
         PaDiM(**FEW | {"regularization": value}).fit(good_images)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("bfloat16", 2e-2)])
+def test_sixteen_bits_halve_the_file_and_hardly_change_the_scores(good_images, scratched, tmp_path, dtype, tolerance):
+    model = PaDiM(**SMALL).fit(good_images)
+    model.save(tmp_path / "full.flawmap")
+    model.save(tmp_path / "half.flawmap", dtype=dtype)
+    assert (tmp_path / "half.flawmap").stat().st_size < 0.56 * (tmp_path / "full.flawmap").stat().st_size
+    half = load(tmp_path / "half.flawmap")
+    np.testing.assert_allclose(
+        half.predict(scratched).anomaly_map, model.predict(scratched).anomaly_map, rtol=tolerance, atol=tolerance
+    )
+    half.set_threshold(false_alarm_rate=0.2).save(tmp_path / "again.flawmap")  # keeps its 16 bits
+    assert (tmp_path / "again.flawmap").stat().st_size == pytest.approx(
+        (tmp_path / "half.flawmap").stat().st_size, rel=0.01
+    )
+    with pytest.raises(ParameterError, match="dtype must be one of"):
+        model.save(tmp_path / "x.flawmap", dtype="int8")
+
+
+def test_openvino_and_torch_agree(good_images, scratched):
+    torch_model = PaDiM(**FEW, runtime="torch").fit(good_images)
+    other = PaDiM(**FEW, runtime="openvino").fit(good_images)
+    np.testing.assert_allclose(
+        other.predict(scratched).anomaly_map, torch_model.predict(scratched).anomaly_map, rtol=1e-3, atol=1e-3
+    )
+    np.testing.assert_allclose(other.leave_one_out_scores_, torch_model.leave_one_out_scores_, rtol=1e-3)
+
+
+def test_a_model_remembers_its_precision(good_images, scratched, tmp_path):
+    coarse = PaDiM(**FEW, runtime="openvino", precision="bfloat16").fit(good_images)
+    coarse.save(tmp_path / "m.flawmap")
+    assert load(tmp_path / "m.flawmap").precision == "bfloat16"
+    assert coarse.predict(scratched).p_value == pytest.approx(1 / 13)
+
+
+@pytest.mark.parametrize("wrong", [{"runtime": "tensorrt"}, {"precision": "float8"}])
+def test_runtimes_and_precisions_that_are_none(good_images, wrong):
+    with pytest.raises(ParameterError, match="must be"):
+        PaDiM(**FEW, **wrong).fit(good_images)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import flawmap
-from flawmap.cli import datasets, demo, evaluate, export, fit, info, predict, threshold
+from flawmap.cli import benchmark, datasets, demo, evaluate, export, fit, info, predict, threshold
 
 __all__ = ["app"]
 
@@ -27,6 +27,7 @@ app.command("threshold")(threshold.threshold)
 app.command("export")(export.export)
 app.command("demo")(demo.demo)
 app.add_typer(datasets.app, name="datasets")
+app.add_typer(benchmark.app, name="benchmark")
 
 
 def _show_version(wanted: bool) -> None:

@@ -43,6 +43,29 @@ class Calibrate(StrEnum):
     none = "none"
 
 
+class Runtime(StrEnum):
+    """What runs the backbone."""
+
+    auto = "auto"
+    openvino = "openvino"
+    torch = "torch"
+
+
+class Precision(StrEnum):
+    """Of the backbone's computations."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Dtype(StrEnum):
+    """How a model file stores its factors."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 @guarded
 def fit(
     good: Annotated[str, typer.Argument(metavar="GOOD", help="Folder or glob of good images; a data set; elpv:mono.")],
@@ -61,6 +84,9 @@ def fit(
     crop: Annotated[str | None, typer.Option(metavar="N|HxW", help="Centre crop after that; none.")] = None,
     aspect: Annotated[Aspect, typer.Option(help="Images of other proportions.")] = Aspect.squash,
     device: DeviceOption = "auto",
+    runtime: Annotated[Runtime, typer.Option(help="What runs the backbone.")] = Runtime.auto,
+    precision: Annotated[Precision, typer.Option(help="Of the backbone's computations.")] = Precision.float32,
+    dtype: Annotated[Dtype, typer.Option(help="How the file stores its factors; 16 bits halve it.")] = Dtype.float32,
     false_alarm_rate: Annotated[
         float, typer.Option(metavar="Q", help="Share of good parts that may be flagged.")
     ] = 0.01,
@@ -95,6 +121,8 @@ def fit(
         "pretrained": not random_weights,
         "aspect": aspect.value,
         "device": device,
+        "runtime": runtime.value,
+        "precision": precision.value,
         "calibrate": None if calibrate is Calibrate.none else calibrate.value,
         "groups": groups,
         "false_alarm_rate": false_alarm_rate,
@@ -110,7 +138,7 @@ def fit(
     started = time.perf_counter()
     images = good if stride == 1 else open_dataset(good).every(stride).train
     model.fit(images, progress=not quiet, on_bad=bad if skip_bad else None)
-    model.save(output)
+    model.save(output, dtype=dtype.value)
     seconds = time.perf_counter() - started
     size = output.stat().st_size
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from flawmap.gaussian import (
     typical_distance,
 )
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, Replay, collect, stream, training_images
-from flawmap.model_file import ModelFile
+from flawmap.model_file import FactorDtype, ModelFile
 from flawmap.progress import Progress
 from flawmap.records import Prediction, Size
 
@@ -124,6 +124,7 @@ class PaDiM:
         self.copies_: tuple[str, ...] = ()
         self.duplicates_: tuple[tuple[str, str], ...] = ()
         self._backbone: Backbone | None = None
+        self._stored: FactorDtype = "float32"
 
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> Self:  # noqa: ANN401 (the arguments of __init__)
@@ -269,10 +270,18 @@ class PaDiM:
         """What the model is and what it was fitted on, as plain JSON values."""
         return describe_model(self).model_dump(mode="json", exclude={"channels"})
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a model file atomically; the same images, parameters and seed give the same bytes."""
+    def save(self, path: str | os.PathLike[str], *, dtype: FactorDtype | None = None) -> None:
+        """Write a model file atomically; the same images, parameters and seed give the same bytes.
+
+        `dtype` "float16" or "bfloat16" halves the file, with map values within a hundredth; None keeps that of the file
+        the model was loaded from, or else "float32".
+        """
         backbone, factor = self._fitted()
-        ModelFile.write(path, describe_model(self), pack(factor, self.decision_, backbone.layers))
+        stored = dtype or self._stored
+        if stored not in get_args(FactorDtype):
+            raise ParameterError(f"dtype must be one of {', '.join(get_args(FactorDtype))}, got {dtype!r}")
+        tensors = pack(factor, self.decision_, backbone.layers, stored)
+        ModelFile.write(path, describe_model(self, stored), tensors)
 
     @classmethod
     def from_file(
@@ -313,6 +322,7 @@ class PaDiM:
         model._backbone = matching_backbone(file, weights, device)
         model.factor_, model.decision_ = unpack(file, hierarchy, model._backbone.device)
         model.regularization_ = Regularization(regularization.ridge, regularization.sharing)
+        model._stored = document.factor_dtype
         model.channels_, model.n_images_ = np.array(document.channels, np.int64), document.n_images
         model.shapes_ = list(zip(document.n_channels, document.grids, strict=True))
         if model._backbone.shapes(model.preprocessing.input_size) != model.shapes_:

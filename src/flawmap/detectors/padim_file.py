@@ -22,6 +22,7 @@ from flawmap.model_file import (
     BackboneRecord,
     DecisionRecord,
     Document,
+    FactorDtype,
     ModelFile,
     PreprocessingRecord,
     RegularizationRecord,
@@ -37,7 +38,7 @@ MAX_POSITIONS = 2**22
 """Finest grid that a model file may ask for."""
 
 
-def describe_model(model: PaDiM) -> Document:
+def describe_model(model: PaDiM, factor_dtype: FactorDtype = "float32") -> Document:
     """The document of a fitted model's file."""
     backbone, preprocessing = model.backbone_, model.preprocessing
     return Document(
@@ -76,6 +77,7 @@ def describe_model(model: PaDiM) -> Document:
             false_alarm_rate=model.decision_.false_alarm_rate,
             pixel_false_alarm_rate=model.decision_.pixel_false_alarm_rate,
         ),
+        factor_dtype=factor_dtype,
         versions={name: version(name) for name in ("flawmap", "numpy", "pillow", "timm", "torch")},
     )
 
@@ -92,20 +94,29 @@ def described_hierarchy(document: Document, input_size: Size) -> Hierarchy:
     return build_hierarchy(document.grids, document.n_channels, channels)
 
 
-def pack(factor: Factor, decision: Decision | None, layers: Sequence[str]) -> dict[str, Tensor]:
-    """A model's tensors by their names in the file."""
+def pack(
+    factor: Factor, decision: Decision | None, layers: Sequence[str], dtype: FactorDtype = "float32"
+) -> dict[str, Tensor]:
+    """A model's tensors by their names in the file, the factors in `dtype`; ParameterError if they do not fit it."""
     tensors: dict[str, Tensor] = {}
     for i, level in enumerate(factor.hierarchy.levels):
         name = layers[level.layer]
-        tensors[f"{name}.mean"], tensors[f"{name}.own"] = factor.mean[i], factor.own[i]
+        tensors[f"{name}.mean"], tensors[f"{name}.own"] = factor.mean[i], _as_stored(factor.own[i], dtype)
         if level.n_coarser:
-            tensors[f"{name}.cross"] = factor.cross[i]
+            tensors[f"{name}.cross"] = _as_stored(factor.cross[i], dtype)
     if decision is not None:
         tensors["calibration.scores"] = torch.from_numpy(decision.scores)
         tensors["calibration.pixel_quantiles"] = torch.from_numpy(decision.pixel_quantiles)
         if decision.group_sizes is not None:
             tensors["calibration.group_sizes"] = torch.from_numpy(decision.group_sizes)
     return tensors
+
+
+def _as_stored(factor: Tensor, dtype: FactorDtype) -> Tensor:
+    stored: Tensor = factor.to(getattr(torch, dtype))
+    if not bool(torch.isfinite(stored.sum(dtype=torch.float64))):
+        raise ParameterError("the factors hold numbers beyond float16; save with dtype='bfloat16'")
+    return stored
 
 
 def unpack(file: ModelFile, hierarchy: Hierarchy, device: torch.device) -> tuple[Factor, Decision | None]:

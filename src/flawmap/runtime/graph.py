@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.runtime.metadata import FILES, Metadata
 
-__all__ = ["INPUT", "OUTPUTS", "Graph", "check_threads", "no_graph", "open_graph"]
+__all__ = ["INPUT", "OUTPUTS", "Graph", "Precision", "check_threads", "no_graph", "open_graph"]
+
+Precision = Literal["float32", "bfloat16"]
 
 INPUT = "images"
 OUTPUTS = ("anomaly_map", "pred_score")
@@ -27,17 +29,21 @@ class Graph(Protocol):
         ...
 
 
-def open_graph(folder: Path, metadata: Metadata, device: str, threads: int | None) -> Graph:
+def open_graph(folder: Path, metadata: Metadata, device: str, threads: int | None, precision: Precision) -> Graph:
     """The graph of an export folder, compiled. Raises ModelFileError, ParameterError, MissingDependencyError."""
     check_threads(threads)
+    if precision not in get_args(Precision):
+        raise ParameterError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
     path = folder / FILES[metadata.graph.format][0]
     if metadata.graph.format == "onnx":
+        if precision != "float32":
+            raise ParameterError("ONNX Runtime computes in float32; export with format 'openvino' for bfloat16")
         from flawmap.runtime.onnx import OnnxGraph
 
         return OnnxGraph(path, metadata, device, threads)
     from flawmap.runtime.openvino import OpenVinoGraph
 
-    return OpenVinoGraph(path, metadata, device, threads)
+    return OpenVinoGraph(path, metadata, device, threads, precision)
 
 
 def check_threads(threads: int | None) -> None:

@@ -11,24 +11,26 @@ from numpy.typing import NDArray
 
 from flawmap.errors import ParameterError
 from flawmap.openvino_module import import_openvino
-from flawmap.runtime.graph import INPUT, OUTPUTS, no_graph
+from flawmap.runtime.graph import INPUT, OUTPUTS, Precision, no_graph
 from flawmap.runtime.metadata import Metadata
 
 __all__ = ["OpenVinoGraph"]
 
+HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
+
 
 class OpenVinoGraph:
-    """A compiled OpenVINO graph. It computes in float32 on every device: OpenVINO alone would choose 16 bits on some.
+    """A compiled OpenVINO graph. It computes in the precision asked for: OpenVINO alone would choose 16 bits on some.
 
     Attributes:
         device: the OpenVINO device that runs it.
     """
 
-    def __init__(self, path: Path, metadata: Metadata, device: str, threads: int | None) -> None:
+    def __init__(self, path: Path, metadata: Metadata, device: str, threads: int | None, precision: Precision) -> None:
         openvino = import_openvino()
         core = openvino.Core()
         self.device = _pick_device(core, device)
-        options: dict[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        options: dict[str, object] = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None and self.device == "CPU":
             options["INFERENCE_NUM_THREADS"] = threads
         try:

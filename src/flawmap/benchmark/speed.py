@@ -1,0 +1,182 @@
+"""Speed, memory and file size of flawmap on this machine, beside the usual script with full matrices."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from flawmap.backbones import Backbone, Precision, Runtime, load_backbone
+from flawmap.benchmark.plain import PlainPaDiM
+from flawmap.benchmark.timing import Latency, interleaved
+from flawmap.detectors import PaDiM
+from flawmap.errors import ParameterError
+from flawmap.export import export_model
+from flawmap.runtime import Inspector
+
+__all__ = ["CASES", "PAPER_MEMORY", "PAPER_SECONDS", "SpeedCase", "SpeedReport", "measure_speed"]
+
+SIDE = 224
+FILE_SIDE = 512
+"""Side of the image files that are read from disk."""
+
+CASES: dict[str, tuple[str, int | None]] = {
+    "resnet18-100": ("resnet18", 100),
+    "efficientnet_lite0-176": ("efficientnet_lite0", None),
+    "wide_resnet50_2-550": ("wide_resnet50_2", 550),
+}
+"""Backbone and drawn channels of each case."""
+
+PAPER_SECONDS = {"SPADE": 7.10, "VAE": 0.21, "PaDiM-R18-Rd100": 0.23, "PaDiM-WR50-Rd550": 0.95}
+"""Table VII of the PaDiM paper: seconds an image, Intel i7-4710HQ."""
+PAPER_MEMORY = {"SPADE": 1.4, "VAE": 0.09, "PaDiM-R18-Rd100": 0.17, "PaDiM-WR50-Rd550": 3.8}
+"""Table VIII: gigabytes, MVTec AD."""
+
+
+@dataclass(frozen=True)
+class SpeedCase:
+    """Figures of one backbone.
+
+    Attributes:
+        latency: by batch ("1", "8", or "1 from file") and by what ran: milliseconds of a call.
+        fit_seconds: learning, calibration and writing the file, for `n_images` images from files.
+        fit_peak_mb: greatest memory of the process that did so, libraries included.
+        file_mb: the model file; `file_mb_float16` with 16-bit factors.
+    """
+
+    name: str
+    n_images: int
+    fit_seconds: float
+    fit_peak_mb: float
+    file_mb: float
+    file_mb_float16: float
+    latency: dict[str, dict[str, Latency]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SpeedReport:
+    """All cases, and the machine they were measured on."""
+
+    machine: str
+    cases: tuple[SpeedCase, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """One plain object."""
+        return {**asdict(self), "paper": {"seconds": PAPER_SECONDS, "gigabytes": PAPER_MEMORY}}
+
+
+def measure_speed(
+    names: Sequence[str], *, n_images: int, rounds: int, tell: Callable[[str], None] = lambda _: None
+) -> SpeedReport:
+    """Measure some cases, with random weights and images, on which times do not depend. ParameterError for others."""
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        raise ParameterError(f"unknown case '{unknown[0]}'; there are {', '.join(CASES)}")
+    if n_images < 3 or rounds < 1:
+        raise ParameterError(f"at least 3 images and one round are needed, got {n_images} and {rounds}")
+    with tempfile.TemporaryDirectory() as folder:
+        images = _write_images(Path(folder) / "good", n_images)
+        cases = tuple(_measure(name, images, Path(folder), rounds, tell) for name in names)
+    return SpeedReport(f"{_processor()}, {os.cpu_count()} processors, torch {torch.__version__}", cases)
+
+
+def _measure(name: str, images: Path, folder: Path, rounds: int, tell: Callable[[str], None]) -> SpeedCase:
+    backbone, n_features = CASES[name]
+    options = {"backbone": backbone, "n_features": n_features, "resize": 256, "crop": SIDE, "pretrained": False}
+    tell(f"{name}: fitting")
+    path = folder / f"{name}.flawmap"
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process of its own, for its memory
+        n_images, seconds, peak = pool.apply(_fit, (options, str(images), str(path)))
+    model = PaDiM(**{**options, "calibrate": None, "resize": SIDE, "crop": None}).fit(_random_images(3))  # type: ignore[arg-type]
+    model.save(folder / "half.flawmap", dtype="float16")
+    case = SpeedCase(
+        name,
+        n_images,
+        round(seconds, 2),
+        round(peak),
+        round(path.stat().st_size / 1e6, 1),
+        round((folder / "half.flawmap").stat().st_size / 1e6, 1),
+    )
+    for batch in (1, 8):
+        tell(f"{name}: scoring {batch}")
+        case.latency[str(batch)] = interleaved(_runs(model, folder / name, batch), rounds=rounds)
+    tell(f"{name}: scoring a file")
+    file = next(images.iterdir())
+    inspector = Inspector(folder / name)
+    from_file = {"graph float32": lambda: inspector.inspect([file]), "torch float32": lambda: model.predict(file)}
+    case.latency["1 from file"] = interleaved(from_file, rounds=rounds)
+    return case
+
+
+def _runs(model: PaDiM, folder: Path, batch: int) -> dict[str, Callable[[], object]]:
+    """Whatever scores a batch, and the backbones alone."""
+    images = _random_images(batch)
+    channels = torch.from_numpy(model.channels_)
+    torch_backbone = _backbone(model, "torch", "float32")
+    plain = PlainPaDiM(torch_backbone, model.factor_.hierarchy.grid, channels, (SIDE, SIDE))
+    runs: dict[str, Callable[[], object]] = {
+        "usual script": lambda: plain(torch.from_numpy(images)),
+        "torch float32": lambda: model.predict(images),
+        "backbone alone, torch float32": lambda: torch_backbone.features(images),
+    }
+    if not folder.exists():
+        export_model(model, folder)
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    for precision in precisions:
+        inspector = Inspector(folder, precision=precision)
+        alone = _backbone(model, "openvino", precision)
+        runs[f"graph {precision}"] = partial(inspector.score_batch, images)
+        runs[f"backbone alone, OpenVINO {precision}"] = partial(alone.features, images)
+    return runs
+
+
+def _backbone(model: PaDiM, runtime: Runtime, precision: Precision) -> Backbone:
+    return load_backbone(model.backbone, layers=model.layers, pretrained=False, runtime=runtime, precision=precision)
+
+
+def _fit(options: dict[str, object], images: str, path: str) -> tuple[int, float, float]:
+    """Images learnt from, seconds, and peak memory in MB; runs in a process of its own."""
+    start = time.perf_counter()
+    model = PaDiM(**options).fit(images)  # type: ignore[arg-type]
+    model.save(path)
+    seconds = time.perf_counter() - start
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return model.n_images_, seconds, kilobytes / (2**20 if platform.system() == "Darwin" else 1024)
+
+
+def _random_images(n_images: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (n_images, SIDE, SIDE, 3), np.uint8)
+
+
+def _write_images(folder: Path, n_images: int) -> Path:
+    """Smooth random photos as PNG files, which compress like real ones."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(n_images):
+        coarse = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
+        fine = np.asarray(coarse.resize((FILE_SIDE, FILE_SIDE), Image.Resampling.BICUBIC), np.float32)
+        noisy = np.clip(fine + rng.normal(0, 3, fine.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{i:04}.png", compress_level=1)
+    return folder
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,40 @@
+"""Times taken side by side in one run, so that what the machine does meanwhile meets all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Latency", "interleaved"]
+
+BLOCK = 6
+"""Calls in a row; the first, which finds the caches of another's data, is not counted."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of a call: median and 95th percentile."""
+
+    p50: float
+    p95: float
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Latency]:
+    """Latency of each call, in blocks that take turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            for call in range(BLOCK):
+                start = time.perf_counter()
+                run()
+                if call:
+                    times[name].append(1000 * (time.perf_counter() - start))
+    return {
+        name: Latency(round(float(np.median(values)), 2), round(float(np.quantile(values, 0.95)), 2))
+        for name, values in times.items()
+    }
