@@ -15,6 +15,7 @@ import json
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import kstest
 from torch import Tensor
 
 from flawmap import PaDiM
@@ -23,18 +24,30 @@ from flawmap.backbones import load_backbone
 from flawmap.decision import Decision
 from flawmap.detectors import passes
 from flawmap.embedding import build_hierarchy, draw_channels
-from flawmap.gaussian import PAPER, Factor, Moments, factorise, leave_one_out, squared_distances, update
+from flawmap.gaussian import (
+    PAPER,
+    Factor,
+    Moments,
+    Probe,
+    choose_regularization,
+    factorise,
+    leave_one_out,
+    squared_distances,
+    update,
+)
 from flawmap.images import Preprocessing, collect, stream, training_images
 
 RATES = (0.01, 0.05, 0.1, 0.2)
 
 
-def scores(factor: Factor, columns: list[Tensor], size: tuple[int, int], count: int = 0) -> NDArray[np.float32]:
+def scores(
+    factor: Factor, columns: list[Tensor], size: tuple[int, int], count: int = 0, sharing: float = 0.0
+) -> NDArray[np.float32]:
     """Image scores of some embeddings; leave-one-out ones if `count` images were learnt and these are they."""
     parts = []
     for start in range(0, columns[0].shape[1], 32):
         squared = squared_distances(factor, [column[:, start : start + 32].contiguous() for column in columns])
-        squared = leave_one_out(squared, count) if count else squared
+        squared = leave_one_out(squared, count, sharing=sharing) if count else squared
         parts.append(image_scores(anomaly_maps(squared.sqrt(), size)).numpy())
     return np.concatenate(parts)
 
@@ -48,6 +61,7 @@ def main() -> None:
     parser.add_argument("--n-features", type=int)
     parser.add_argument("--crop", type=int)
     parser.add_argument("--splits", type=int, default=20)
+    parser.add_argument("--paper", action="store_true", help="the paper's regularisation in place of auto")
     options = parser.parse_args()
     preprocessing = Preprocessing.of(256, options.crop)
     backbone = load_backbone(options.backbone, weights=options.weights)
@@ -65,11 +79,14 @@ def main() -> None:
         order = torch.from_numpy(rng.permutation(n_images))
         seen, unseen = order[: 3 * n_images // 4], order[3 * n_images // 4 :]
         known = [column[:, seen] for column in columns]
-        moments = Moments.empty(hierarchy)
+        moments, probe = Moments.empty(hierarchy), Probe(hierarchy)
         for start in range(0, len(seen), 64):
-            update(moments, [column[:, start : start + 64].contiguous() for column in known])
-        factor = factorise(moments, regularization=PAPER)
-        honest = scores(factor, known, preprocessing.input_size, len(seen))
+            batch = [column[:, start : start + 64].contiguous() for column in known]
+            update(moments, batch)
+            probe.take(batch, range(start, start + batch[0].shape[1]))
+        regularization = PAPER if options.paper else choose_regularization(moments, probe)
+        factor = factorise(moments, regularization=regularization)
+        honest = scores(factor, known, preprocessing.input_size, len(seen), regularization.sharing)
         naive = scores(factor, known, preprocessing.input_size)
         new = scores(factor, [column[:, unseen] for column in columns], preprocessing.input_size)
         for kind, own in (("ours", honest), ("naive", naive)):
@@ -89,6 +106,7 @@ def main() -> None:
                 "asked": RATES,
                 "realised": [round(float(np.mean(realised["ours"][rate])), 4) for rate in RATES],
                 "realised_with_training_scores": [round(float(np.mean(realised["naive"][rate])), 4) for rate in RATES],
+                "uniformity": round(float(kstest(p_values[: n_images // 4], "uniform").pvalue), 3),
                 "p_value_deciles": [round(float(share), 3) for share in deciles],
             },
             indent=2,

@@ -237,6 +237,21 @@ def test_a_damaged_model_file(model, good_folder, tmp_path):
         assert "part.flawmap" in fail(*command).stderr
 
 
+def test_regions_and_masks_are_columns_too(model, scratched, tmp_path):
+    wide = np.ascontiguousarray(np.kron(scratched, np.ones((2, 3, 1), np.uint8)))
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    succeed("predict", model, tmp_path / "wide.png", "-o", tmp_path / "out", "--masks", "-q")
+    (row,) = rows(tmp_path / "out")
+    (region, *_) = json.loads(row["regions"])
+    assert int(row["n_regions"]) == len(json.loads(row["regions"]))
+    with Image.open(tmp_path / "out" / row["pred_mask"]) as picture:
+        mask = np.asarray(picture)
+    assert mask.shape == (128, 192)
+    top, left, bottom, right = region["box"]
+    assert mask[top:bottom, left:right].any()
+    assert mask[48:80, 114:129].any()  # where the scratch is
+
+
 def test_threshold_shows_and_changes_the_decision(model, good_folder, tmp_path):
     shown = json.loads(succeed("threshold", model, "--json").stdout)
     assert shown["n_good_images"] == 12

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from flawmap import PaDiM, load
+from flawmap.detectors import passes
 from flawmap.evaluation import evaluate
-from flawmap.images import open_dataset
+from flawmap.gaussian import PAPER, Moments, factorise, leave_one_out, squared_distances, update
+from flawmap.images import open_dataset, stream
 
 CASES = {"resnet18": "padim_resnet18_rd100_screw", "efficientnet_lite0": "padim_efficientnet_lite0_screw"}
 
@@ -73,3 +76,32 @@ def test_the_file_is_a_fraction_of_full_matrices(fitted):
     assert path.stat().st_size < full / 4
     if len(golden["channels"]) == 100:
         assert path.stat().st_size < 35e6
+
+
+@pytest.fixture(scope="module")
+def learnt_columns(fitted, screw):
+    """The model's hierarchy, and embeddings of all training images, per level (positions, N, d)."""
+    _, model, _ = fitted
+    hierarchy = model.factor_.hierarchy
+    images = stream(open_dataset(screw).train, model.preprocessing)
+    parts = [passes.embed(model.backbone_, hierarchy, batch) for batch in passes.batches(images, 32)]
+    return hierarchy, [torch.cat(level, dim=1) for level in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize(("count", "tolerance"), [(90, 1e-2), (320, 3e-3)])
+def test_leave_one_out_equals_refitting_without_the_image(learnt_columns, count, tolerance):
+    hierarchy, everything = learnt_columns
+    columns = [column[:, :count].contiguous() for column in everything]
+    moments = Moments.empty(hierarchy)
+    update(moments, columns)
+    squared = squared_distances(factorise(moments, regularization=PAPER), columns)
+    distances = leave_one_out(squared, count).sqrt().flatten(1).numpy()
+    for position in (30, 1204, 1568, 2500, 3100):
+        own = hierarchy.own_positions(position)
+        embeddings = torch.cat([column[row] for column, row in zip(columns, own, strict=True)], dim=1).double().numpy()
+        for i in (0, count // 2, count - 1):
+            rest = np.delete(embeddings, i, axis=0)
+            delta = embeddings[i] - rest.mean(axis=0)
+            covariance = np.cov(rest, rowvar=False) + 0.01 * np.eye(len(delta))
+            expected = np.sqrt(delta @ np.linalg.solve(covariance, delta))
+            assert distances[i, position] == pytest.approx(expected, rel=tolerance)

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, BinaryIO
 
@@ -27,7 +27,7 @@ from flawmap.cli.console import (
     messages,
     print_json,
 )
-from flawmap.errors import DatasetError
+from flawmap.errors import DatasetError, ParameterError
 from flawmap.images import collect, read_image
 from flawmap.pictures import overlay
 from flawmap.progress import report_progress
@@ -38,7 +38,9 @@ COLUMNS = (
     "pred_score",
     "pred_label",
     "p_value",
+    "pred_mask",
     "n_regions",
+    "regions",
     "image_height",
     "image_width",
     "overlay",
@@ -48,11 +50,14 @@ COLUMNS = (
 
 @guarded
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`, or export folder.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Images, folders, globs.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the results.")],
     maps: Annotated[
         bool, typer.Option("--maps", help="Write each raw map as .npy, float32 at the input size.")
+    ] = False,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Write each mask as .png at the photo's size, marked pixels white.")
     ] = False,
     overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Write a picture of each image.")] = True,
     weights: WeightsOption = None,
@@ -66,14 +71,12 @@ def predict(
     An image that cannot be read is named and left out, the others are still scored; the exit code is then 1, or 0 with
     --skip-bad.
     """
-    from flawmap import load
-
     paths = _outside(output, [Path(str(item)) for item in collect(images).items])
-    detector = load(model, weights=weights, device=device)
-    results = Results(output, paths, detector.map_scale if overlays else None, maps)
+    scorer = _open(model, weights, device)
+    results = Results(output, paths, scorer.map_scale if overlays else None, maps, masks)
     bad = BadImages()
     with results.tables() as add_row, report_progress(not quiet, "Predicting", len(paths)) as advance:
-        for prediction in detector.iter_predict(paths, on_bad=bad):
+        for prediction in scorer.score(paths, on_bad=bad):
             add_row(results.write(prediction))
             advance(1)
         if len(bad.errors) == len(paths):
@@ -83,10 +86,34 @@ def predict(
         summary = {"output": str(output), "n_images": n_images, "n_anomalous": results.n_anomalous}
         print_json({**summary, "skipped": bad.to_json()})
     elif not quiet:
-        judged = "" if detector.decision_ is None else f", {results.n_anomalous} of them anomalous"
+        judged = "" if not scorer.decides else f", {results.n_anomalous} of them anomalous"
         messages.print(f"Scored {n_images} images{judged}: {output / 'predictions.csv'}")
     if bad.errors and not skip_bad:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model file or an export, ready to score."""
+
+    score: Callable[..., Iterator[Prediction]]
+    map_scale: tuple[float, float]
+    decides: bool
+
+
+def _open(model: Path, weights: str | None, device: str) -> Scorer:
+    """A model file, which needs torch, or a folder of `flawmap export`, which does not."""
+    if model.is_dir():
+        from flawmap import Inspector
+
+        if weights is not None:
+            raise ParameterError(f"{model} is an export and holds its weights; leave out --weights")
+        inspector = Inspector(model, device=device)
+        return Scorer(inspector.iter_inspect, inspector.metadata.map_scale, inspector.threshold is not None)
+    from flawmap import load
+
+    detector = load(model, weights=weights, device=device)
+    return Scorer(detector.iter_predict, detector.map_scale, detector.decision_ is not None)
 
 
 def _outside(output: Path, paths: list[Path]) -> list[Path]:
@@ -98,10 +125,13 @@ def _outside(output: Path, paths: list[Path]) -> list[Path]:
 class Results:
     """What one run writes below its output folder."""
 
-    def __init__(self, output: Path, paths: Sequence[Path], scale: tuple[float, float] | None, maps: bool) -> None:
+    def __init__(
+        self, output: Path, paths: Sequence[Path], scale: tuple[float, float] | None, maps: bool, masks: bool
+    ) -> None:
         self.output = output
         self.scale = scale
         self.maps = maps
+        self.masks = masks
         self.names = _short_names(paths)
         self.n_anomalous = 0
 
@@ -127,6 +157,10 @@ class Results:
         if self.maps:
             with self._file("maps", path, ".npy", row, "anomaly_map") as file:
                 np.save(file, prediction.anomaly_map, allow_pickle=False)
+        if self.masks and prediction.pred_mask is not None:
+            marked = prediction.placement.to_original(prediction.pred_mask.astype(np.float32)) > 0.5
+            with self._file("masks", path, ".png", row, "pred_mask") as file:
+                Image.fromarray(marked).save(file, format="PNG")
         return row
 
     @contextmanager
@@ -143,7 +177,7 @@ class Results:
             table.writeheader()
 
             def add_row(row: dict[str, object]) -> None:
-                table.writerow(row)
+                table.writerow({**row, "regions": json.dumps(row["regions"])})
                 lines.write(json.dumps(row) + "\n")
 
             yield add_row

@@ -25,7 +25,7 @@ from flawmap.gaussian.regularization import PAPER, Regularization, shared_scatte
 
 __all__ = ["Probe", "choose_regularization", "log_likelihoods"]
 
-SHARINGS = (0.0, 0.05, 0.1, 0.2)
+SHARINGS = (0.0, 0.05, 0.1)
 """Candidates for a."""
 RIDGES = (0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Candidates for eps, in units of the mean variance of a feature, which differs between backbones by a factor of 1000.

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from flawmap.backbones import load_backbone
+from flawmap.benchmark.plain import PlainPaDiM
+from flawmap.benchmark.timing import interleaved
+from flawmap.cli.app import app
+
+
+def test_calls_take_turns_and_the_first_of_a_block_is_not_counted():
+    calls = []
+    latency = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2)
+    assert "".join(calls) == "ab" + "aaaaaabbbbbb" * 2
+    assert set(latency) == {"a", "b"}
+    assert 0 <= latency["a"].p50 <= latency["a"].p95
+
+
+def test_the_usual_script_gives_maps_and_scores():
+    backbone = load_backbone("resnet10t", pretrained=False, runtime="torch")
+    (_, grid), *_ = backbone.shapes((64, 64))
+    plain = PlainPaDiM(backbone, grid, torch.arange(0, 400, 20), (64, 64))
+    maps, scores = plain(torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)))
+    assert maps.shape == (2, 64, 64)
+    assert torch.equal(maps.amax(dim=(1, 2)), scores)
+
+
+def test_the_report_holds_every_runtime():
+    arguments = ["benchmark", "speed", "--cases", "resnet18-100", "--images", "3", "--rounds", "1", "--json", "-q"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    (case,) = report["cases"]
+    assert case["fit_seconds"] > 0
+    assert case["fit_peak_mb"] > 100
+    assert case["file_mb_float16"] < 0.6 * case["file_mb"]
+    assert set(case["latency"]) == {"1", "8", "1 from file"}
+    for name in ("usual script", "torch float32", "graph float32", "graph bfloat16", "backbone alone, torch float32"):
+        assert case["latency"]["8"][name]["p50"] > 0
+    assert report["paper"]["seconds"]["SPADE"] == 7.10
+
+
+@pytest.mark.parametrize(("option", "value"), [("--cases", "vgg"), ("--images", "2"), ("--rounds", "0")])
+def test_impossible_options_are_refused(option, value):
+    done = CliRunner().invoke(app, ["benchmark", "speed", option, value])
+    assert done.exit_code == 1
+    assert "Traceback" not in done.output
