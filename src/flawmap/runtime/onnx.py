@@ -29,7 +29,7 @@ class OnnxGraph:
             import onnxruntime
         except ImportError as error:
             raise MissingDependencyError(
-                f"this export needs ONNX Runtime, which cannot be imported ({error}): pip install 'flawmap[onnx]'"
+                f"this export needs ONNX Runtime, which cannot be imported ({error}): pip install onnxruntime"
             ) from error
         self.device = "cpu" if device == "auto" else str(device).lower()
         providers = {
