@@ -319,6 +319,11 @@ def test_near_duplicates_and_groups(good_folder, tmp_path):
     assert fitted["false_alarm_rate"] == pytest.approx(1 / 13)
 
 
+def test_a_fit_that_cannot_decide_says_why(good_folder, tmp_path):
+    said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--groups", "folder").stderr
+    assert "too few good images, or groups of them, for a threshold" in said.replace("\n", " ")
+
+
 @pytest.mark.parametrize(("given", "expected"), [("paper", (0, 0.01)), ("0.5", (0, 0.5)), ("0.2,0.5", (0.2, 0.5))])
 def test_regularization_as_given(good_folder, tmp_path, given, expected):
     options = [*FIT[:-1], given, "--json", "-q"]

@@ -160,5 +160,5 @@ def test_a_graph_of_something_else_is_refused(exported, tmp_path):
 def test_a_missing_package_is_named(exported, monkeypatch):
     name = "openvino" if (exported / "model.xml").exists() else "onnxruntime"
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingDependencyError, match="pip install (openvino|onnxruntime)"):
+    with pytest.raises(MissingDependencyError, match=r"pip install (openvino|onnxruntime)"):
         Inspector(exported)

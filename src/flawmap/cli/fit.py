@@ -164,6 +164,11 @@ def fit(
         )
         if model.decision_ is not None:
             explain_promise(model.decision_, false_alarm_rate)
+        elif calibrate is not Calibrate.none:
+            messages.print(
+                "[yellow]note:[/] too few good images, or groups of them, for a threshold: predictions will have "
+                "scores but no labels; at least 3 are needed, 99 for a promise of 1 %"
+            )
         _warn(model)
 
 

@@ -41,6 +41,8 @@ __all__ = ["Calibration", "Calibrator", "is_large"]
 
 LARGEST_BLOCK = 32
 """Images of a group that is left out by the block identity, at most."""
+MOST_SKETCHES = 20_000
+"""Images among which near-duplicates are looked for: the first ones, so that memory does not grow without end."""
 LARGEST_SHARE = 0.02
 """Share of all images that such a group may be: the relative error of what regularises."""
 
@@ -58,7 +60,7 @@ class Calibration:
         places, groups: of each image in the training order, and the number of its group.
         scores: image scores.
         pixels: how often their maps' values occur.
-        sketches: of each image, for near-duplicates.
+        sketches: of the first images, for near-duplicates.
     """
 
     places: list[int] = field(default_factory=list)
@@ -78,8 +80,9 @@ class Calibration:
 
     def duplicates(self) -> list[tuple[int, int]]:
         """Places of near-duplicates in different groups, the earlier first."""
-        order = np.argsort(self.places)
-        pairs = near_duplicates(torch.cat(self.sketches)[order], [self.groups[i] for i in order])
+        sketches = torch.cat(self.sketches)
+        order = np.argsort(self.places[: len(sketches)])
+        pairs = near_duplicates(sketches[order], [self.groups[i] for i in order])
         return [(self.places[order[earlier]], self.places[order[later]]) for earlier, later in pairs]
 
 
@@ -175,7 +178,8 @@ class Calibrator:
             result.places += here
             result.groups += [numbers[place] for place in here]
             result.scores += scores.tolist()
-            result.sketches.append(self._sketch(columns))
+            if len(result.places) <= MOST_SKETCHES:
+                result.sketches.append(self._sketch(columns))
             done += len(batch)
             advance(len(batch))
 

@@ -26,7 +26,7 @@ same pose.
 """
 N_POSITIONS = 48
 N_BUCKETS = 512
-BLOCK = 2048
+BLOCK = 1024
 """Images that are compared with all others at a time."""
 
 
