@@ -4,6 +4,7 @@ FlawmapError
 ├── ImageError            one image cannot be used (carries its name)
 ├── DatasetError          a folder, glob or data set holds no usable images
 ├── TrainingSetError      the good images cannot be learnt from (too few, of other sizes, not finite)
+├── TrainingError         a network's training broke down, or its checkpoint cannot be written or belongs to another
 ├── BackboneError         an unknown network or layer, or a network that cannot take the input size
 │   └── WeightsError      pretrained weights are missing, partial or of another network
 ├── ModelFileError        a model file is missing, cut short, hostile, too new or cannot be written
@@ -25,6 +26,7 @@ __all__ = [
     "ModelFileError",
     "NotFittedError",
     "ParameterError",
+    "TrainingError",
     "TrainingSetError",
     "WeightsError",
 ]
@@ -49,6 +51,10 @@ class DatasetError(FlawmapError):
 
 class TrainingSetError(FlawmapError):
     """The good images cannot be learnt from."""
+
+
+class TrainingError(FlawmapError):
+    """A network's training broke down, or its checkpoint cannot be written or belongs to another training."""
 
 
 class BackboneError(FlawmapError):
