@@ -32,6 +32,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/gaussian.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/trained.py
 
 clean:
 	rm -rf $(VENV) demo-output benchmark-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build

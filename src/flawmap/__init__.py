@@ -10,16 +10,32 @@ from flawmap.errors import FlawmapError, MissingDependencyError
 from flawmap.records import Placement, Prediction
 
 if TYPE_CHECKING:
-    from flawmap.detectors import PaDiM, load
+    from flawmap.detectors import ITAE, VAE, GANomaly, PaDiM, PatchSVDD, load
     from flawmap.export import export_model
     from flawmap.runtime import Inspector
 
-__all__ = ["FlawmapError", "Inspector", "PaDiM", "Placement", "Prediction", "export_model", "load"]
+__all__ = [
+    "ITAE",
+    "VAE",
+    "FlawmapError",
+    "GANomaly",
+    "Inspector",
+    "PaDiM",
+    "PatchSVDD",
+    "Placement",
+    "Prediction",
+    "export_model",
+    "load",
+]
 __version__ = version("flawmap")
 
 
 _HOME = {
     "PaDiM": "flawmap.detectors",
+    "VAE": "flawmap.detectors",
+    "PatchSVDD": "flawmap.detectors",
+    "GANomaly": "flawmap.detectors",
+    "ITAE": "flawmap.detectors",
     "load": "flawmap.detectors",
     "export_model": "flawmap.export",
     "Inspector": "flawmap.runtime",

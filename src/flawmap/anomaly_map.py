@@ -25,7 +25,7 @@ SIGMA = 4.0
 @lru_cache(maxsize=64)
 def smoothing_operator(n_cells: int, n_pixels: int, sigma: float = SIGMA) -> Tensor:
     """Matrix (n_pixels, n_cells), float32: up-sample a line of cells, then smooth it (reflected at the ends)."""
-    identity = torch.eye(n_cells, dtype=torch.float64)[None]
+    identity = torch.eye(n_cells, dtype=torch.float64, device="cpu")[None]
     bilinear = interpolate(identity, size=n_pixels, mode="linear", align_corners=False)[0].T
     smooth = gaussian_filter1d(bilinear.numpy(), sigma, axis=0, mode="reflect", truncate=4.0)
     return torch.from_numpy(np.ascontiguousarray(smooth, dtype=np.float32))

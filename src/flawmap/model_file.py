@@ -11,13 +11,14 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from flawmap.atomic import replace_atomically
 from flawmap.errors import ModelFileError
@@ -30,6 +31,8 @@ __all__ = [
     "ModelFile",
     "PreprocessingRecord",
     "RegularizationRecord",
+    "TrainedDocument",
+    "TrainingSummary",
 ]
 
 FORMAT_VERSION = 1
@@ -115,13 +118,66 @@ class Document(_Record):
     versions: dict[str, str]
 
 
-class ModelFile:
+class TrainingSummary(_Record):
+    """How a network was trained, and what that came to.
+
+    Attributes:
+        epochs: those that were asked for. budget, patience: limits, if there were any.
+        steps, minutes: what was done. stopped: what ended it.
+        final_loss: mean training loss of the last whole epoch.
+    """
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    budget: float | None = Field(gt=0)
+    patience: int | None = Field(ge=1)
+    precision: Literal["float32", "bfloat16"]
+    steps: int = Field(ge=0)
+    minutes: float = Field(ge=0)
+    stopped: Literal["schedule", "budget", "plateau"]
+    final_loss: float
+
+
+class TrainedDocument(_Record):
+    """The JSON document of a detector that trained a network, all of whose weights are in the file.
+
+    Attributes:
+        width: what the network's size follows from. n_images: number of good images it learnt from.
+        usual_score: median score of some of them. versions: libraries that wrote the file.
+    """
+
+    format_version: Literal[1] = 1
+    detector: Literal["vae", "patch-svdd", "ganomaly", "itae"]
+    width: int = Field(ge=1, le=4096)
+    preprocessing: PreprocessingRecord
+    seed: int
+    n_images: int = Field(ge=2, le=10**7)
+    training: TrainingSummary
+    usual_score: float = Field(ge=0)
+    decision: DecisionRecord | None
+    versions: dict[str, str]
+
+
+AnyDocument = Document | TrainedDocument
+DOCUMENTS: dict[str, type[AnyDocument]] = {
+    "padim": Document,
+    "vae": TrainedDocument,
+    "patch-svdd": TrainedDocument,
+    "ganomaly": TrainedDocument,
+    "itae": TrainedDocument,
+}
+"""Documents by the detector that they describe."""
+D = TypeVar("D", bound=AnyDocument, default=Document)
+
+
+class ModelFile(Generic[D]):
     """An opened model file: its checked document, and its tensors once their expected shapes are known."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         header = self._read_header()
-        self.document = self._read_document(header)
+        self.document: D = self._read_document(header)
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name, entry in header.items():
             if name == "__metadata__":
@@ -135,7 +191,7 @@ class ModelFile:
             self.shapes[name] = tuple(entry["shape"])
 
     @staticmethod
-    def write(path: str | os.PathLike[str], document: Document, tensors: Mapping[str, Tensor]) -> None:
+    def write(path: str | os.PathLike[str], document: AnyDocument, tensors: Mapping[str, Tensor]) -> None:
         """Write a model file atomically: whole or not at all. The same document and tensors give the same bytes."""
         text = json.dumps(document.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         try:
@@ -186,7 +242,7 @@ class ModelFile:
             raise self._damaged("its header is not a JSON object")
         return header
 
-    def _read_document(self, header: dict[str, Any]) -> Document:
+    def _read_document(self, header: dict[str, Any]) -> Any:  # noqa: ANN401 (the type that its detector has)
         metadata = header.get("__metadata__")
         text = metadata.get(DOCUMENT_KEY) if isinstance(metadata, dict) else None
         if not isinstance(text, str):
@@ -199,7 +255,9 @@ class ModelFile:
                     f"{self.path}: was written by a newer flawmap (format {version}; this one reads up to "
                     f"{FORMAT_VERSION}); upgrade flawmap, or fit again"
                 )
-            return Document.model_validate(content)
+            detector = content.get("detector") if isinstance(content, dict) else None
+            kind = DOCUMENTS.get(detector, Document) if isinstance(detector, str) else Document
+            return kind.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"

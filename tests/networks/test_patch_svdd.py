@@ -161,3 +161,45 @@ def test_the_loss_of_a_step_is_that_of_the_paper(few, good_images, plain, monkey
         expected += nn.CrossEntropyLoss()(classifier(one, other), labels[side]).item()
         expected += 0.5 * (first - second).square().sum(1).sqrt().mean().item()
     assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_score_follows_the_paper_patch_by_patch():
+    encoder, side = patch_svdd.LargeEncoder(8), 80
+    scorer = patch_svdd.PatchSVDDScorer(encoder, (side, side), 3)
+    generator = torch.Generator().manual_seed(0)
+    good, images = torch.randint(0, 256, (2, 3, side, side, 3), generator=generator, dtype=torch.uint8)
+    with torch.inference_mode():
+        scorer.mean.copy_(good.float().mean(0))
+        for number in range(3):
+            scorer.keep(number, scorer.embed(good[number : number + 1]))
+        scorer.set_units()
+        maps, scores = scorer(images)
+
+        def patches(image, size, stride):
+            planes = ((image.float() - scorer.mean) / 255).permute(2, 0, 1)[None]
+            network = encoder if size == 64 else encoder.small
+            starts = range(0, side - size + 1, stride)
+            return {(i, j): network(planes[..., i : i + size, j : j + size]).flatten() for i in starts for j in starts}
+
+        for image, anomaly_map, score in zip(images, maps, scores, strict=True):
+            product = np.ones((side, side))
+            for size, stride in ((64, 16), (32, 4)):
+                gallery = torch.stack([value for one in good for value in patches(one, size, stride).values()])
+                unit = (gallery - gallery.mean(0)).square().sum(1).mean().sqrt().item()
+                total, count = np.zeros((side, side)), np.zeros((side, side))
+                for (i, j), value in patches(image, size, stride).items():
+                    distance = (gallery - value).norm(dim=1).min().item() / unit
+                    total[i : i + size, j : j + size] += distance
+                    count[i : i + size, j : j + size] += 1
+                product *= total / count
+            np.testing.assert_allclose(anomaly_map, product, rtol=1e-3)
+            assert score == anomaly_map.max()
+
+
+def test_near_neighbours_are_measured_exactly():
+    generator = torch.Generator().manual_seed(0)
+    gallery = torch.randn(50, 6, generator=generator)
+    features = gallery[:12].T.reshape(1, 6, 3, 4) + 1e-3
+    found = patch_svdd.nearest_distances(features, gallery)
+    expected = (features.flatten(2)[0].T - gallery[:12]).norm(dim=1).view(1, 3, 4)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)

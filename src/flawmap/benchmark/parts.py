@@ -28,7 +28,7 @@ class Parts:
     @property
     def labels(self) -> NDArray[np.int64]:
         """(m,) 1 for parts with a defect."""
-        return self.masks.any(axis=(1, 2)).astype(np.int64)
+        return np.asarray(self.masks.any(axis=(1, 2)), np.int64)
 
 
 def generate_parts(*, n_train: int = 120, n_each: int = 30, side: int = 64, seed: int = 0) -> Parts:
@@ -59,7 +59,7 @@ def _good_part(side: int, rng: np.random.Generator) -> NDArray[np.float64]:
 def _to_image(part: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
     """The part as a camera with noise sees it, in a warm light."""
     coloured = part[..., None] * np.array([1.0, 0.95, 0.85]) + rng.normal(0, 5, (*part.shape, 3))
-    return np.clip(np.rint(coloured), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(coloured), 0, 255), np.uint8)
 
 
 def _scratch(mask: NDArray[np.uint8], rng: np.random.Generator) -> None:

@@ -26,10 +26,11 @@ from flawmap.cli.console import (
     parse_size,
     print_json,
 )
+from flawmap.cli.detector_choice import DetectorName, make_detector
 from flawmap.errors import ParameterError
 
 if TYPE_CHECKING:
-    from flawmap import PaDiM
+    from flawmap.detectors import AnyDetector
 
 SHOWN = 5
 """Outliers that are named one by one."""
@@ -70,6 +71,7 @@ class Dtype(StrEnum):
 def fit(
     good: Annotated[str, typer.Argument(metavar="GOOD", help="Folder or glob of good images; a data set; elpv:mono.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Model file to write.")],
+    detector: Annotated[DetectorName | None, typer.Option(help="Method; padim if none is given.")] = None,
     preset: Annotated[str | None, typer.Option(help="padim-r18-rd100, padim-wr50-rd550 or padim-effnet-b5.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone; efficientnet_lite0 if none is given.")] = None,
     layers: Annotated[str | None, typer.Option(metavar="A,B,C", help="One to five layers.")] = None,
@@ -84,18 +86,39 @@ def fit(
     crop: Annotated[str | None, typer.Option(metavar="N|HxW", help="Centre crop after that; none.")] = None,
     aspect: Annotated[Aspect, typer.Option(help="Images of other proportions.")] = Aspect.squash,
     device: DeviceOption = "auto",
-    runtime: Annotated[Runtime, typer.Option(help="What runs the backbone.")] = Runtime.auto,
-    precision: Annotated[Precision, typer.Option(help="Of the backbone's computations.")] = Precision.float32,
-    dtype: Annotated[Dtype, typer.Option(help="How the file stores its factors; 16 bits halve it.")] = Dtype.float32,
+    runtime: Annotated[Runtime | None, typer.Option(help="What runs the backbone; auto.")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Of the backbone's computations, or of a training; float32.")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="How the file stores its factors; float32, 16 bits halve it.")
+    ] = None,
     false_alarm_rate: Annotated[
         float, typer.Option(metavar="Q", help="Share of good parts that may be flagged.")
     ] = 0.01,
-    calibrate: Annotated[Calibrate, typer.Option(help="How good parts get honest scores.")] = Calibrate.leave_one_out,
+    calibrate: Annotated[
+        Calibrate | None,
+        typer.Option(help="How good parts get honest scores: leave-one-out; holdout where a network is trained."),
+    ] = None,
     groups: Annotated[
         str | None,
         typer.Option(metavar="REGEX|folder", help="Near-duplicates: images whose path matches alike are one group."),
     ] = None,
-    cache_mb: Annotated[float, typer.Option(metavar="MB", help="Memory for images between the two passes.")] = 64,
+    cache_mb: Annotated[
+        float | None,
+        typer.Option(metavar="MB", help="Memory for images between the two passes, 64; for a training, 1024."),
+    ] = None,
+    budget: Annotated[float | None, typer.Option(metavar="MINUTES", help="Time for a training; none.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of a training; the paper's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of a training, to repeat what a budget came to.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step of a training; the paper's.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of a training; the paper's.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Epochs without a lower loss that end a training.")] = None,
+    width: Annotated[int | None, typer.Option(help="Size of a trained network; the paper's.")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keeps a training, and goes on from it; MODEL.checkpoint until it is done."),
+    ] = None,
     stride: StrideOption = 1,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
@@ -112,33 +135,49 @@ def fit(
         "resize": parse_size(resize, "--resize"),
         "crop": parse_size(crop, "--crop"),
     }
+    given |= {
+        "runtime": runtime and runtime.value,
+        "precision": precision and precision.value,
+        "pretrained": False if random_weights else None,
+        "cache_mb": cache_mb,
+        "budget": budget,
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "patience": patience,
+        "width": width,
+        "checkpoint": checkpoint,
+        "groups": groups,
+    }
     given = {name: value for name, value in given.items() if value is not None}
-    from flawmap import PaDiM
-    from flawmap.images import open_dataset
-
+    if calibrate is not None:
+        given["calibrate"] = None if calibrate is Calibrate.none else calibrate.value
+    trains = detector not in (None, DetectorName.padim)
+    unfinished = output.with_name(f"{output.name}.checkpoint") if trains and checkpoint is None else None
+    if unfinished is not None:
+        given["checkpoint"] = unfinished
     fixed: dict[str, Any] = {
         "seed": seed,
-        "pretrained": not random_weights,
         "aspect": aspect.value,
         "device": device,
-        "runtime": runtime.value,
-        "precision": precision.value,
-        "calibrate": None if calibrate is Calibrate.none else calibrate.value,
-        "groups": groups,
         "false_alarm_rate": false_alarm_rate,
-        "cache_mb": cache_mb,
     }
-    if preset is None:
-        model = PaDiM(**fixed, **given)
-    elif "backbone" in given or "layers" in given:
-        raise ParameterError("--preset names its own backbone and layers; give either it or --backbone and --layers")
-    else:
-        model = PaDiM.from_preset(preset, **fixed, **given)
+    model = make_detector(detector and detector.value, preset, {**fixed, **given})
+    saving: dict[str, Any] = {} if dtype is None else {"dtype": dtype.value}
+    if trains and saving:
+        raise ParameterError(f"--dtype is not for {detector}; leave it out")
+    if unfinished is not None and unfinished.exists() and not quiet:
+        messages.print(f"Going on from {escape(str(unfinished))}, where an earlier run has stopped.")
+    from flawmap.images import open_dataset
+
     bad = BadImages()
     started = time.perf_counter()
     images = good if stride == 1 else open_dataset(good).every(stride).train
     model.fit(images, progress=not quiet, on_bad=bad if skip_bad else None)
-    model.save(output, dtype=dtype.value)
+    model.save(output, **saving)
+    if unfinished is not None:
+        unfinished.unlink(missing_ok=True)
     seconds = time.perf_counter() - started
     size = output.stat().st_size
     if as_json:
@@ -152,9 +191,8 @@ def fit(
                 "seconds": round(seconds, 3),
                 "outliers": list(model.outliers_),
                 "copies": list(model.copies_),
-                "near_duplicates": [list(pair) for pair in model.duplicates_],
-                "regularization": {"ridge": model.regularization_.ridge, "sharing": model.regularization_.sharing},
                 "skipped": bad.to_json(),
+                **_specific(model),
             }
         )
     elif not quiet:
@@ -162,6 +200,11 @@ def fit(
             f"Learnt from {model.n_images_} good images in {seconds:.1f} s: {output} ({size / 1e6:.1f} MB).\n"
             f"Next: flawmap predict {output} IMAGES -o OUT"
         )
+        if isinstance(summary := model.describe().get("training"), dict):
+            messages.print(
+                f"Trained {summary['steps']} steps in {summary['minutes']:.1f} minutes, ended by its "
+                f"{summary['stopped']}; mean loss {summary['final_loss']:.4g}. --steps {summary['steps']} repeats it."
+            )
         if model.decision_ is not None:
             explain_promise(model.decision_, false_alarm_rate)
         elif calibrate is not Calibrate.none:
@@ -170,6 +213,18 @@ def fit(
                 "scores but no labels; at least 3 are needed, 99 for a promise of 1 %"
             )
         _warn(model)
+
+
+def _specific(model: AnyDetector) -> dict[str, object]:
+    """What the summary says of one kind of detector alone."""
+    from flawmap import PaDiM
+
+    if not isinstance(model, PaDiM):
+        return {"training": model.describe()["training"]}
+    return {
+        "near_duplicates": [list(pair) for pair in model.duplicates_],
+        "regularization": {"ridge": model.regularization_.ridge, "sharing": model.regularization_.sharing},
+    }
 
 
 def _parse_regularization(text: str) -> str | float | tuple[float, ...]:
@@ -184,7 +239,7 @@ def _parse_regularization(text: str) -> str | float | tuple[float, ...]:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def _warn(model: PaDiM) -> None:
+def _warn(model: AnyDetector) -> None:
     """Say what looks wrong with the good images, and what to do."""
     for name in model.outliers_[:SHOWN]:
         messages.print(f"[yellow]note:[/] {escape(name)} looks unlike the other good images: is it good?")
@@ -195,7 +250,8 @@ def _warn(model: PaDiM) -> None:
             f"[yellow]note:[/] {len(model.copies_)} images equal others, such as {escape(model.copies_[0])}: "
             f"a copy vouches for itself, so more good parts will be flagged than promised; remove the copies"
         )
-    near = [pair for pair in model.duplicates_ if pair[1] not in model.copies_]
+    pairs: tuple[tuple[str, str], ...] = getattr(model, "duplicates_", ())  # of PaDiM alone
+    near = [pair for pair in pairs if pair[1] not in model.copies_]
     if near:
         earlier, later = near[0]
         messages.print(

@@ -86,6 +86,10 @@ def predict(
         summary = {"output": str(output), "n_images": n_images, "n_anomalous": results.n_anomalous}
         print_json({**summary, "skipped": bad.to_json()})
     elif not quiet:
+        if scorer.map_scale is None and (overlays or maps or masks):
+            messages.print(
+                "[yellow]note:[/] the model judges whole images: there are no heat maps, overlays or regions"
+            )
         judged = "" if not scorer.decides else f", {results.n_anomalous} of them anomalous"
         messages.print(f"Scored {n_images} images{judged}: {output / 'predictions.csv'}")
     if bad.errors and not skip_bad:
@@ -97,7 +101,7 @@ class Scorer:
     """A model file or an export, ready to score."""
 
     score: Callable[..., Iterator[Prediction]]
-    map_scale: tuple[float, float]
+    map_scale: tuple[float, float] | None
     decides: bool
 
 
@@ -150,11 +154,11 @@ class Results:
             "image_width": width,
             "regions": [asdict(region) for region in prediction.regions],
         }
-        if self.scale is not None:
+        if self.scale is not None and prediction.anomaly_map is not None:
             picture = Image.fromarray(overlay(read_image(path), prediction, self.scale))
             with self._file("overlays", path, ".png", row, "overlay") as file:
                 picture.save(file, format="PNG", compress_level=1)
-        if self.maps:
+        if self.maps and prediction.anomaly_map is not None:
             with self._file("maps", path, ".npy", row, "anomaly_map") as file:
                 np.save(file, prediction.anomaly_map, allow_pickle=False)
         if self.masks and prediction.pred_mask is not None:

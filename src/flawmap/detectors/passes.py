@@ -18,7 +18,7 @@ from flawmap.gaussian import Moments, Probe, update
 from flawmap.images import Loaded
 from flawmap.records import Size
 
-__all__ = ["FIT_BATCH", "batch_size", "batches", "embed", "learn", "map_batch"]
+__all__ = ["FIT_BATCH", "batch_size", "batches", "blank_padding", "embed", "learn", "map_batch"]
 
 BATCH_PIXELS = 32 * 256 * 256
 """Input pixels per batch: 32 images of 256 x 256, fewer of larger ones."""
@@ -74,7 +74,7 @@ def map_batch(batch: Sequence[Loaded], distances: Tensor, input_size: Size) -> t
     """Anomaly maps (B, H, W) and image scores (B,) of a batch, on the CPU."""
     maps = anomaly_maps(distances, input_size).cpu()
     for image, anomaly_map in zip(batch, maps, strict=True):
-        _blank_padding(anomaly_map, image.placement.content)
+        blank_padding(anomaly_map, image.placement.content)
     return maps, image_scores(maps)
 
 
@@ -93,7 +93,7 @@ def _join(parts: Sequence[list[Tensor]]) -> list[Tensor]:
     return [torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)]
 
 
-def _blank_padding(anomaly_map: Tensor, content: tuple[int, int, int, int]) -> None:
+def blank_padding(anomaly_map: Tensor, content: tuple[int, int, int, int]) -> None:
     """Zero what a letterbox added, in place: no part is there to be judged."""
     top, left, bottom, right = content
     anomaly_map[:top], anomaly_map[bottom:] = 0, 0

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from torch import nn
+
 from flawmap.atomic import replace_folder_atomically
-from flawmap.detectors import PaDiM
+from flawmap.detectors import AnyDetector, PaDiM
 from flawmap.errors import ModelFileError, ParameterError
-from flawmap.export.graph import ScoringNetwork, trace
+from flawmap.export.graph import ScoringNetwork, TrainedScoringNetwork, trace
 from flawmap.export.onnx import write_onnx
 from flawmap.export.openvino import write_openvino
+from flawmap.runtime.graph import OUTPUTS
 from flawmap.runtime.metadata import (
     FILES,
     METADATA_FILE,
@@ -30,7 +33,7 @@ WRITERS = {"openvino": write_openvino, "onnx": write_onnx}
 
 
 def export_model(
-    model: PaDiM,
+    model: AnyDetector,
     folder: str | os.PathLike[str],
     *,
     format: Format = "openvino",
@@ -53,14 +56,14 @@ def export_model(
     target = Path(folder).expanduser()
     _check(model, target, format, dtype, resize_inside)
     preprocessing = model.preprocessing
-    network = ScoringNetwork(model.backbone_, model.factor_, preprocessing)
-    program = trace(network, preprocessing.resize)
+    program = trace(_network(model), preprocessing.resize)
     try:
         with replace_folder_atomically(target) as temporary:
             WRITERS[format](
                 program,
                 temporary,
                 image_size=preprocessing.resize,
+                outputs=OUTPUTS if model.map_scale is not None else OUTPUTS[-1:],
                 half=dtype == "float16",
                 resize_inside=resize_inside,
             )
@@ -87,14 +90,24 @@ def export_model(
     return target
 
 
-def _describe(model: PaDiM) -> dict[str, Any]:
+def _network(model: AnyDetector) -> nn.Module:
+    """The whole way from images to scores."""
+    if isinstance(model, PaDiM):
+        return ScoringNetwork(model.backbone_, model.factor_, model.preprocessing)
+    return TrainedScoringNetwork(model.scorer_, model.preprocessing)
+
+
+def _describe(model: AnyDetector) -> dict[str, Any]:
     """What was exported, for the record; without the place of the weights on this machine."""
-    described: dict[str, Any] = {**model.describe(), "channels": model.channels_.tolist()}
+    described: dict[str, Any] = dict(model.describe())
+    if not isinstance(model, PaDiM):
+        return described
+    described["channels"] = model.channels_.tolist()
     described["backbone"] = {key: value for key, value in described["backbone"].items() if key != "weights_path"}
     return described
 
 
-def _check(model: PaDiM, folder: Path, format: str, dtype: str, resize_inside: bool) -> None:
+def _check(model: AnyDetector, folder: Path, format: str, dtype: str, resize_inside: bool) -> None:
     """Raise before any work is done for what cannot be."""
     _check_choice("format", format, get_args(Format))
     _check_choice("dtype", dtype, get_args(Dtype))

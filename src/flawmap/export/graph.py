@@ -20,7 +20,7 @@ from flawmap.gaussian import Factor
 from flawmap.images import Preprocessing
 from flawmap.records import Size
 
-__all__ = ["ScoringNetwork", "trace"]
+__all__ = ["ScoringNetwork", "TrainedScoringNetwork", "trace"]
 
 
 class ScoringNetwork(nn.Module):
@@ -31,9 +31,7 @@ class ScoringNetwork(nn.Module):
 
     def __init__(self, backbone: Backbone, factor: Factor, preprocessing: Preprocessing) -> None:
         super().__init__()
-        window = preprocessing.place(preprocessing.resize)  # of an image that has the input's size already
-        self._rows = slice(window.offset[0], window.offset[0] + window.input_size[0])
-        self._columns = slice(window.offset[1], window.offset[1] + window.input_size[1])
+        self._rows, self._columns = _window(preprocessing)
         self.scale: Tensor
         self.shift: Tensor
         # x / 255 - mean, over std, as one product and one sum
@@ -42,13 +40,37 @@ class ScoringNetwork(nn.Module):
         network = copy.deepcopy(backbone.network).cpu()  # the model of the caller stays where it is
         self.network = network.to(memory_format=torch.contiguous_format)
         self.distances = _Distances(factor)
-        self.smoothing = _Smoothing(factor.hierarchy.grid, window.input_size)
+        self.smoothing = _Smoothing(factor.hierarchy.grid, preprocessing.input_size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Anomaly maps (N, h, w) and image scores (N,)."""
         pixels = images[:, self._rows, self._columns].float() * self.scale + self.shift
         maps = self.smoothing(self.distances(self.network(pixels.permute(0, 3, 1, 2))))
         return maps, image_scores(maps)
+
+
+class TrainedScoringNetwork(nn.Module):
+    """Images (N, H, W, 3) uint8, resized or letterboxed, to what a trained detector's network says of them.
+
+    That is anomaly maps (N, h, w), where it makes any, and image scores (N,).
+    """
+
+    def __init__(self, scorer: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self._rows, self._columns = _window(preprocessing)
+        self.scorer = copy.deepcopy(scorer).cpu()  # the model of the caller stays where it is
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Maps, where there are any, and scores."""
+        outputs: tuple[Tensor, ...] = self.scorer(images[:, self._rows, self._columns])
+        return outputs
+
+
+def _window(preprocessing: Preprocessing) -> tuple[slice, slice]:
+    """Rows and columns that the crop keeps of an image that has been resized."""
+    window = preprocessing.place(preprocessing.resize)  # of an image that has the input's size already
+    (top, left), (height, width) = window.offset, window.input_size
+    return slice(top, top + height), slice(left, left + width)
 
 
 class _Distances(nn.Module):
@@ -147,7 +169,7 @@ class _Index(nn.Module):
         return values if self.index is None else values.index_select(self.axis, self.index)
 
 
-def trace(network: ScoringNetwork, image_size: Size) -> torch.export.ExportedProgram:
+def trace(network: nn.Module, image_size: Size) -> torch.export.ExportedProgram:
     """The network's operations for any number of images of this size (height, width)."""
     example = torch.zeros(2, *image_size, 3, dtype=torch.uint8)  # a batch of one would be taken for a constant
     batch = torch.export.Dim("batch", min=1)

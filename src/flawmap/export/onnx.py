@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,13 @@ SMALL = 1024
 
 
 def write_onnx(
-    program: torch.export.ExportedProgram, folder: Path, *, image_size: Size, half: bool, resize_inside: bool
+    program: torch.export.ExportedProgram,
+    folder: Path,
+    *,
+    image_size: Size,
+    outputs: Sequence[str] = OUTPUTS,
+    half: bool,
+    resize_inside: bool,
 ) -> None:
     """Write the traced network, for images of `image_size` or of any size, with 16-bit constants if `half`."""
     try:
@@ -34,7 +41,7 @@ def write_onnx(
             f"exporting to ONNX needs {error.name}, which is not installed: pip install 'flawmap[onnx]'"
         ) from error
     exported = torch.onnx.export(
-        program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(OUTPUTS), external_data=True
+        program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(outputs), external_data=True
     )
     if exported is None:
         raise RuntimeError("torch.onnx.export gave no program")

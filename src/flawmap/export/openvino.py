@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,20 @@ __all__ = ["write_openvino"]
 
 
 def write_openvino(
-    program: torch.export.ExportedProgram, folder: Path, *, image_size: Size, half: bool, resize_inside: bool
+    program: torch.export.ExportedProgram,
+    folder: Path,
+    *,
+    image_size: Size,
+    outputs: Sequence[str] = OUTPUTS,
+    half: bool,
+    resize_inside: bool,
 ) -> None:
     """Write the traced network, for images of `image_size` or of any size, with 16-bit constants if `half`."""
     openvino = import_openvino()
     model = openvino.convert_model(program)
     model.reshape([-1, *image_size, 3])
     model.input(0).get_tensor().set_names({INPUT})
-    for output, name in zip(model.outputs, OUTPUTS, strict=True):
+    for output, name in zip(model.outputs, outputs, strict=True):
         output.get_tensor().set_names({name})
     if resize_inside:
         model = _resize_first(openvino, model, image_size)

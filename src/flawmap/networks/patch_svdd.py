@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, leaky_relu, linear
 
+from flawmap.anomaly_map import image_scores
 from flawmap.errors import ParameterError
 from flawmap.networks.pixels import GoodImages
 from flawmap.records import Size
@@ -37,12 +38,15 @@ __all__ = [
     "SMALL",
     "LargeEncoder",
     "PatchSVDDNetwork",
+    "PatchSVDDScorer",
     "PatchSVDDTraining",
     "PositionClassifier",
     "SmallEncoder",
     "embed_patches",
     "nearby_corners",
+    "nearest_distances",
     "neighbour_corners",
+    "patch_grid",
     "spread_operator",
     "svdd_loss",
 ]
@@ -56,8 +60,8 @@ DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 
 SLOPE = 0.1
 NOISE = 0.02
 """Standard deviation of the shift in colour and of the noise, for pixels in 0..1."""
-REPEATS = 100
-"""Times that an epoch goes through every image."""
+BLOCK_VALUES = 16 * 2**20
+"""Products computed at a time for each image, 64 MB."""
 
 
 class SmallEncoder(nn.Module):
@@ -272,8 +276,90 @@ def spread_operator(n_pixels: int, side: int) -> Tensor:
     """
     stride = STRIDES[side]
     n_patches = (n_pixels - side) // stride + 1
-    covered = torch.zeros(n_pixels, n_patches)
+    covered = torch.zeros(n_pixels, n_patches, device="cpu")
     for number in range(n_patches):
         covered[number * stride : number * stride + side, number] = 1
     covered[(n_patches - 1) * stride + side :] = covered[(n_patches - 1) * stride + side - 1]
     return covered / covered.sum(dim=1, keepdim=True)
+
+
+def patch_grid(input_size: Size, side: int) -> Size:
+    """Rows and columns of patches of one side that are compared."""
+    rows, columns = ((length - side) // STRIDES[side] + 1 for length in input_size)
+    return rows, columns
+
+
+class PatchSVDDScorer(nn.Module):
+    """Images (B, H, W, 3) uint8 to anomaly maps (B, H, W) and image scores (B,).
+
+    Attributes:
+        mean: (H, W, 3) mean of the training images, 0..255.
+        gallery_32, gallery_64: (patches, D) embeddings of all their patches of a side.
+        unit_32, unit_64: root mean square distance of these from their mean, in which distances are counted. It makes
+            scores of different trainings alike in size and changes no order.
+    """
+
+    def __init__(self, encoder: LargeEncoder, input_size: Size, n_images: int) -> None:
+        super().__init__()
+        check_size(input_size)
+        self.encoder = encoder
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(*input_size, 3))
+        self.grids = {side: patch_grid(input_size, side) for side in (SMALL, LARGE)}
+        n_features = encoder.mix.out_channels
+        for side, (rows, columns) in self.grids.items():
+            self.register_buffer(f"unit_{side}", torch.ones(()))
+            self.register_buffer(f"gallery_{side}", torch.zeros(n_images * rows * columns, n_features))
+            for axis, name in enumerate(("rows", "columns")):
+                spread = spread_operator(input_size[axis], side)
+                self.register_buffer(f"{name}_{side}", spread.T.contiguous() if axis else spread, persistent=False)
+
+    def embed(self, images: Tensor) -> dict[int, Tensor]:
+        """Embeddings (B, D, h, w) of the patches of each side."""
+        planes = (images.float() - self.mean) / 255
+        return embed_patches(self.encoder, planes.permute(0, 3, 1, 2))
+
+    def keep(self, number: int, embedded: dict[int, Tensor]) -> None:
+        """Put the patches of training images, of which the first is the `number`th, into the galleries."""
+        for side, features in embedded.items():
+            patches = features.permute(0, 2, 3, 1).flatten(0, 2)
+            start = number * len(patches) // len(features)
+            self.get_buffer(f"gallery_{side}")[start : start + len(patches)] = patches
+
+    def set_units(self) -> None:
+        """Take the units from the galleries."""
+        for side in self.grids:
+            spread = self.get_buffer(f"gallery_{side}").var(dim=0, correction=0).sum().sqrt()
+            self.get_buffer(f"unit_{side}").copy_(spread.clamp_min(1e-12))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps and scores."""
+        product: Tensor | None = None
+        for side, features in self.embed(images).items():
+            distances = nearest_distances(features, self.get_buffer(f"gallery_{side}")) / self.get_buffer(
+                f"unit_{side}"
+            )
+            maps = self.get_buffer(f"rows_{side}") @ distances @ self.get_buffer(f"columns_{side}")
+            product = maps if product is None else product * maps
+        if product is None:
+            raise ValueError("no patches")
+        return product, image_scores(product)
+
+
+def nearest_distances(features: Tensor, gallery: Tensor) -> Tensor:
+    """Distances (B, h, w) of embeddings (B, D, h, w) to the nearest of a gallery (G, D).
+
+    |b|^2 - 2 a.b finds the neighbour, around the gallery's mean, where the products lose least to rounding; the
+    difference a - b measures it.
+    """
+    mean = gallery.mean(dim=0)
+    gallery, features = gallery - mean, features - mean[:, None, None]
+    norms = gallery.square().sum(dim=1)
+    n_rows = max(1, BLOCK_VALUES // (len(gallery) * features.shape[3]))
+    rows = []
+    for start in range(0, features.shape[2], n_rows):
+        queries = features[:, :, start : start + n_rows].permute(0, 2, 3, 1)
+        nearest = torch.addmm(norms, queries.flatten(0, 2), gallery.T, alpha=-2).argmin(dim=1)
+        differences = queries.flatten(0, 2) - gallery.index_select(0, nearest)
+        rows.append(differences.square().sum(dim=1).sqrt().view(queries.shape[:3]))
+    return torch.cat(rows, dim=1)

@@ -4,7 +4,7 @@ The paper gives: a ResNet-18 encoder, a convolutional latent variable of 8 x 8, 
 to 2 degrees, resize to 292, random crop to 282, centre crop to 256), Adam at 1e-4, batches of 32, 100 epochs, and
 squared L2 norms of the reconstruction error as anomaly map. It leaves open, and is chosen here:
 
-- the encoder begins from random weights; `pretrained` takes ImageNet's instead;
+- the encoder begins from random weights;
 - for images of other sizes than 256 the latent variable is read from the layer that comes nearest to 8 x 8;
 - 64 latent channels, a standard normal prior and a diagonal posterior (Kingma & Welling 2014), both by 1 x 1
   convolutions;
@@ -17,16 +17,19 @@ squared L2 norms of the reconstruction error as anomaly map. It leaves open, and
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from flawmap.anomaly_map import image_scores, smoothing_operator
-from flawmap.backbones import load_backbone
+from flawmap.backbones import CATALOGUE
 from flawmap.networks.pixels import GoodImages, to_planes, upload
 from flawmap.records import Size
 from flawmap.training import Mixed, Shuffle, random_numbers, torch_numbers
@@ -39,13 +42,13 @@ __all__ = [
     "augment",
     "error_map",
     "evidence_bound",
-    "latent_layer",
+    "latent_stride",
     "window_offsets",
 ]
 
 LATENT_SIDE = 8
-LAYERS = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
-"""Layers of ResNet-18 by their stride."""
+STRIDES = (4, 8, 16, 32)
+"""Of ResNet-18's four layers."""
 NOISE = 0.1
 """Standard deviation of the decoder, for pixels in 0..1."""
 MAX_ROTATION = 2.0
@@ -56,10 +59,10 @@ WIDTHS = (256, 128, 64, 32, 16)
 """Channels of the decoder's steps."""
 
 
-def latent_layer(input_size: Size) -> str:
-    """The layer of ResNet-18 whose grid comes nearest to 8 x 8."""
+def latent_stride(input_size: Size) -> int:
+    """Pixels a cell of the layer of ResNet-18 whose grid comes nearest to 8 x 8: 32 for images of 256."""
     side = math.sqrt(input_size[0] * input_size[1])
-    return LAYERS[min(LAYERS, key=lambda stride: abs(math.log(side / stride / LATENT_SIDE)))]
+    return min(STRIDES, key=lambda stride: abs(math.log(side / stride / LATENT_SIDE)))
 
 
 class VAENetwork(nn.Module):
@@ -68,37 +71,21 @@ class VAENetwork(nn.Module):
     Args:
         input_size: (height, width) of the images.
         latent_channels: channels of the latent variable.
-        pretrained, weights, seed: of the encoder, as in `flawmap.backbones.load_backbone`.
     """
 
-    def __init__(
-        self,
-        input_size: Size,
-        *,
-        latent_channels: int = 64,
-        pretrained: bool = False,
-        weights: str | None = None,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, input_size: Size, *, latent_channels: int = 64) -> None:
         super().__init__()
-        layer = latent_layer(input_size)
-        backbone = load_backbone(
-            "resnet18",
-            layers=(layer,),
-            pretrained=pretrained,
-            weights=weights,
-            seed=seed,
-            device="cpu",
-            runtime="torch",
-        )
-        ((n_features, _),) = backbone.shapes(input_size)
-        stride = next(stride for stride, name in LAYERS.items() if name == layer)
+        stride = latent_stride(input_size)
         self.input_size = input_size
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", backbone.mean[:, None, None])
-        self.register_buffer("std", backbone.std[:, None, None])
-        self.encoder = backbone.network.requires_grad_(True).to(memory_format=torch.contiguous_format)
+        self.register_buffer("mean", torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None])
+        encoder: Any = timm.create_model(
+            CATALOGUE["resnet18"].architecture, features_only=True, out_indices=(int(math.log2(stride)) - 1,)
+        )
+        self.encoder: nn.Module = encoder
+        (n_features,) = encoder.feature_info.channels()
         self.latent_mean = nn.Conv2d(n_features, latent_channels, 1)
         self.latent_log_variance = nn.Conv2d(n_features, latent_channels, 1)
         widths = WIDTHS[: int(math.log2(stride))]
@@ -152,8 +139,8 @@ def evidence_bound(planes: Tensor, reconstruction: Tensor, mean: Tensor, log_var
 
 
 def error_map(planes: Tensor, reconstruction: Tensor) -> Tensor:
-    """Squared L2 norm over the colours of the reconstruction error, (B, H, W)."""
-    return (planes - reconstruction).square().sum(dim=1)
+    """Squared L2 norm over the colours of the reconstruction error, in squared grey levels of 0..255: (B, H, W)."""
+    return 255**2 * (planes - reconstruction).square().sum(dim=1)
 
 
 def window_offsets(whole: Size, window: Size) -> tuple[float, float]:

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.runtime.metadata import FILES, Metadata
 
-__all__ = ["INPUT", "OUTPUTS", "Graph", "Precision", "check_threads", "no_graph", "open_graph"]
+__all__ = ["INPUT", "OUTPUTS", "Graph", "Precision", "check_threads", "no_graph", "open_graph", "outputs_of"]
 
 Precision = Literal["float32", "bfloat16"]
 
 INPUT = "images"
 OUTPUTS = ("anomaly_map", "pred_score")
+"""Of a graph; the last one alone where there are no maps."""
 
 
 class Graph(Protocol):
@@ -24,9 +25,14 @@ class Graph(Protocol):
 
     device: str
 
-    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Anomaly maps (N, h, w) and image scores (N,) of images (N, H, W, 3)."""
+    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
+        """Anomaly maps (N, h, w), if the graph has any, and image scores (N,) of images (N, H, W, 3)."""
         ...
+
+
+def outputs_of(metadata: Metadata) -> tuple[str, ...]:
+    """The outputs that the graph must have."""
+    return OUTPUTS if metadata.map_scale is not None else OUTPUTS[-1:]
 
 
 def open_graph(folder: Path, metadata: Metadata, device: str, threads: int | None, precision: Precision) -> Graph:

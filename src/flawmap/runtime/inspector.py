@@ -100,8 +100,8 @@ class Inspector:
         loaded = self._load_live(collection, on_bad) if live else stream(collection.items, self._canvas, on_bad=on_bad)
         return self._inspect(loaded, batch_size or (1 if live else BATCH))
 
-    def score_batch(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Raw image scores (N,) and anomaly maps (N, h, w) of images that are ready, RGB (N, H, W, 3) uint8.
+    def score_batch(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Raw image scores (N,) and anomaly maps (N, h, w), if there are any, of ready images, RGB (N, H, W, 3) uint8.
 
         Ready means of `metadata.image_size`, or of any one size if the resize is inside the graph. The padding of a
         letterbox counts like everything else. Raises ParameterError for other arrays.
@@ -134,11 +134,15 @@ class Inspector:
             yield from self._judge(batch, maps, scores)
 
     def _judge(
-        self, batch: Sequence[Loaded], maps: NDArray[np.float32], scores: NDArray[np.float32]
+        self, batch: Sequence[Loaded], maps: NDArray[np.float32] | None, scores: NDArray[np.float32]
     ) -> Iterator[Prediction]:
-        """Predictions with their decision, the padding of a letterbox left out."""
-        for image, anomaly_map, raw_score in zip(batch, maps, scores.tolist(), strict=True):
+        """Predictions with their decision, the padding of a letterbox left out of maps."""
+        for number, (image, raw_score) in enumerate(zip(batch, scores.tolist(), strict=True)):
             placement = self.metadata.preprocessing.place(image.placement.image_size)
+            if maps is None:
+                yield self._decide(Prediction(image.path, raw_score, None, placement))
+                continue
+            anomaly_map = maps[number]
             top, left, bottom, right = placement.content
             score = raw_score
             if (bottom - top, right - left) != placement.input_size:
@@ -150,18 +154,22 @@ class Inspector:
     def _decide(self, prediction: Prediction) -> Prediction:
         if self._rule is None:
             return prediction
-        decision, mask = self._rule.decision, prediction.anomaly_map > self._rule.pixel_threshold
+        decision = self._rule.decision
+        label, p_value = decision.label(prediction.pred_score), decision.p_value(prediction.pred_score)
+        if prediction.anomaly_map is None:
+            return replace(prediction, pred_label=label, p_value=p_value)
+        mask = prediction.anomaly_map > self._rule.pixel_threshold
         return replace(
             prediction,
-            pred_label=decision.label(prediction.pred_score),
-            p_value=decision.p_value(prediction.pred_score),
+            pred_label=label,
+            p_value=p_value,
             pred_mask=mask,
             regions=find_regions(mask, prediction.anomaly_map, prediction.placement),
         )
 
-    def _run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
         maps, scores = self._graph.run(images)
-        if not (np.isfinite(maps).all() and np.isfinite(scores).all()):  # NaN would pass for good
+        if not ((maps is None or np.isfinite(maps).all()) and np.isfinite(scores).all()):  # NaN would pass for good
             raise ModelFileError(
                 f"{self.folder}: its graph gives scores that are not finite on {self.device}; try device='cpu', or "
                 f"export again"

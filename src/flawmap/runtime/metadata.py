@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flawmap.decision import PIXEL_RATES, Decision
 from flawmap.errors import ModelFileError, ParameterError
@@ -61,6 +61,12 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _check_quantiles(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(values) not in (0, len(PIXEL_RATES)):
+        raise ValueError(f"{len(values)} values for {len(PIXEL_RATES)} rates")
+    return values
+
+
 class DecisionMetadata(_Record):
     """The editable part: a threshold is a number, or null to follow from its false-alarm rate.
 
@@ -70,7 +76,8 @@ class DecisionMetadata(_Record):
         pixel_threshold: map values above it are marked.
         pixel_false_alarm_rate: share of good images' pixels above it.
         leave_one_out_scores: image score of each good image by the model without it.
-        pixel_quantiles: map values that falling shares of good images' pixels exceed (`flawmap.decision.PIXEL_RATES`).
+        pixel_quantiles: map values that falling shares of good images' pixels exceed (`flawmap.decision.PIXEL_RATES`);
+            empty for a detector that makes no maps, whose pixel_threshold is null.
         group_sizes: images in the group of each score; null if every image stands alone.
     """
 
@@ -79,7 +86,7 @@ class DecisionMetadata(_Record):
     pixel_threshold: float | None
     pixel_false_alarm_rate: Rate | None
     leave_one_out_scores: tuple[Distance, ...] = Field(min_length=1)
-    pixel_quantiles: tuple[Distance, ...] = Field(min_length=len(PIXEL_RATES), max_length=len(PIXEL_RATES))
+    pixel_quantiles: Annotated[tuple[Distance, ...], AfterValidator(_check_quantiles)]
     group_sizes: tuple[Annotated[float, Field(ge=1, le=1e9)], ...] | None = None
 
     @model_validator(mode="after")
@@ -98,7 +105,7 @@ class DecisionMetadata(_Record):
         return cls(
             threshold=decision.threshold,
             false_alarm_rate=decision.false_alarm_rate,
-            pixel_threshold=decision.pixel_threshold,
+            pixel_threshold=decision.pixel_threshold if decision.localises else None,
             pixel_false_alarm_rate=decision.pixel_false_alarm_rate,
             leave_one_out_scores=tuple(decision.scores.tolist()),
             pixel_quantiles=tuple(decision.pixel_quantiles.tolist()),
@@ -112,7 +119,7 @@ class DecisionMetadata(_Record):
             np.array(self.pixel_quantiles, np.float32),
             group_sizes=None if self.group_sizes is None else np.array(self.group_sizes, np.float32),
         )
-        if self.pixel_false_alarm_rate is not None:
+        if self.pixel_false_alarm_rate is not None and decision.localises:
             decision = decision.at_pixel_rate(self.pixel_false_alarm_rate)
         pixel_threshold = decision.pixel_threshold if self.pixel_threshold is None else self.pixel_threshold
         if self.false_alarm_rate is not None:
@@ -146,7 +153,8 @@ class Metadata(_Record):
         image_size: (height, width) of the images that the graph takes, before its crop.
         map_size: (height, width) of the anomaly maps it gives, the model's input size.
         preprocessing: what makes the model's input of an image of any size.
-        map_scale: map values to show as coolest and hottest.
+        map_scale: map values to show as coolest and hottest; None for a detector that makes no maps, whose graph has
+            no output for them.
         graph: its files.
         model: what was exported, for the record: class, backbone, layers, number of good images, versions.
     """
@@ -156,7 +164,7 @@ class Metadata(_Record):
     image_size: Size
     map_size: Size
     preprocessing: Preprocessing
-    map_scale: tuple[float, float]
+    map_scale: tuple[float, float] | None
     graph: GraphMetadata
     model: dict[str, Any]
 
@@ -168,6 +176,8 @@ class Metadata(_Record):
             raise ValueError("image_size and map_size are not those of its preprocessing")
         if self.graph.resize_inside and sizes.aspect == "letterbox":
             raise ValueError("a graph does not letterbox")
+        if self.decision is not None and bool(self.decision.pixel_quantiles) != (self.map_scale is not None):
+            raise ValueError("map_scale and pixel_quantiles disagree on whether there are maps")
         return self
 
     def write(self, folder: Path) -> None:

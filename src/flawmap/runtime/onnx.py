@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.errors import MissingDependencyError, ParameterError
-from flawmap.runtime.graph import INPUT, OUTPUTS, no_graph
+from flawmap.runtime.graph import INPUT, no_graph, outputs_of
 from flawmap.runtime.metadata import Metadata
 
 __all__ = ["OnnxGraph"]
@@ -44,20 +44,21 @@ class OnnxGraph:
             self._session = onnxruntime.InferenceSession(path, options, providers=[providers[self.device]])
         except Exception as error:  # its exceptions share no base but this
             raise no_graph(path, error) from error
+        self._outputs = outputs_of(metadata)
         self._check(path, metadata)
 
     def _check(self, path: Path, metadata: Metadata) -> None:
         """Raise ModelFileError if the graph is not the one that the metadata describes."""
         inputs = {value.name: value for value in self._session.get_inputs()}
         outputs = {value.name for value in self._session.get_outputs()}
-        if set(inputs) != {INPUT} or not set(OUTPUTS) <= outputs:
+        if set(inputs) != {INPUT} or not set(self._outputs) <= outputs:
             raise no_graph(path, f"it takes {', '.join(inputs)} and gives {', '.join(sorted(outputs))}")
         fixed = [side for side in inputs[INPUT].shape if isinstance(side, int)]
         wanted = [3] if metadata.graph.resize_inside else [*metadata.image_size, 3]
         if fixed != wanted:
             raise no_graph(path, f"it takes images {inputs[INPUT].shape}, its metadata says {wanted}")
 
-    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Anomaly maps (N, h, w) and image scores (N,) of images (N, H, W, 3)."""
-        maps, scores = self._session.run(list(OUTPUTS), {INPUT: images})
-        return maps, scores
+    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
+        """Anomaly maps (N, h, w), if the graph has any, and image scores (N,) of images (N, H, W, 3)."""
+        *maps, scores = self._session.run(list(self._outputs), {INPUT: images})
+        return (maps[0] if maps else None), scores

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flawmap.errors import ParameterError
 from flawmap.openvino_module import import_openvino
-from flawmap.runtime.graph import INPUT, OUTPUTS, Precision, no_graph
+from flawmap.runtime.graph import INPUT, Precision, no_graph, outputs_of
 from flawmap.runtime.metadata import Metadata
 
 __all__ = ["OpenVinoGraph"]
@@ -39,7 +39,8 @@ class OpenVinoGraph:
             wanted = [-1, height, width, 3]
             if model.input(INPUT).partial_shape != openvino.PartialShape(wanted):
                 raise ValueError(f"it takes images {model.input(INPUT).partial_shape}, its metadata says {wanted}")
-            for name in OUTPUTS:
+            self._outputs = outputs_of(metadata)
+            for name in self._outputs:
                 model.output(name)
             compiled = core.compile_model(model, self.device, options)
         except (RuntimeError, ValueError) as error:
@@ -47,11 +48,12 @@ class OpenVinoGraph:
         self._request = compiled.create_infer_request()
         self._lock = Lock()
 
-    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Anomaly maps (N, h, w) and image scores (N,) of images (N, H, W, 3)."""
+    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
+        """Anomaly maps (N, h, w), if the graph has any, and image scores (N,) of images (N, H, W, 3)."""
         with self._lock:
             results = self._request.infer({INPUT: images})  # copies: the next call reuses its memory
-        return results[OUTPUTS[0]], results[OUTPUTS[1]]
+        *maps, scores = (results[name] for name in self._outputs)
+        return (maps[0] if maps else None), scores
 
 
 def _pick_device(core: Any, device: str) -> str:  # noqa: ANN401 (openvino.Core)
