@@ -19,7 +19,7 @@ import numpy as np
 
 from flawmap.benchmark.parts import Parts, generate_parts
 from flawmap.detectors import ITAE, VAE, GANomaly, PatchSVDD, TrainedDetector
-from flawmap.metrics import auroc
+from flawmap.metrics import image_auroc
 
 MINUTES = 4.0
 SETTINGS: dict[type[TrainedDetector[Any]], tuple[dict[str, Any], dict[str, Any], float, float | None]] = {
@@ -35,19 +35,15 @@ def measure(detector: TrainedDetector[Any], parts: Parts) -> dict[str, float | N
     """Image AUROC and, where there are maps, pixel AUROC."""
     predictions = detector.predict(parts.test)
     scores = np.array([prediction.pred_score for prediction in predictions])
-    bad = parts.labels == 1
-    figures: dict[str, float | None] = {"image_auroc": round(auroc(scores[~bad], scores[bad]), 4), "pixel_auroc": None}
+    figures: dict[str, float | None] = {"image_auroc": image_auroc(parts.labels, scores), "pixel_auroc": None}
     if detector.localises:
-        size = detector.preprocessing.input_size
         seen = [
             detector.preprocessing.apply_mask(mask, prediction.placement)
             for mask, prediction in zip(parts.masks, predictions, strict=True)
         ]
-        maps, masks = np.stack([prediction.anomaly_map for prediction in predictions]), np.stack(seen)
-        if maps.shape[1:] != size:
-            raise ValueError("maps of another size")
-        figures["pixel_auroc"] = round(auroc(maps[~masks], maps[masks]), 4)
-    return figures
+        maps = np.stack([prediction.anomaly_map for prediction in predictions])
+        figures["pixel_auroc"] = image_auroc(np.stack(seen).ravel(), maps.ravel())  # of pixels in place of images
+    return {name: None if value is None else round(value, 4) for name, value in figures.items()}
 
 
 def main() -> None:
