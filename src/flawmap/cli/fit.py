@@ -35,6 +35,13 @@ SHOWN = 5
 """Outliers that are named one by one."""
 
 
+class Reduction(StrEnum):
+    """How an embedding gets fewer channels: a random draw, or principal components."""
+
+    random = "random"
+    pca = "pca"
+
+
 class Calibrate(StrEnum):
     """How good parts get honest scores."""
 
@@ -74,6 +81,7 @@ def fit(
     backbone: Annotated[str | None, typer.Option(help="Backbone; efficientnet_lite0 if none is given.")] = None,
     layers: Annotated[str | None, typer.Option(metavar="A,B,C", help="One to five layers.")] = None,
     n_features: Annotated[int | None, typer.Option(help="Channels to draw at random; all if not given.")] = None,
+    reduction: Annotated[Reduction, typer.Option(help="How --n-features are got.")] = Reduction.random,
     seed: Annotated[int, typer.Option(help="Fixes the draw.")] = 0,
     regularization: Annotated[
         str | None, typer.Option(metavar="auto|paper|EPS|A,EPS", help="What few images' covariances lean on; auto.")
@@ -118,6 +126,7 @@ def fit(
 
     fixed: dict[str, Any] = {
         "seed": seed,
+        "reduction": reduction.value,
         "pretrained": not random_weights,
         "aspect": aspect.value,
         "device": device,
