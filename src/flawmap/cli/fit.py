@@ -115,7 +115,7 @@ def fit(
         "backbone": backbone,
         "layers": None if layers is None else tuple(name.strip() for name in layers.split(",")),
         "n_features": n_features,
-        "regularization": None if regularization is None else _parse_regularization(regularization),
+        "regularization": None if regularization is None else parse_regularization(regularization),
         "weights": weights,
         "resize": parse_size(resize, "--resize"),
         "crop": parse_size(crop, "--crop"),
@@ -181,7 +181,8 @@ def fit(
         _warn(model)
 
 
-def _parse_regularization(text: str) -> str | float | tuple[float, ...]:
+def parse_regularization(text: str) -> str | float | tuple[float, ...]:
+    """`auto`, `paper`, `0.1` or `0.1,0.5` as `PaDiM` takes it."""
     if text in ("auto", "paper"):
         return text
     try:

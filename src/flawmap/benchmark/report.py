@@ -1,0 +1,53 @@
+"""The files a benchmark leaves beside its runs: tables in three formats, and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flawmap.atomic import replace_atomically
+from flawmap.benchmark.paper import Outcome
+from flawmap.benchmark.paper_tables import PAPER_TABLES
+from flawmap.benchmark.systems import Settings
+from flawmap.benchmark.tables import Table, class_table, paper_table, to_html, to_latex, to_markdown
+from flawmap.images.datasets import LAYOUTS
+
+__all__ = ["build_tables", "write_report"]
+
+
+def build_tables(names: Sequence[str], dataset: str, outcome: Outcome, settings: Settings) -> list[Table]:
+    """The paper's tables that were asked for, with what is missing said below, then all classes one by one."""
+    notes = []
+    if outcome.missing:
+        notes.append(
+            f"Not measured, for want of {LAYOUTS[dataset].title}'s classes {', '.join(outcome.missing)}: every mean "
+            f"that they enter into is left blank."
+        )
+    notes += [f"{name}: {reason}" for name, reason in sorted(outcome.failures.items())]
+    tables = [paper_table(PAPER_TABLES[name], outcome.runs, settings) for name in names]
+    for kind in dict.fromkeys(run.dataset for run in outcome.runs if run.dataset != "speed"):
+        by_class = class_table(kind, outcome.runs, ("image_auroc", "pixel_auroc", "pro_score"))
+        tables += [by_class] if by_class else []
+    if notes:
+        last = tables.pop()
+        tables.append(Table(last.title, last.header, last.rows, tuple(notes)))
+    return tables
+
+
+def write_report(folder: Path, tables: Sequence[Table], outcome: Outcome, *, plots: bool = True) -> list[Path]:
+    """Write tables.md, tables.tex and tables.html, each whole or not at all, and plots below plots/."""
+    pictures = {}
+    if plots:
+        from flawmap.benchmark.curves import plot_results
+
+        pictures = plot_results(outcome.runs, folder / "plots")
+    for path in sorted((folder / "galleries").glob("*.jpg")):
+        pictures[f"{path.stem}: heat maps"] = path
+    linked = {title: path.relative_to(folder).as_posix() for title, path in pictures.items()}
+    contents = {"md": to_markdown(tables), "tex": to_latex(tables), "html": to_html(tables, linked)}
+    written = []
+    for suffix, content in contents.items():
+        with replace_atomically(folder / f"tables.{suffix}") as temporary:
+            temporary.write_text(content, encoding="utf-8")
+        written.append(folder / f"tables.{suffix}")
+    return written
