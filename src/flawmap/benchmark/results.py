@@ -69,7 +69,7 @@ class Results:
     def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
         self.path = folder / RUNS_FILE
         self.runs: dict[RunKey, Run] = {}
-        self._settings = dict(settings)
+        self._settings = json.loads(json.dumps(settings))  # as they will be read again
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
         self._descriptor = -1
@@ -103,7 +103,7 @@ class Results:
 
     def _open(self) -> None:
         settings, runs, whole = _parse(self.path) if self.path.exists() else (None, [], 0)
-        if settings is not None and settings != json.loads(json.dumps(self._settings)):
+        if settings is not None and settings != self._settings:
             changed = [name for name in self._settings if settings.get(name) != self._settings[name]]
             raise ParameterError(
                 f"{self.path}: its runs were made with other settings ({', '.join(changed)}: "

@@ -27,6 +27,9 @@ MEASURES = {
 }
 """What a measure is called, in which unit it is shown (shares in per cent), and with how many decimals."""
 
+SHOWN = {"all": "all channels", "sum": "sum of layers"}
+"""What some systems are called in tables."""
+
 LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$"}
 
 
@@ -69,7 +72,7 @@ def paper_table(table: PaperTable, runs: Sequence[Run], settings: Settings) -> T
     for system in table.rows:
         label = table.label(system, settings)
         for over, categories in _groups(table).items():
-            rows.append((label, over, *_cells(table, own, system, label, over, categories)))
+            rows.append((SHOWN.get(label, label), over, *_cells(table, own, system, label, over, categories)))
     header = ["system", "over"]
     for measure in table.measures:
         name = MEASURES[measure][0]
@@ -90,7 +93,7 @@ def class_table(dataset: str, runs: Sequence[Run], measures: Sequence[str]) -> T
             seeds = max((one.n_seeds for one in found if one), default=0)
             if seeds:
                 figures = [_ours(one, measure) for one, measure in zip(found, measures, strict=True)]
-                rows.append((category, system, str(seeds), *figures))
+                rows.append((category, SHOWN.get(system, system), str(seeds), *figures))
     header = ("class", "system", "seeds", *(MEASURES[measure][0] for measure in measures))
     return Table(f"{dataset}, class by class", header, tuple(rows))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,7 +74,7 @@ def paper(
     tell = (lambda _: None) if quiet else (lambda what: messages.print(escape(what)))
     with Results(output, {"dataset": dataset, **asdict(settings)}) as results:
         outcome = run_plan(plan, results, progress=not quiet, tell=tell)
-        built = build_tables(names, dataset, outcome, settings)
+        built = build_tables(names, outcome, settings)
         written = write_report(output, built, outcome, plots=not no_plots)
     if as_json:
         print_json(
@@ -129,7 +129,10 @@ def _split(text: str | None) -> list[str]:
 def _show(tables: list[Table], quiet: bool, outcome: Outcome) -> None:
     console = Console()
     for table in tables:
-        console.print(_rich(table))
+        here = [i for i, heading in enumerate(table.header) if heading.endswith(", here")]
+        measured = tuple(row for row in table.rows if not here or any(row[i] for i in here))
+        if measured:  # the files hold the other rows too
+            console.print(_rich(replace(table, rows=measured)))
     if quiet:
         return
     if outcome.missing:

@@ -49,7 +49,7 @@ class PaDiM:
         layers: one to five module names; None for the backbone's usual ones.
         n_features: channels drawn at random (by `seed`) from the concatenated layers; None for all.
         reduction: "random" draws them; "pca" takes that many principal components of all patches instead, which costs
-            one more pass, a larger model and, in the paper and here, accuracy.
+            one more pass, a larger model and, on the mean of the paper's classes, accuracy.
         channels: indices into the concatenated layers, in place of a draw.
         seed: fixes the draw, and the weights where `pretrained` is False.
         regularization: "auto" chooses, by leave-one-out likelihood, what regularises the covariances; "paper" adds 0.01
