@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.errors import ParameterError
+from flawmap.projection import Projection, finest_grid, nearest_positions
 from flawmap.records import Size
 
-__all__ = ["Hierarchy", "Level", "build_hierarchy", "draw_channels", "spread_positions"]
+__all__ = ["Hierarchy", "Level", "build_hierarchy", "draw_channels", "project_hierarchy", "spread_positions"]
 
 CHUNK_BYTES = 32 * 2**20
 """How large a block of intermediate results may be."""
@@ -106,12 +107,14 @@ class Hierarchy:
         levels: coarse to fine; layers of which no channel was selected have none.
         cell: (height * width,) cell of the finest level for each position; None if cell i is position i.
         n_features: channels d of the whole embedding.
+        projection: principal components that stand in place of channels, or None; there is then one level.
     """
 
     grid: Size
     levels: tuple[Level, ...]
     cell: Tensor | None
     n_features: int
+    projection: Projection | None = None
 
     def to(self, device: torch.device) -> Hierarchy:
         """The same hierarchy with its index tensors on a device."""
@@ -124,10 +127,17 @@ class Hierarchy:
             )
             for level in self.levels
         )
-        return replace(self, levels=levels, cell=None if self.cell is None else self.cell.to(device))
+        return replace(
+            self,
+            levels=levels,
+            cell=None if self.cell is None else self.cell.to(device),
+            projection=None if self.projection is None else self.projection.to(device),
+        )
 
     def select(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Selected channels, positions first: one (p, B, d) per level from the layers' maps (B, C, h, w)."""
+        if self.projection is not None:
+            return [self.projection(features).permute(2, 0, 1).contiguous()]
         columns = []
         for level in self.levels:
             maps = features[level.layer]
@@ -205,7 +215,7 @@ def build_hierarchy(grids: Sequence[Size], n_channels: Sequence[int], selected: 
     total = sum(n_channels)
     if len(selected) == 0 or len(np.unique(selected)) != len(selected) or selected.min() < 0 or selected.max() >= total:
         raise ParameterError(f"channels must be distinct indices from 0 to {total - 1}, got {len(selected)} of them")
-    finest = max(grids, key=lambda grid: grid[0] * grid[1])
+    finest = finest_grid(grids)
     offsets = np.concatenate([[0], np.cumsum(n_channels)])
     order = sorted(range(len(grids)), key=lambda layer: grids[layer][0] * grids[layer][1])
     levels: list[Level] = []
@@ -231,13 +241,18 @@ def build_hierarchy(grids: Sequence[Size], n_channels: Sequence[int], selected: 
     return Hierarchy(finest, tuple(levels), _unless_identity(cell, finest[0] * finest[1]), len(selected))
 
 
+def project_hierarchy(grids: Sequence[Size], components: Tensor) -> Hierarchy:
+    """Hierarchy of the projection of layers with these grids onto components (C, k): one level, the finest grid."""
+    n_features = components.shape[1]
+    whole = build_hierarchy([finest_grid(grids)], [n_features], np.arange(n_features))
+    return replace(whole, projection=Projection(tuple(grids), components))
+
+
 def _cells(
     grid: Size, finest: Size, coarser: NDArray[np.int64] | None
 ) -> tuple[Tensor | None, Tensor | None, int, int, NDArray[np.int64]]:
     """Of a level: own position of each cell, parent of each group, groups, children; and each position's cell."""
-    rows = np.arange(finest[0]) * grid[0] // finest[0]
-    columns = np.arange(finest[1]) * grid[1] // finest[1]
-    position = (rows[:, None] * grid[1] + columns).ravel()
+    position = nearest_positions(grid, finest)
     n_positions = grid[0] * grid[1]
     if coarser is None:
         return None, None, n_positions, 1, position

@@ -97,6 +97,7 @@ class Document(_Record):
     Attributes:
         grids, n_channels: grid (h, w) and channels of each layer.
         channels: indices into the concatenated layers.
+        reduction: "pca" if principal components of those channels, n_features of them, are the embedding.
         n_images: number of good images it was fitted on.
         factor_dtype: how the factors are stored; they are float32 once read.
         versions: libraries that wrote the file.
@@ -110,6 +111,7 @@ class Document(_Record):
     n_channels: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=1, max_length=5)
     channels: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, max_length=65536)
     n_features: int | None
+    reduction: Literal["random", "pca"] = "random"
     seed: int
     regularization: RegularizationRecord
     n_images: int = Field(ge=2)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import flawmap
-from flawmap.cli import benchmark, datasets, demo, evaluate, export, fit, info, predict, threshold
+from flawmap.cli import benchmark, benchmark_paper, datasets, demo, evaluate, export, fit, info, predict, threshold
 
 __all__ = ["app"]
 
@@ -26,6 +26,8 @@ app.command("info")(info.info)
 app.command("threshold")(threshold.threshold)
 app.command("export")(export.export)
 app.command("demo")(demo.demo)
+benchmark.app.command("paper")(benchmark_paper.paper)
+benchmark.app.command("compare")(benchmark_paper.compare)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(benchmark.app, name="benchmark")
 

@@ -36,6 +36,13 @@ SHOWN = 5
 """Outliers that are named one by one."""
 
 
+class Reduction(StrEnum):
+    """How an embedding gets fewer channels: a random draw, or principal components."""
+
+    random = "random"
+    pca = "pca"
+
+
 class Calibrate(StrEnum):
     """How good parts get honest scores."""
 
@@ -76,6 +83,7 @@ def fit(
     backbone: Annotated[str | None, typer.Option(help="Backbone; efficientnet_lite0 if none is given.")] = None,
     layers: Annotated[str | None, typer.Option(metavar="A,B,C", help="One to five layers.")] = None,
     n_features: Annotated[int | None, typer.Option(help="Channels to draw at random; all if not given.")] = None,
+    reduction: Annotated[Reduction | None, typer.Option(help="How --n-features are got; random.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes the draw.")] = 0,
     regularization: Annotated[
         str | None, typer.Option(metavar="auto|paper|EPS|A,EPS", help="What few images' covariances lean on; auto.")
@@ -130,7 +138,7 @@ def fit(
         "backbone": backbone,
         "layers": None if layers is None else tuple(name.strip() for name in layers.split(",")),
         "n_features": n_features,
-        "regularization": None if regularization is None else _parse_regularization(regularization),
+        "regularization": None if regularization is None else parse_regularization(regularization),
         "weights": weights,
         "resize": parse_size(resize, "--resize"),
         "crop": parse_size(crop, "--crop"),
@@ -139,6 +147,7 @@ def fit(
         "runtime": runtime and runtime.value,
         "precision": precision and precision.value,
         "pretrained": False if random_weights else None,
+        "reduction": reduction and reduction.value,
         "cache_mb": cache_mb,
         "budget": budget,
         "epochs": epochs,
@@ -227,7 +236,8 @@ def _specific(model: AnyDetector) -> dict[str, object]:
     }
 
 
-def _parse_regularization(text: str) -> str | float | tuple[float, ...]:
+def parse_regularization(text: str) -> str | float | tuple[float, ...]:
+    """`auto`, `paper`, `0.1` or `0.1,0.5` as `PaDiM` takes it."""
     if text in ("auto", "paper"):
         return text
     try:

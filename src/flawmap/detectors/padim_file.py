@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from flawmap.backbones import Backbone, load_backbone
 from flawmap.decision import PIXEL_RATES, Decision
-from flawmap.embedding import Hierarchy, build_hierarchy
+from flawmap.embedding import Hierarchy, Level, build_hierarchy, project_hierarchy
 from flawmap.errors import ModelFileError, ParameterError, WeightsError
 from flawmap.gaussian import Factor
 from flawmap.model_file import (
@@ -36,6 +37,8 @@ __all__ = ["MAX_POSITIONS", "describe_model", "described_hierarchy", "matching_b
 
 MAX_POSITIONS = 2**22
 """Finest grid that a model file may ask for."""
+COMPONENTS = "pca.components"
+"""Tensor (channels, n_features) of a model reduced by principal components."""
 
 
 def describe_model(model: PaDiM, factor_dtype: FactorDtype = "float32") -> Document:
@@ -60,6 +63,7 @@ def describe_model(model: PaDiM, factor_dtype: FactorDtype = "float32") -> Docum
         n_channels=tuple(n for n, _ in model.shapes_),
         channels=tuple(model.channels_.tolist()),
         n_features=model.n_features,
+        reduction=model.reduction,
         seed=model.seed,
         regularization=RegularizationRecord(
             ridge=model.regularization_.ridge,
@@ -91,6 +95,11 @@ def described_hierarchy(document: Document, input_size: Size) -> Hierarchy:
     channels = np.array(document.channels, np.int64)
     if np.any(np.diff(channels) <= 0):
         raise ParameterError("channels are not ascending")
+    if document.reduction == "pca":
+        n_total = sum(document.n_channels)
+        if not 1 <= (document.n_features or 0) <= n_total or len(channels) != n_total:
+            raise ParameterError(f"{document.n_features} principal components of {len(channels)} of {n_total} channels")
+        return project_hierarchy(document.grids, torch.empty(n_total, document.n_features or 0))
     return build_hierarchy(document.grids, document.n_channels, channels)
 
 
@@ -99,8 +108,10 @@ def pack(
 ) -> dict[str, Tensor]:
     """A model's tensors by their names in the file, the factors in `dtype`; ParameterError if they do not fit it."""
     tensors: dict[str, Tensor] = {}
+    if factor.hierarchy.projection is not None:
+        tensors[COMPONENTS] = factor.hierarchy.projection.components
     for i, level in enumerate(factor.hierarchy.levels):
-        name = layers[level.layer]
+        name = _level_name(factor.hierarchy, level, layers)
         tensors[f"{name}.mean"], tensors[f"{name}.own"] = factor.mean[i], _as_stored(factor.own[i], dtype)
         if level.n_coarser:
             tensors[f"{name}.cross"] = _as_stored(factor.cross[i], dtype)
@@ -110,6 +121,10 @@ def pack(
         if decision.group_sizes is not None:
             tensors["calibration.group_sizes"] = torch.from_numpy(decision.group_sizes)
     return tensors
+
+
+def _level_name(hierarchy: Hierarchy, level: Level, layers: Sequence[str]) -> str:
+    return layers[level.layer] if hierarchy.projection is None else "pca"
 
 
 def _as_stored(factor: Tensor, dtype: FactorDtype) -> Tensor:
@@ -123,7 +138,9 @@ def unpack(file: ModelFile, hierarchy: Hierarchy, device: torch.device) -> tuple
     """A file's Gaussians, on a device, and what it decides by."""
     layers, record = file.document.backbone.layers, file.document.decision
     tensors = file.read(_expected_shapes(hierarchy, layers, record), device)
-    names = [layers[level.layer] for level in hierarchy.levels]
+    names = [_level_name(hierarchy, level, layers) for level in hierarchy.levels]
+    if hierarchy.projection is not None:
+        hierarchy = replace(hierarchy, projection=replace(hierarchy.projection, components=tensors[COMPONENTS]))
     coarsest = hierarchy.levels[0]
     no_cross = torch.empty(coarsest.n_cells, coarsest.n_channels, 0, device=device)
     factor = Factor(
@@ -152,8 +169,10 @@ def _expected_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of a model file's tensors."""
     shapes: dict[str, tuple[int, ...]] = {}
+    if hierarchy.projection is not None:
+        shapes[COMPONENTS] = tuple(hierarchy.projection.components.shape)
     for level in hierarchy.levels:
-        name = layers[level.layer]
+        name = _level_name(hierarchy, level, layers)
         shapes[f"{name}.mean"] = (level.n_positions, level.n_channels)
         shapes[f"{name}.own"] = (level.n_cells, level.n_channels, level.n_channels)
         if level.n_coarser:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flawmap.anomaly_map import image_scores, smoothing_operator
 from flawmap.backbones import Backbone
 from flawmap.embedding import Level
+from flawmap.errors import ParameterError
 from flawmap.gaussian import Factor
 from flawmap.images import Preprocessing
 from flawmap.records import Size
@@ -31,6 +32,8 @@ class ScoringNetwork(nn.Module):
 
     def __init__(self, backbone: Backbone, factor: Factor, preprocessing: Preprocessing) -> None:
         super().__init__()
+        if factor.hierarchy.projection is not None:
+            raise ParameterError("models reduced by principal components cannot be exported; use reduction='random'")
         self._rows, self._columns = _window(preprocessing)
         self.scale: Tensor
         self.shift: Tensor

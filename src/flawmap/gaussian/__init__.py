@@ -5,6 +5,7 @@ from flawmap.gaussian.factor import Factor, covariance_at, factorise, mean_at
 from flawmap.gaussian.leave_one_out import MIN_IMAGES, leave_group_out, leave_one_out
 from flawmap.gaussian.likelihood import Probe, choose_regularization, log_likelihoods
 from flawmap.gaussian.moments import Moments, merge, subtract, update
+from flawmap.gaussian.pca import principal_components
 from flawmap.gaussian.regularization import PAPER, Regularization, shared_scatter
 from flawmap.gaussian.similarity import Sketcher, near_duplicates
 
@@ -26,6 +27,7 @@ __all__ = [
     "mean_at",
     "merge",
     "near_duplicates",
+    "principal_components",
     "shared_scatter",
     "squared_distances",
     "subtract",

@@ -34,6 +34,10 @@ BLOCK = 2**20
 """Distinct scores compared at a time, which bounds memory."""
 
 
+CORNERS = 2**15
+"""Corners of a curve that are kept of each block."""
+
+
 class PixelScores:
     """Scores of normal and anomalous pixels; maps are added one by one, parts merge, in any order, to the same figures.
 
@@ -107,6 +111,28 @@ class PixelScores:
             area += float(np.sum(weights * (share * rise / 2 + np.clip(max_fpr - start - width, 0, None))))
             total += float(np.sum(weights))
         return min(1.0, area / total / max_fpr)
+
+    def curve(self, rates: NDArray[np.float64], *, by_region: bool = False) -> NDArray[np.float64] | None:
+        """Share of anomalous pixels found at false-positive rates (n,): the ROC curve; None as for `auroc`.
+
+        `by_region` weighs regions alike, whatever their size: the curve that PRO integrates. For drawing: where the
+        curve has more than some 30,000 corners, some are passed over.
+        """
+        if not self.n_normal or not self.n_anomalous:
+            return None
+        x, y, total = [np.ones(1)], [np.zeros(1)], 0.0
+        for counts, below, equal in self._ranked(self._overlap if by_region else self._anomalous):
+            found = total + np.cumsum(counts, dtype=np.float64)  # at or below each score
+            ends = np.stack([self.n_normal - below, self.n_normal - below - equal], axis=1).ravel() / self.n_normal
+            shares = np.stack([found - counts, found], axis=1).ravel()
+            kept = np.unique(np.linspace(0, len(ends) - 1, CORNERS).astype(np.int64))
+            x.append(ends[kept])
+            y.append(shares[kept])
+            total = float(found[-1])
+        shown: NDArray[np.float64] = np.interp(
+            rates, np.append(0, np.concatenate(x)[::-1]), np.append(0, 1 - np.concatenate(y)[::-1] / total)
+        )
+        return shown
 
     def _ranked(self, scores: ScoreCounts) -> Iterator[tuple[Counts, Counts, Counts]]:
         """Block by block, the counts of some scores, and how many normal pixels score below and the same."""

@@ -56,10 +56,13 @@ def test_broken_trees_are_told_file_by_file(ped, publish, write):
     write(ped / "Test/Test001_gt/002.bmp", 255, (12, 36))
     (ped / "Train/Train002/003.tif").write_bytes(b"II*\0")
     write(ped / "Test/Test009_gt/001.bmp", 255, SIZE)
+    for i in range(1, 4):
+        write(ped / f"Train/Train001/{i:03}.tif", 10 * i, (16, 36))
     found = {problem.path: problem.reason for problem in check_dataset(f"ucsd:{ped}").classes[0].problems}
     assert found[str(ped)] == "6 training images, published are 7"
     assert "is 12 x 36, its image" in found[str(ped / "Test/Test001_gt/002.bmp")]
     assert str(ped / "Train/Train002/003.tif") in found
+    assert found[str(ped / "Train/Train001/001.tif")] == "is 16 x 36, other clips are 24 x 36"
     assert found[str(ped / "Test/Test009_gt/001.bmp")] == "is a mask without an image"
 
 

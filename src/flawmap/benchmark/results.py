@@ -1,0 +1,168 @@
+"""Results of benchmark runs: a file of JSON lines that survives a kill at any moment.
+
+The first line says under which settings the runs were made; each further line is one run, written in one piece and
+synchronised with the disk before the next run begins. What a kill leaves of a line is cut off when the file is opened
+again, and that run is done again. A lock, which the system itself drops when a process ends, keeps a second process
+out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from flawmap.errors import ParameterError
+
+__all__ = ["RUNS_FILE", "Results", "Run", "RunKey", "read_runs"]
+
+RUNS_FILE = "runs.jsonl"
+FORMAT_VERSION = 1
+
+RunKey = tuple[str, str, str, int]
+"""Data set, class, system, seed."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One system, learnt on one class and measured there.
+
+    Attributes:
+        dataset: such as mvtec_ad; "speed" for measurements without data.
+        category: the class or scene.
+        system: the row of the tables.
+        seed: of the draw; for Rd-MVTec AD also of the rotations.
+        figures: by name, such as image_auroc; None where a figure is not defined.
+        n_train, n_test: images learnt from and scored.
+        curves: by name, values at evenly spread false-positive rates.
+        seconds: that it took, the backbone's part aside where features were shared.
+    """
+
+    dataset: str
+    category: str
+    system: str
+    seed: int
+    figures: Mapping[str, float | None]
+    n_train: int = 0
+    n_test: int = 0
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def key(self) -> RunKey:
+        """What there is one run of."""
+        return self.dataset, self.category, self.system, self.seed
+
+
+class Results:
+    """The results in a folder, open for appending; a context manager that holds the folder's lock.
+
+    Raises ParameterError if another process works there, or if the runs there were made under other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
+        self.path = folder / RUNS_FILE
+        self.runs: dict[RunKey, Run] = {}
+        self._settings = json.loads(json.dumps(settings))  # as they will be read again
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / ".lock")
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ParameterError(
+                f"{self.path.parent}: another benchmark writes its results there; wait for it, or name another folder"
+            ) from error
+        try:
+            self._open()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._lock.release()
+
+    def append(self, run: Run) -> None:
+        """Write a run to the disk."""
+        self._write(asdict(run))
+        self.runs[run.key] = run
+
+    def _open(self) -> None:
+        settings, runs, whole = _parse(self.path) if self.path.exists() else (None, [], 0)
+        if settings is not None and settings != self._settings:
+            changed = [name for name in self._settings if settings.get(name) != self._settings[name]]
+            raise ParameterError(
+                f"{self.path}: its runs were made with other settings ({', '.join(changed)}: "
+                f"{', '.join(str(settings.get(name)) for name in changed)}); name another folder with --output"
+            )
+        self.runs = {run.key: run for run in runs}
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        if os.fstat(self._descriptor).st_size != whole:
+            os.ftruncate(self._descriptor, whole)  # what a kill left of a line
+        if settings is None:
+            self._write({"format": FORMAT_VERSION, "settings": self._settings})
+
+    def _write(self, line: Mapping[str, object]) -> None:
+        content = (json.dumps(line, allow_nan=False) + "\n").encode()
+        while content:
+            content = content[os.write(self._descriptor, content) :]
+        os.fsync(self._descriptor)
+
+
+def read_runs(path: Path) -> tuple[dict[str, Any], list[Run]]:
+    """Settings and runs of a results file, or of the folder it lies in. Raises ParameterError for anything else."""
+    file = path / RUNS_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise ParameterError(f"{file}: no such results; `flawmap benchmark paper` makes them")
+    settings, runs, _ = _parse(file)
+    if settings is None:
+        raise ParameterError(f"{file}: holds no results; `flawmap benchmark paper` makes them")
+    return settings, runs
+
+
+def _parse(path: Path) -> tuple[dict[str, Any] | None, list[Run], int]:
+    """Settings, runs, and how many bytes of a file are whole lines; a last line that is broken is none."""
+    settings: dict[str, Any] | None = None
+    runs: list[Run] = []
+    whole = 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            if not line.endswith(b"\n"):
+                raise ValueError("it does not end")
+            content = json.loads(line)
+            if number == 1:
+                settings = _settings_of(content)
+            else:
+                runs.append(Run(**content))
+        except (ValueError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise ParameterError(
+                f"{path}: line {number} is damaged ({error}); delete it to have it done again"
+            ) from error
+        whole += len(line)
+    return settings, runs, whole
+
+
+def _settings_of(content: Any) -> dict[str, Any]:  # noqa: ANN401 (any JSON)
+    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
+        raise ValueError("no results of a benchmark")
+    if content.get("format") != FORMAT_VERSION:
+        raise ValueError(f"format {content.get('format')}, this flawmap reads {FORMAT_VERSION}")
+    settings: dict[str, Any] = content["settings"]
+    return settings

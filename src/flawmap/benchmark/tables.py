@@ -1,0 +1,204 @@
+"""Tables of results with the paper's numbers beside ours and the difference, in Markdown, LaTeX and HTML.
+
+A mean over classes is given only if every one of them was measured: never over those that happen to be there.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flawmap.benchmark.paper_tables import OBJECTS, TEXTURES, PaperTable, paper_figure
+from flawmap.benchmark.results import Run
+from flawmap.benchmark.systems import Settings
+from flawmap.images.datasets import LAYOUTS
+
+__all__ = ["Summary", "Table", "class_table", "paper_table", "summarise", "to_html", "to_latex", "to_markdown"]
+
+MEASURES = {
+    "image_auroc": ("image AUROC", 100, 1),
+    "pixel_auroc": ("pixel AUROC", 100, 1),
+    "pro_score": ("PRO", 100, 1),
+    "seconds": ("s", 1, 3),
+    "gigabytes": ("GB", 1, 3),
+}
+"""What a measure is called, in which unit it is shown (shares in per cent), and with how many decimals."""
+
+SHOWN = {"all": "all channels", "sum": "sum of layers"}
+"""What some systems are called in tables."""
+
+LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows; the first cell of each names it."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A figure over seeds: each seed's mean over the classes, their mean, their standard deviation (None of one)."""
+
+    mean: float
+    std: float | None
+    n_seeds: int
+
+
+def summarise(runs: Iterable[Run], system: str, categories: Sequence[str], measure: str) -> Summary | None:
+    """Over the seeds that every class has; None if there are none, as when a class is missing."""
+    by_seed: dict[int, dict[str, float]] = {}
+    for run in runs:
+        value = run.figures.get(measure)
+        if run.system == system and run.category in categories and value is not None:
+            by_seed.setdefault(run.seed, {})[run.category] = value
+    means = [float(np.mean(list(values.values()))) for values in by_seed.values() if len(values) == len(categories)]
+    if not means:
+        return None
+    return Summary(float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else None, len(means))
+
+
+def paper_table(table: PaperTable, runs: Sequence[Run], settings: Settings) -> Table:
+    """One of the paper's tables, each row over each group of classes, and in table III over each class."""
+    own = [run for run in runs if run.dataset == table.dataset]
+    rows = []
+    for system in table.rows:
+        label = table.label(system, settings)
+        for over, categories in _groups(table).items():
+            rows.append((SHOWN.get(label, label), over, *_cells(table, own, system, label, over, categories)))
+    header = ["system", "over"]
+    for measure in table.measures:
+        name = MEASURES[measure][0]
+        header += [f"{name}, paper", f"{name}, here", "difference"]
+    return Table(f"Table {table.name}: {table.title}{_setting(table, settings)}", tuple(header), tuple(rows))
+
+
+def class_table(dataset: str, runs: Sequence[Run], measures: Sequence[str]) -> Table | None:
+    """All systems on all classes that were measured; None if none was."""
+    own = [run for run in runs if run.dataset == dataset]
+    systems, categories = (list(dict.fromkeys(getattr(run, name) for run in own)) for name in ("system", "category"))
+    if not own:
+        return None
+    rows = []
+    for category in sorted(categories):
+        for system in systems:
+            found = [summarise(own, system, [category], measure) for measure in measures]
+            seeds = max((one.n_seeds for one in found if one), default=0)
+            if seeds:
+                figures = [_ours(one, measure) for one, measure in zip(found, measures, strict=True)]
+                rows.append((category, SHOWN.get(system, system), str(seeds), *figures))
+    header = ("class", "system", "seeds", *(MEASURES[measure][0] for measure in measures))
+    return Table(f"{dataset}, class by class", header, tuple(rows))
+
+
+def _groups(table: PaperTable) -> dict[str, Sequence[str]]:
+    """Names of what the rows are over, with the classes that each takes."""
+    if table.dataset == "speed":
+        return {"MVTec AD": [""], "STC": ["STC"]} if table.name == "VIII" else {"all": [""]}
+    if table.dataset == "stc":
+        return {"all": [name for name in LAYOUTS["stc"].classes if _has_tests(name)]}
+    groups: dict[str, Sequence[str]] = {"textures": TEXTURES, "objects": OBJECTS, "all": TEXTURES + OBJECTS}
+    return {name: [name] for name in TEXTURES + OBJECTS} | groups if table.name == "III" else groups
+
+
+def _has_tests(scene: str) -> bool:
+    """Scene 13 of ShanghaiTech Campus has no test clips."""
+    return scene != "13"
+
+
+def _cells(
+    table: PaperTable, runs: Sequence[Run], system: str, label: str, over: str, categories: Sequence[str]
+) -> list[str]:
+    cells = []
+    for measure in table.measures:
+        _, unit, decimals = MEASURES[measure]
+        paper = None if system in table.only_ours else paper_figure(table, label, over, measure)
+        ours = summarise(runs, system, categories, measure)
+        cells += ["" if paper is None else f"{paper:.{2 if unit == 1 else 1}f}", _ours(ours, measure)]
+        both = paper is not None and ours is not None
+        cells.append(f"{unit * ours.mean - paper:+.{decimals}f}" if both and ours and paper is not None else "")
+    return cells
+
+
+def _ours(summary: Summary | None, measure: str) -> str:
+    if summary is None:
+        return ""
+    _, unit, decimals = MEASURES[measure]
+    text = f"{unit * summary.mean:.{decimals}f}"
+    return text if summary.std is None else f"{text} ± {unit * summary.std:.{decimals}f}"
+
+
+def _setting(table: PaperTable, settings: Settings) -> str:
+    if table.dataset == "speed":
+        return " (here: one image, the exported graph; the model's file)"
+    return f" (here: {settings.backbone}, regularization {settings.regularization})"
+
+
+def to_markdown(tables: Iterable[Table]) -> str:
+    """All tables as one document."""
+    parts = ["# Results\n"]
+    for table in tables:
+        lines = [f"## {table.title}\n", _pipes(table.header), _pipes(["---"] * 2 + ["---:"] * (len(table.header) - 2))]
+        lines += [_pipes(row) for row in table.rows]
+        parts.append("\n".join(lines) + "\n")
+        parts += [f"{note}\n" for note in table.notes]
+    return "\n".join(parts)
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def to_latex(tables: Iterable[Table]) -> str:
+    """All tables as `table` environments, to be included in a document; needs no packages."""
+    parts = []
+    for table in tables:
+        rows = [" & ".join(map(_latex, row)) + r" \\" for row in table.rows]
+        columns = "ll" + "r" * (len(table.header) - 2)
+        lines = [
+            r"\begin{table}",
+            rf"\caption{{{_latex(table.title)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\hline",
+            " & ".join(map(_latex, table.header)) + r" \\",
+            r"\hline",
+            *rows,
+            r"\hline",
+            r"\end{tabular}",
+            *(rf"\par {_latex(note)}" for note in table.notes),
+            r"\end{table}",
+        ]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _latex(text: str) -> str:
+    escaped = text.replace("\\", r"\textbackslash ")
+    return "".join(LATEX.get(letter, letter) for letter in escaped)
+
+
+def to_html(tables: Iterable[Table], pictures: Mapping[str, str]) -> str:
+    """All tables and pictures (path by title) as one page."""
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Results</title><style>",
+        "body{font:14px sans-serif;margin:2em;max-width:75em}table{border-collapse:collapse;margin:.5em 0}",
+        "th,td{padding:.2em .6em;border-bottom:1px solid #ccc;text-align:right}",
+        "th:nth-child(-n+2),td:nth-child(-n+2){text-align:left}img{max-width:100%}</style></head><body><h1>Results</h1>",
+    ]
+    for table in tables:
+        parts.append(f"<h2>{html.escape(table.title)}</h2><table><tr>")
+        parts += [f"<th>{html.escape(cell)}</th>" for cell in table.header]
+        for row in table.rows:
+            parts.append("</tr><tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row))
+        parts.append("</tr></table>")
+        parts += [f"<p>{html.escape(note)}</p>" for note in table.notes]
+    for title, path in pictures.items():
+        parts.append(f"<h2>{html.escape(title)}</h2><img src='{html.escape(path, quote=True)}' alt=''>")
+    return "\n".join([*parts, "</body></html>"]) + "\n"

@@ -1,0 +1,42 @@
+"""Fewer channels by principal components instead of a random draw (PaDiM section V-B, table II).
+
+A random draw leaves every layer on its own grid, which the hierarchical factorisation lives on. Components mix the
+layers, so every position of the finest grid then has a Gaussian of its own, stored in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from flawmap.embedding import build_hierarchy
+from flawmap.errors import TrainingSetError
+from flawmap.gaussian import Moments, principal_components, update
+from flawmap.projection import concatenate
+
+__all__ = ["learn_components"]
+
+CHUNK_BYTES = 64 * 2**20
+"""How large a block of whole embeddings may be."""
+
+
+def learn_components(features: Iterable[Sequence[Tensor]], n_features: int) -> Tensor:
+    """Principal components (C, n_features) of all patches of all images, from batches of their layers' maps, streaming.
+
+    Patches of all positions count alike. Raises ParameterError for more components than channels.
+    """
+    moments: Moments | None = None
+    for maps in features:
+        n_channels = sum(part.shape[1] for part in maps)
+        if moments is None:
+            patches = build_hierarchy([(1, 1)], [n_channels], np.arange(n_channels))
+            moments = Moments.empty(patches, maps[0].device)
+        n_positions = max(part.shape[2] * part.shape[3] for part in maps)
+        step = max(1, CHUNK_BYTES // (4 * n_channels * n_positions))
+        for start in range(0, len(maps[0]), step):
+            update(moments, [concatenate([part[start : start + step] for part in maps])[None]])
+    if moments is None:
+        raise TrainingSetError("PaDiM learns a spread and needs at least 2 good images, got 0 usable")
+    return principal_components(moments, n_features)

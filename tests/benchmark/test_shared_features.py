@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flawmap import PaDiM
+from flawmap.backbones import load_backbone
+from flawmap.benchmark.class_images import RD, read_class
+from flawmap.benchmark.scores import RunScores
+from flawmap.benchmark.shared_features import SharedFeatures, score_shared
+from flawmap.errors import DatasetError
+from flawmap.evaluation import evaluate
+from flawmap.images import open_dataset
+
+PLAIN = {"backbone": "resnet10t", "pretrained": False, "calibrate": None, "runtime": "torch"}
+LAYERS = ("layer1", "layer2", "layer3")
+
+
+def share(images, tmp_path, limit):
+    backbone = load_backbone("resnet10t", pretrained=False, runtime="torch")
+    preprocessing = PaDiM(**PLAIN, **images.input).preprocessing
+    features = SharedFeatures(images, backbone, preprocessing, folder=tmp_path / "f", limit_bytes=limit)
+    features.compute(lambda _: None)
+    return features
+
+
+def maps_of(models, features):
+    return dict(score_shared(models, features, lambda _: None))
+
+
+@pytest.mark.parametrize("limit", [0, 2_000_000, 10**9], ids=["nothing stored", "some", "all"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_features": 20, "regularization": "paper"},
+        {"n_features": 20, "reduction": "pca", "regularization": "paper"},
+        {"n_features": 20, "regularization": "auto"},
+        {"layers": ("layer2",), "regularization": "paper"},
+    ],
+    ids=["draw", "pca", "auto", "one layer"],
+)
+def test_maps_are_those_of_a_padim_fitted_alone(parts, tmp_path, small_inputs, options, limit):
+    images = read_class("mvtec_ad", parts / "screw")
+    model = PaDiM(**PLAIN, **small_inputs, **options)
+    got = maps_of([model], share(images, tmp_path, limit))
+    wanted = PaDiM(**PLAIN, **small_inputs, **options).fit(list(images.train)).predict(list(images.test))
+    assert sorted(got) == list(range(len(wanted)))
+    for index, prediction in enumerate(wanted):
+        np.testing.assert_allclose(got[index], prediction.anomaly_map, rtol=2e-3)
+
+
+def test_the_sum_is_that_of_the_three_models_maps(parts, tmp_path, small_inputs):
+    images = read_class("mvtec_ad", parts / "screw")
+    features = share(images, tmp_path, 10**9)
+    models = [PaDiM(**PLAIN, **small_inputs, layers=(layer,), regularization="paper") for layer in LAYERS]
+    total = maps_of(models, features)
+    each = [maps_of([model], features) for model in models]
+    for index, summed in total.items():
+        np.testing.assert_allclose(summed, sum(one[index] for one in each), rtol=1e-5)
+
+
+def test_figures_are_those_of_evaluate(parts, tmp_path, small_inputs):
+    images = read_class("mvtec_ad", parts / "screw")
+    features = share(images, tmp_path, 10**9)
+    options = {**PLAIN, **small_inputs, "n_features": 20, "regularization": "paper"}
+    scores = RunScores()
+    for index, one in maps_of([PaDiM(**options)], features).items():
+        mask = images.mask(index, features.preprocessing, features.placement(index))
+        scores.add(float(one.max()), one, mask, is_anomalous=images.is_anomalous(index))
+    data = open_dataset(parts / "screw")
+    wanted = evaluate(PaDiM(**options).fit(data.train), data.test)
+    figures = scores.figures()
+    assert figures["image_auroc"] == wanted.image_auroc
+    assert figures["pixel_auroc"] == pytest.approx(wanted.pixel_auroc, abs=1e-5)
+    assert figures["pro_score"] == pytest.approx(wanted.pro_score, abs=1e-5)
+    assert set(scores.curves()) == {"image_roc", "pixel_roc", "pro"}
+
+
+def test_rotated_images_have_their_masks_and_differ_by_seed(parts):
+    first, second = (read_class(RD, parts / "screw", seed=seed) for seed in (0, 1))
+    assert (len(first.train), len(first.test)) == (8, 7)
+    assert first.train[0].shape == (224, 224, 3)
+    assert [mask is not None for mask in first.masks] == [kind == "scratch" for kind in first.types]
+    assert not np.array_equal(first.train[0], second.train[0])
+
+
+def test_a_mask_of_another_size_is_refused(parts, small_inputs):
+    images = read_class("mvtec_ad", parts / "screw")
+    preprocessing = PaDiM(**PLAIN, **small_inputs).preprocessing
+    index = images.types.index("scratch")
+    with pytest.raises(DatasetError, match=r"the mask .* is of \(64, 64\), its image .* of \(32, 64\)"):
+        images.mask(index, preprocessing, preprocessing.place((32, 64)))
+
+
+def test_a_class_without_test_images_says_so(tmp_path, good_folder):
+    (tmp_path / "part" / "train").mkdir(parents=True)
+    good_folder.rename(tmp_path / "part" / "train" / "good")
+    (tmp_path / "part" / "test").mkdir()
+    with pytest.raises(DatasetError):
+        read_class("mvtec_ad", tmp_path / "part")

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import csv
+import re
+
+import pytest
+
+from flawmap.benchmark.compare import compare_runs, comparison_table
+from flawmap.benchmark.paper_tables import OBJECTS, PAPER_TABLES, TEXTURES, paper_figure
+from flawmap.benchmark.results import Run
+from flawmap.benchmark.systems import Settings, System, systems
+from flawmap.benchmark.tables import Table, class_table, paper_table, summarise, to_html, to_latex, to_markdown
+from flawmap.images.datasets import LAYOUTS
+
+
+def runs_of(categories, values, system="Rd100", dataset="mvtec_ad"):
+    return [
+        Run(dataset, category, system, seed, {"pixel_auroc": value, "pro_score": value / 2})
+        for category in categories
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_a_mean_needs_every_class():
+    runs = runs_of(TEXTURES, [0.9, 0.8])
+    found = summarise(runs, "Rd100", TEXTURES, "pixel_auroc")
+    assert (found.mean, found.n_seeds) == (pytest.approx(0.85), 2)
+    assert found.std == pytest.approx(0.0707, abs=1e-4)
+    assert summarise(runs, "Rd100", TEXTURES + OBJECTS, "pixel_auroc") is None
+    assert summarise(runs[:-1], "Rd100", TEXTURES, "pixel_auroc").n_seeds == 1
+    assert summarise(runs[:-1], "Rd100", TEXTURES, "pixel_auroc").std is None
+
+
+def test_ours_stand_beside_the_papers_with_the_difference():
+    runs = runs_of(TEXTURES, [0.958, 0.96]) + runs_of(["screw"], [0.97])
+    rows = {row[:2]: row[2:] for row in paper_table(PAPER_TABLES["II"], runs, Settings()).rows}
+    assert rows["Rd100", "textures"] == ("95.7", "95.9 ± 0.1", "+0.2", "91.3", "47.9 ± 0.1", "-43.4")
+    assert rows["Rd100", "all"] == ("96.7", "", "", "90.5", "", "")
+    assert rows["all channels", "all"] == ("97.1", "", "", "90.8", "", "")
+    rows = {row[:2]: row[2:] for row in paper_table(PAPER_TABLES["III"], runs, Settings()).rows}
+    assert rows["PaDiM-R18-Rd100", "screw"] == ("97.4", "97.0", "-0.4", "91.3", "48.5", "-42.8")
+    assert rows["SPADE", "screw"] == ("98.9", "", "", "96.0", "", "")
+    rows = paper_table(PAPER_TABLES["III"], runs, Settings(backbone="efficientnet_lite0")).rows
+    assert ("PaDiM-efficientnet_lite0-Rd100", "screw", "", "97.0", "", "", "48.5", "") in rows
+
+
+def test_the_mean_over_scenes_is_over_those_with_test_clips():
+    scenes = [name for name in LAYOUTS["stc"].classes if name != "13"]
+    assert len(scenes) == 12
+    [*_, row] = paper_table(PAPER_TABLES["IV"], runs_of(scenes, [0.9], dataset="stc"), Settings()).rows
+    assert row == ("PaDiM-R18-Rd100", "all", "91.2", "90.0", "-1.2")
+    [*_, row] = paper_table(PAPER_TABLES["IV"], runs_of(scenes[1:], [0.9], dataset="stc"), Settings()).rows
+    assert row == ("PaDiM-R18-Rd100", "all", "91.2", "", "")
+
+
+def test_speed_and_memory_keep_their_units():
+    runs = [Run("speed", "", "PaDiM-R18-Rd100", 0, {"seconds": 0.0175, "gigabytes": 0.031})]
+    seven, eight = (paper_table(PAPER_TABLES[name], runs, Settings()).rows for name in ("VII", "VIII"))
+    assert ("PaDiM-R18-Rd100", "all", "0.23", "0.018", "-0.213") in seven
+    assert ("PaDiM-R18-Rd100", "MVTec AD", "0.17", "0.031", "-0.139") in eight
+    assert ("SPADE", "STC", "37.00", "", "") in eight
+
+
+def test_the_papers_numbers_are_those_of_the_paper(shared):
+    with (shared / "paper" / "table_III_per_class.csv").open() as file:
+        for row in csv.DictReader(file):
+            for system, column in (("PaDiM-R18-Rd100", "r18"), ("PaDiM-WR50-Rd550", "wr50"), ("SPADE", "spade")):
+                for measure, suffix in (("pixel_auroc", "auroc"), ("pro_score", "pro")):
+                    found = paper_figure(PAPER_TABLES["III"], system, row["class"], measure)
+                    assert found == float(row[f"{column}_{suffix}"])
+
+
+def test_means_of_table_three_agree_with_table_two_to_its_rounding():
+    of_classes = paper_figure(PAPER_TABLES["III"], "PaDiM-R18-Rd100", "textures", "pixel_auroc")
+    assert of_classes == pytest.approx(paper_figure(PAPER_TABLES["II"], "Rd100", "textures", "pixel_auroc"), abs=0.2)
+    assert paper_figure(PAPER_TABLES["III"], "Patch SVDD", "all", "pro_score") is None
+
+
+def test_every_row_is_a_system_or_one_of_the_papers():
+    known = systems(Settings(backbone="resnet18", pretrained=False))
+    assert all(isinstance(system, System) and system.name == name for name, system in known.items())
+    for table in PAPER_TABLES.values():
+        for row in table.rows:
+            has_paper = any(
+                paper_figure(table, table.label(row, Settings()), over, measure) is not None
+                for over in ("all", "screw", "MVTec AD", "textures")
+                for measure in table.measures
+            )
+            assert has_paper != (row in table.only_ours)
+            assert has_paper or row in known
+
+
+def test_class_by_class():
+    table = class_table("mvtec_ad", runs_of(["screw", "tile"], [0.9, 0.8]), ("image_auroc", "pixel_auroc"))
+    assert table.rows[0] == ("screw", "Rd100", "2", "", "85.0 ± 7.1")
+    assert class_table("stc", [], ("pixel_auroc",)) is None
+
+
+TABLE = Table("A & B_1", ("system", "over", "x | y"), (("a_b", "50 %", "1 ± 2"), ("<i>", "", "-")), ("missing: c_d",))
+
+
+def test_markdown_rows_have_as_many_cells_as_the_header():
+    lines = [line for line in to_markdown([TABLE]).splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {4}
+    assert "missing: c_d" in to_markdown([TABLE])
+
+
+def test_latex_and_html_are_escaped():
+    latex = to_latex([TABLE])
+    assert r"A \& B\_1" in latex
+    assert r"50 \% & 1 $\pm$ 2 \\" in latex
+    assert latex.count(r"\begin{tabular}{llr}") == latex.count(r"\end{tabular}") == 1
+    page = to_html([TABLE], {"curves": "plots/a.png"})
+    assert "&lt;i&gt;" in page
+    assert "<i>" not in page
+    assert "src='plots/a.png'" in page
+
+
+def test_differences_are_paired():
+    first = runs_of(["screw"], [0.9, 0.8, 0.7])
+    second = runs_of(["screw"], [0.91, 0.82])
+    [pixel, pro] = compare_runs(first, second)
+    assert (pixel.measure, pixel.n_pairs, pixel.n_higher, pixel.unpaired) == ("pixel_auroc", 2, 2, 1)
+    assert (pixel.first, pixel.second, pixel.mean) == pytest.approx((0.85, 0.865, 0.015))
+    assert pixel.std == pytest.approx(0.00707, abs=1e-5)
+    assert (pixel.lowest, pixel.highest) == pytest.approx((0.01, 0.02))
+    assert pro.mean == pytest.approx(0.0075)
+    rows = comparison_table([pixel], "A", "B").rows
+    assert rows == (
+        ("Rd100 (mvtec_ad)", "pixel AUROC", "85.00", "86.50", "+1.50 ± 0.71", "+1.00 to +2.00", "2 of 2", "1"),
+    )
+    assert compare_runs(first, runs_of(["tile"], [0.9])) == []

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from flawmap import PaDiM, Prediction
+from flawmap.benchmark import class_images, plan
+from flawmap.benchmark.results import Results, read_runs
+from flawmap.benchmark.systems import System
+from flawmap.class_mean import evaluate_classes
+from flawmap.cli.app import app
+from flawmap.images import Preprocessing
+
+SMALL = ["--backbone", "resnet10t", "--random-weights"]
+
+
+@pytest.fixture(autouse=True)
+def small_inputs(monkeypatch):
+    for dataset in class_images.INPUTS:
+        monkeypatch.setitem(class_images.INPUTS, dataset, {"resize": 64, "crop": None})
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, good_images, scratched):
+    """MVTec AD with one class of eight good parts, two good and two scratched ones to test on."""
+    root = tmp_path_factory.mktemp("parts")
+    folder = root / "screw"
+    mask = np.zeros(scratched.shape[:2], np.uint8)
+    mask[24:40, 38:43] = 255
+    images = {f"train/good/{i}.png": good_images[i] for i in range(8)}
+    images |= {f"test/good/{i}.png": good_images[i] for i in (8, 9)}
+    for i, strength in enumerate((0.1, 1.0)):
+        mixed = good_images[10 + i] + strength * (scratched.astype(float) - good_images[0])
+        images[f"test/scratch/{i}.png"] = np.clip(mixed, 0, 255).astype(np.uint8)
+        images[f"ground_truth/scratch/{i}_mask.png"] = mask
+    for name, image in images.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / name)
+    return root
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["benchmark", *map(str, arguments)])
+
+
+def paper(data, output, *arguments):
+    return run("paper", "--data", data, "-o", output, *SMALL, *arguments)
+
+
+@pytest.fixture(scope="module")
+def padims_only():
+    """Without the large backbones, which take seconds to make."""
+    with pytest.MonkeyPatch.context() as patch:
+        original = plan.systems
+        patch.setattr(plan, "systems", lambda s: {k: v for k, v in original(s).items() if "PaDiM" not in k})
+        yield
+
+
+@pytest.mark.usefixtures("padims_only")
+def test_tables_plots_and_gallery_are_written_and_a_second_start_does_nothing(parts, tmp_path):
+    options = ["--tables", "I,II,III,V,VI", "--draws", "2", "--rd-seeds", "2", "--regularization", "auto", "--json"]
+    done = paper(parts, tmp_path, *options)
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["n_done"] == report["n_runs"] == 11 + 4
+    assert len(report["missing"]) == 14
+    assert report["failures"] == {}
+    for name in ("tables.md", "tables.tex", "tables.html", "galleries/screw.jpg"):
+        assert (tmp_path / name).stat().st_size > 500
+    plots = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert "mvtec_ad_screw_curves.png" in plots
+    assert "rd_mvtec_ad_pro_score.png" in plots
+    text = (tmp_path / "tables.md").read_text()
+    for name in ("I:", "II:", "III:", "V:", "VI:"):
+        assert f"## Table {name}" in text
+    assert "Not on disk, so that every mean they enter into is left blank: bottle, cable" in text
+    page = (tmp_path / "tables.html").read_text()
+    assert "galleries/screw.jpg" in page
+    assert "plots/mvtec_ad_screw_curves.png" in page
+    again = json.loads(paper(parts, tmp_path, *options, "--no-plots").stdout)
+    assert (again["n_done"], again["n_runs"]) == (0, 15)
+    more = json.loads(paper(parts / "screw", tmp_path, *options[:2], "--draws", "3", *options[6:], "--no-plots").stdout)
+    assert more["n_done"] == 2 + 6  # a draw of Rd100 and Rd200; three more rotations of two systems
+    (parts / "screw/test/good/8.png").rename(tmp_path / "8.png")
+    fewer = json.loads(paper(parts, tmp_path, *options[:2], "--draws", "4", *options[6:], "--no-plots").stdout)
+    (tmp_path / "8.png").rename(parts / "screw/test/good/8.png")
+    assert fewer["n_done"] == 0
+    assert "earlier runs were on 8 and 4 images" in fewer["failures"]["mvtec_ad screw"]
+    compared = run("compare", tmp_path, tmp_path, "--json")
+    differences = json.loads(compared.stdout)["differences"]
+    assert {one["mean"] for one in differences} == {0.0}
+    assert run("compare", tmp_path, tmp_path).exit_code == 0
+
+
+@pytest.mark.usefixtures("padims_only")
+def test_each_scene_of_a_campus_is_measured_as_by_evaluate_classes(good_images, scratched, tmp_path):
+    root = tmp_path / "campus"
+    for folder in ("training/videos", "testing/frames", "testing/test_pixel_mask", "testing/test_frame_mask"):
+        (root / folder).mkdir(parents=True)
+    masks = np.zeros((6, 64, 64), np.uint8)
+    masks[2:5, 24:40, 38:43] = 1
+    for scene, strength in (("01", 1.0), ("02", 0.05)):
+        video = root / f"training/videos/{scene}_001.avi"
+        writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 64))
+        for image in good_images:
+            writer.write(image[..., ::-1])
+        writer.release()
+        clip = root / f"testing/frames/{scene}_0001"
+        clip.mkdir()
+        for i in range(6):
+            mixed = good_images[i] + strength * (scratched.astype(float) - good_images[0]) * masks[i, ..., None]
+            Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8)).save(clip / f"{i:03}.jpg", quality=95)
+        np.save(root / f"testing/test_pixel_mask/{clip.name}.npy", masks)
+        np.save(root / f"testing/test_frame_mask/{clip.name}.npy", masks.any(axis=(1, 2)))
+    output = tmp_path / "out"
+    done = paper(root, output, "--dataset", "stc", "--draws", "1", "--cache-gb", "0", "--no-plots", "--json")
+    assert done.exit_code == 0, done.output
+    assert len(json.loads(done.stdout)["missing"]) == 11
+    options = {"backbone": "resnet10t", "pretrained": False, "resize": 64, "calibrate": None, "runtime": "torch"}
+    wanted = evaluate_classes(f"stc:{root}", lambda: PaDiM(**options, n_features=100, regularization="paper"))
+    runs = {one.category: one.figures for one in read_runs(output)[1]}
+    for scene, figures in wanted.by_class.items():
+        assert runs[scene]["image_auroc"] == pytest.approx(figures.image_auroc)
+        assert runs[scene]["pixel_auroc"] == pytest.approx(figures.pixel_auroc, abs=1e-4)
+
+
+def test_speed_and_memory_are_measured_once(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("flawmap.benchmark.paper.SPEED_CASES", {"PaDiM-R18-Rd100": "resnet18-100"})
+    monkeypatch.setattr("flawmap.benchmark.paper.SPEED_IMAGES", 3)
+    monkeypatch.setattr("flawmap.benchmark.paper.SPEED_ROUNDS", 1)
+    for n_done in (1, 0):
+        done = paper(parts, tmp_path, "--tables", "VII,VIII", "--no-plots", "--json")
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["n_done"] == n_done
+    [found] = read_runs(tmp_path)[1]
+    assert 0 < found.figures["seconds"] < 10
+    assert 0.02 < found.figures["gigabytes"] < 0.05
+    assert "| PaDiM-R18-Rd100 | all | 0.23 | 0." in (tmp_path / "tables.md").read_text()
+
+
+class Brightness:
+    """A detector of whole images that keeps to the protocol."""
+
+    preprocessing = Preprocessing.of(64)
+
+    def fit(self, images, **_):
+        self.mean = np.mean([np.asarray(Image.open(path)) for path in images])
+        return self
+
+    def iter_predict(self, images, **_):
+        for path in images:
+            image = np.asarray(Image.open(path))
+            yield Prediction(str(path), abs(image.mean() - self.mean), None, self.preprocessing.place((64, 64)))
+
+
+def test_any_detector_is_one_entry_of_the_registry(parts, tmp_path, monkeypatch):
+    system = System("MahalanobisAD", lambda _seed, _size: [Brightness()])
+    monkeypatch.setattr(plan, "systems", lambda _: {system.name: system})
+    done = paper(parts, tmp_path, "--tables", "V", "--no-plots", "--json")
+    assert done.exit_code == 0, done.output
+    [found] = read_runs(tmp_path)[1]
+    assert found.figures["image_auroc"] == 1.0
+    assert found.figures["pixel_auroc"] is None
+
+
+def test_what_cannot_be_run_is_said_and_the_rest_goes_on(parts, tmp_path, monkeypatch):
+    monkeypatch.delenv("FLAWMAP_WEIGHTS", raising=False)
+    original = plan.systems
+    monkeypatch.setattr(plan, "systems", lambda s: {k: v for k, v in original(s).items() if k in ("Rd200", "Rd100")})
+    options = ["--backbone", "efficientnet_lite0", "--tables", "II", "--draws", "1", "--no-plots", "--json"]
+    done = run("paper", "--data", parts, "-o", tmp_path, *options)
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["n_done"] == 1
+    assert "between 1 and 176" in report["failures"]["Rd200, screw"]
+    assert "between 1 and 176" in (tmp_path / "tables.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tables", "IX"], "unknown table 'IX'"),
+        (["--tables", "IV"], "table IV is of stc, not of mvtec_ad"),
+        (["--dataset", "btad"], "mvtec_ad and stc, got 'btad'"),
+        (["--draws", "0"], "at least one draw"),
+        (["--classes", "tile"], "holds no class of MVTec AD"),
+        (["--regularization", "some"], "takes auto, paper"),
+        (["--backbone", "resnet9000"], "unknown backbone"),
+    ],
+)
+def test_impossible_wishes_are_refused(parts, tmp_path, arguments, message):
+    done = paper(parts, tmp_path, *arguments)
+    assert done.exit_code == 1
+    assert message in " ".join(done.output.split())
+    assert "Traceback" not in done.output
+
+
+def test_a_folder_that_is_not_there_or_in_use_is_refused(parts, tmp_path):
+    assert "no such folder" in paper(tmp_path / "nowhere", tmp_path / "out").output
+    settings = {"dataset": "mvtec_ad"}
+    with Results(tmp_path / "busy", settings):
+        assert "another benchmark" in " ".join(paper(parts, tmp_path / "busy").output.split())
+    assert "other settings" in " ".join(paper(parts, tmp_path / "busy").output.split())
+    assert "no such results" in run("compare", tmp_path, tmp_path).output
+
+
+def test_results_without_a_common_run_are_refused(tmp_path):
+    for name in ("a", "b"):
+        with Results(tmp_path / name, {}):
+            pass
+    assert "no run in common" in run("compare", tmp_path / "a", tmp_path / "b").output
