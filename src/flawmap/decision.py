@@ -60,7 +60,8 @@ class Decision:
 
     Attributes:
         scores: (N,) leave-one-out image scores of good images, in training order.
-        pixel_quantiles: (len(PIXEL_RATES),) map values that these shares of good images' pixels exceed.
+        pixel_quantiles: (len(PIXEL_RATES),) map values that these shares of good images' pixels exceed; (0,) of a
+            detector that makes no maps.
         threshold: image scores above it are anomalous.
         false_alarm_rate: promised share of good images above `threshold`; None if the user set the value.
         pixel_false_alarm_rate: share of good images' pixels that are marked.
@@ -73,8 +74,15 @@ class Decision:
     pixel_false_alarm_rate: float = PIXEL_FALSE_ALARM_RATE
 
     @property
+    def localises(self) -> bool:
+        """Whether there are maps to be marked."""
+        return len(self.pixel_quantiles) > 0
+
+    @property
     def pixel_threshold(self) -> float:
-        """Map values above it are marked."""
+        """Map values above it are marked; infinite for a detector that makes no maps."""
+        if not self.localises:
+            return math.inf
         rates = np.log(PIXEL_RATES[::-1])
         return float(np.interp(math.log(self.pixel_false_alarm_rate), rates, self.pixel_quantiles[::-1]))
 
@@ -101,6 +109,8 @@ class Decision:
 
     def at_pixel_rate(self, pixel_false_alarm_rate: float) -> Decision:
         """Mark another share of good images' pixels."""
+        if not self.localises:
+            raise ParameterError("this detector judges whole images: it has no maps to be marked")
         if not PIXEL_RATES[-1] <= pixel_false_alarm_rate <= PIXEL_RATES[0]:
             raise ParameterError(
                 f"pixel_false_alarm_rate must lie between {PIXEL_RATES[-1]:g} and {PIXEL_RATES[0]:g}, "
@@ -124,12 +134,15 @@ class Decision:
         return far
 
     def judge(self, prediction: Prediction) -> Prediction:
-        """The prediction with its label, p-value, mask and regions."""
+        """The prediction with its label, p-value and, if it has a map, its mask and regions."""
+        label, p_value = self.label(prediction.pred_score), self.p_value(prediction.pred_score)
+        if prediction.anomaly_map is None:
+            return replace(prediction, pred_label=label, p_value=p_value)
         mask = self.mask(prediction.anomaly_map)
         return replace(
             prediction,
-            pred_label=self.label(prediction.pred_score),
-            p_value=self.p_value(prediction.pred_score),
+            pred_label=label,
+            p_value=p_value,
             pred_mask=mask,
             regions=find_regions(mask, prediction.anomaly_map, prediction.placement),
         )

@@ -61,6 +61,12 @@ class _Group:
     labels: list[int] = field(default_factory=list)
     pixels: PixelScores = field(default_factory=PixelScores)
     n_without_mask: int = 0
+    n_without_map: int = 0
+
+    @property
+    def n_masked(self) -> int:
+        """Images that count in the pixel figures."""
+        return len(self.scores) - self.n_without_mask - self.n_without_map
 
 
 def evaluate(
@@ -87,7 +93,9 @@ def _take(group: _Group, sample: Sample, prediction: Prediction, preprocessing: 
     group.scores.append(prediction.pred_score)
     if prediction.pred_label is not None:
         group.labels.append(prediction.pred_label)
-    if not sample.is_anomalous:
+    if prediction.anomaly_map is None:
+        group.n_without_map += 1
+    elif not sample.is_anomalous:
         group.pixels.add(prediction.anomaly_map, None)
     elif sample.mask_path is None:
         group.n_without_mask += 1
@@ -102,21 +110,22 @@ def _take(group: _Group, sample: Sample, prediction: Prediction, preprocessing: 
 
 
 def _summarise(good: _Group, types: dict[str, _Group]) -> Evaluation:
-    has_masks = any(group.n_without_mask < len(group.scores) for group in types.values())
+    has_masks = any(group.n_masked for group in types.values())
     warnings = []
+    if any(group.n_without_map for group in (good, *types.values())):
+        warnings.append("the detector judges whole images and makes no maps: there are no pixel figures")
     whole = PixelScores()
     whole.merge(good.pixels)
     by_type = {}
     for name, group in sorted(types.items()):
-        masked = len(group.scores) - group.n_without_mask
         if has_masks and group.n_without_mask:
             warnings.append(f"{name}: {group.n_without_mask} of {len(group.scores)} images have no mask")
         pixels = PixelScores()
-        if masked:
+        if group.n_masked:
             pixels.merge(good.pixels)
             pixels.merge(group.pixels)
             whole.merge(group.pixels)
-        by_type[name] = _figures(good.scores, group.scores, pixels if masked else None, len(group.scores))
+        by_type[name] = _figures(good.scores, group.scores, pixels if group.n_masked else None, len(group.scores))
     scores = [score for group in types.values() for score in group.scores]
     overall = _figures(good.scores, scores, whole if has_masks else None, len(good.scores) + len(scores))
     labels = [label for group in types.values() for label in group.labels]

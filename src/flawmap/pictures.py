@@ -28,14 +28,15 @@ def overlay(
     """The image (H, W, 3), made smaller if need be, with its anomaly map laid over it.
 
     `scale` is the model's fixed (coolest, hottest) map value: below the first the image shows as it is, from the second
-    on it is covered in red. The scale is the same for all images of a model, so a good part never glows.
+    on it is covered in red. The scale is the same for all images of a model, so a good part never glows. ParameterError
+    for a prediction without a map.
     """
     factor = min(1.0, max_side / max(rgb.shape[:2]))
     height, width = max(1, round(rgb.shape[0] * factor)), max(1, round(rgb.shape[1] * factor))
     picture = Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX)
-    shown = replace(prediction.placement, image_size=(height, width))  # a placement only knows proportions
+    shown = replace(prediction, placement=replace(prediction.placement, image_size=(height, width)))  # only proportions
     low, high = scale
-    strength = np.clip((shown.to_original(prediction.anomaly_map) - low) / max(high - low, 1e-12), 0, 1)
+    strength = np.clip((shown.original_map() - low) / max(high - low, 1e-12), 0, 1)
     colours = cv2.applyColorMap(np.round(strength * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
     opacity = 0.55 * np.sqrt(strength)[..., None]
     blend: NDArray[np.uint8] = np.round(np.asarray(picture) * (1 - opacity) + colours * opacity).astype(np.uint8)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flawmap.errors import ParameterError
+
 __all__ = ["Placement", "Prediction", "Region", "Size"]
 
 Size = tuple[int, int]
@@ -98,12 +100,13 @@ class Region:
 class Prediction:
     """What a detector says of one image. Higher means more anomalous.
 
-    The last four are None (no regions) for a model that was not calibrated.
+    The last four are None (no regions) for a model that was not calibrated. The map, the mask and the regions are None
+    (no regions) for a detector that judges whole images and does not say where.
 
     Attributes:
         path: the image file, or None for an image that came from memory.
-        pred_score: image score, the maximum of the anomaly map (a distance, >= 0).
-        anomaly_map: (H, W) float32 at the model's input size; 0 in the padding of a letterbox.
+        pred_score: image score (a distance, >= 0); of PaDiM, the maximum of the anomaly map.
+        anomaly_map: (H, W) float32 at the model's input size, 0 in the padding of a letterbox; or None.
         placement: where the model's input lies on the original image.
         pred_label: 1 if anomalous, 0 if good.
         p_value: share of good images that would score as high.
@@ -113,7 +116,7 @@ class Prediction:
 
     path: str | None
     pred_score: float
-    anomaly_map: NDArray[np.float32]
+    anomaly_map: NDArray[np.float32] | None
     placement: Placement
     pred_label: int | None = None
     p_value: float | None = None
@@ -126,5 +129,10 @@ class Prediction:
         return self.placement.image_size
 
     def original_map(self, outside: float = 0.0) -> NDArray[np.float32]:
-        """Anomaly map (H0, W0) at the original image's size and position; `outside` fills what a crop left unseen."""
+        """Anomaly map (H0, W0) at the original image's size and position; `outside` fills what a crop left unseen.
+
+        ParameterError if there is no map.
+        """
+        if self.anomaly_map is None:
+            raise ParameterError("this detector judges whole images: its predictions have no anomaly map")
         return self.placement.to_original(self.anomaly_map, outside)

@@ -83,6 +83,10 @@ def predict(
         summary = {"output": str(output), "n_images": n_images, "n_anomalous": results.n_anomalous}
         print_json({**summary, "skipped": bad.to_json()})
     elif not quiet:
+        if detector.map_scale is None and (overlays or maps):
+            messages.print(
+                "[yellow]note:[/] the model judges whole images: there are no heat maps, overlays or regions"
+            )
         judged = "" if detector.decision_ is None else f", {results.n_anomalous} of them anomalous"
         messages.print(f"Scored {n_images} images{judged}: {output / 'predictions.csv'}")
     if bad.errors and not skip_bad:
@@ -120,11 +124,11 @@ class Results:
             "image_width": width,
             "regions": [asdict(region) for region in prediction.regions],
         }
-        if self.scale is not None:
+        if self.scale is not None and prediction.anomaly_map is not None:
             picture = Image.fromarray(overlay(read_image(path), prediction, self.scale))
             with self._file("overlays", path, ".png", row, "overlay") as file:
                 picture.save(file, format="PNG", compress_level=1)
-        if self.maps:
+        if self.maps and prediction.anomaly_map is not None:
             with self._file("maps", path, ".npy", row, "anomaly_map") as file:
                 np.save(file, prediction.anomaly_map, allow_pickle=False)
         return row

@@ -42,6 +42,9 @@ class Detector(Protocol):
         ...
 
     @property
-    def map_scale(self) -> tuple[float, float]:
-        """Anomaly-map values that pictures show as coolest and as hottest, the same for every image of a model."""
+    def map_scale(self) -> tuple[float, float] | None:
+        """Anomaly-map values that pictures show as coolest and as hottest, the same for every image of a model.
+
+        None for a detector that makes no maps.
+        """
         ...

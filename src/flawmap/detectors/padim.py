@@ -17,7 +17,8 @@ from flawmap.backbones import DEFAULT_BACKBONE, Backbone, load_backbone
 from flawmap.decision import FALSE_ALARM_RATE, PIXEL_RATES, Decision
 from flawmap.detectors import passes
 from flawmap.detectors.detector import OnBad
-from flawmap.detectors.padim_file import described_hierarchy, matching_backbone, pack, unpack
+from flawmap.detectors.model_backbone import matching_backbone
+from flawmap.detectors.padim_file import described_hierarchy, pack, unpack
 from flawmap.detectors.presets import PRESETS
 from flawmap.embedding import build_hierarchy, draw_channels
 from flawmap.errors import (

@@ -1,25 +1,23 @@
-"""A PaDiM model as tensors, and what its file must hold to be trusted: consistent shapes, the very weights it knew."""
+"""A PaDiM model as tensors, and what its file must hold to be trusted: consistent shapes."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flawmap.backbones import Backbone, load_backbone
-from flawmap.decision import PIXEL_RATES, Decision
+from flawmap.decision import Decision
+from flawmap.detectors.calibration import decision_shapes, decision_tensors, restore_decision
 from flawmap.embedding import Hierarchy, build_hierarchy
-from flawmap.errors import ParameterError, WeightsError
+from flawmap.errors import ParameterError
 from flawmap.gaussian import Factor
 from flawmap.model_file import Document, ModelFile
 from flawmap.records import Size
 
-__all__ = ["MAX_POSITIONS", "described_hierarchy", "matching_backbone", "pack", "unpack"]
+__all__ = ["MAX_POSITIONS", "described_hierarchy", "pack", "unpack"]
 
 MAX_POSITIONS = 2**22
 """Finest grid that a model file may ask for."""
@@ -45,16 +43,13 @@ def pack(factor: Factor, decision: Decision | None, layers: Sequence[str]) -> di
         tensors[f"{name}.mean"], tensors[f"{name}.own"] = factor.mean[i], factor.own[i]
         if level.n_coarser:
             tensors[f"{name}.cross"] = factor.cross[i]
-    if decision is not None:
-        tensors["calibration.scores"] = torch.from_numpy(decision.scores)
-        tensors["calibration.pixel_quantiles"] = torch.from_numpy(decision.pixel_quantiles)
-    return tensors
+    return tensors | decision_tensors(decision)
 
 
 def unpack(file: ModelFile, hierarchy: Hierarchy, device: torch.device) -> tuple[Factor, Decision | None]:
     """A file's Gaussians, on a device, and what it decides by."""
     layers, record = file.document.backbone.layers, file.document.decision
-    tensors = file.read(_expected_shapes(hierarchy, layers, record.n_scores if record else 0), device)
+    tensors = file.read(_expected_shapes(hierarchy, layers) | decision_shapes(record), device)
     names = [layers[level.layer] for level in hierarchy.levels]
     coarsest = hierarchy.levels[0]
     no_cross = torch.empty(coarsest.n_cells, coarsest.n_channels, 0, device=device)
@@ -64,19 +59,10 @@ def unpack(file: ModelFile, hierarchy: Hierarchy, device: torch.device) -> tuple
         cross=[no_cross, *(tensors[f"{name}.cross"] for name in names[1:])],
         own=[tensors[f"{name}.own"] for name in names],
     )
-    if record is None:
-        return factor, None
-    decision = Decision(
-        tensors["calibration.scores"].cpu().numpy(),
-        tensors["calibration.pixel_quantiles"].cpu().numpy(),
-        record.threshold,
-        record.false_alarm_rate,
-        record.pixel_false_alarm_rate,
-    )
-    return factor, decision
+    return factor, restore_decision(record, tensors)
 
 
-def _expected_shapes(hierarchy: Hierarchy, layers: Sequence[str], n_scores: int) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(hierarchy: Hierarchy, layers: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Shapes of a model file's tensors."""
     shapes: dict[str, tuple[int, ...]] = {}
     for level in hierarchy.levels:
@@ -85,38 +71,4 @@ def _expected_shapes(hierarchy: Hierarchy, layers: Sequence[str], n_scores: int)
         shapes[f"{name}.own"] = (level.n_cells, level.n_channels, level.n_channels)
         if level.n_coarser:
             shapes[f"{name}.cross"] = (level.n_cells, level.n_channels, level.n_coarser)
-    if n_scores:
-        shapes["calibration.scores"] = (n_scores,)
-        shapes["calibration.pixel_quantiles"] = (len(PIXEL_RATES),)
     return shapes
-
-
-def matching_backbone(file: ModelFile, weights: str | os.PathLike[str] | None, device: torch.device | str) -> Backbone:
-    """The backbone with the very weights the model was fitted with; others would give wrong scores in silence."""
-    record = file.document.backbone
-    candidates: list[str | os.PathLike[str] | None] = [weights]
-    if weights is None and record.weights_path is not None:
-        recorded = Path(record.weights_path)
-        candidates = [path for path in (recorded, file.path.parent / recorded.name) if path.is_file()] + [None]
-    problem = ""
-    for candidate in candidates:
-        try:
-            backbone = load_backbone(
-                record.name,
-                layers=record.layers,
-                pretrained=record.pretrained,
-                weights=candidate,
-                seed=record.seed,
-                device=device,
-            )
-        except WeightsError as error:
-            problem = str(error)
-            continue
-        if backbone.sha256 == record.sha256:
-            return backbone
-        problem = f"those found ({backbone.weights or 'random, of another torch version'}) are others"
-    raise WeightsError(
-        f"{file.path}: was fitted with the {record.name} weights of '{record.weights or 'a random draw'}' (SHA-256 of "
-        f"its layers {record.sha256[:12]}...), which are needed again: {problem}. Give that file with --weights PATH, "
-        f"put it beside the model, or fit again"
-    )

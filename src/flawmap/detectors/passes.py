@@ -20,7 +20,7 @@ from flawmap.gaussian import Factor, Moments, leave_one_out, squared_distances, 
 from flawmap.images import Loaded
 from flawmap.records import Size
 
-__all__ = ["FIT_BATCH", "batch_size", "batches", "embed", "learn", "leave_out", "map_batch"]
+__all__ = ["FIT_BATCH", "batch_size", "batches", "embed", "feature_maps", "learn", "leave_out", "map_batch", "pool"]
 
 BATCH_PIXELS = 32 * 256 * 256
 """Input pixels per batch: 32 images of 256 x 256, fewer of larger ones."""
@@ -102,6 +102,21 @@ def embed(backbone: Backbone, hierarchy: Hierarchy, batch: Sequence[Loaded]) -> 
             f"the backbone's features are not finite for the images from {batch[0].name} on; its weights may be damaged"
         )
     return columns
+
+
+def feature_maps(backbone: Backbone, batch: Sequence[Loaded]) -> list[Tensor]:
+    """Feature maps (B, C, h, w) of each layer, finite."""
+    maps = backbone.features(np.stack([image.pixels for image in batch]))
+    if not all(bool(torch.isfinite(features.sum())) for features in maps):
+        raise TrainingSetError(
+            f"the backbone's features are not finite for the images from {batch[0].name} on; its weights may be damaged"
+        )
+    return maps
+
+
+def pool(backbone: Backbone, batch: Sequence[Loaded]) -> list[NDArray[np.float32]]:
+    """Each layer's features, averaged over the whole image: (B, C) per layer."""
+    return [features.mean(dim=(2, 3)).cpu().numpy() for features in feature_maps(backbone, batch)]
 
 
 def _join(parts: Sequence[list[Tensor]]) -> list[Tensor]:
