@@ -9,15 +9,15 @@ from flawmap.errors import FlawmapError, MissingDependencyError
 from flawmap.records import Placement, Prediction
 
 if TYPE_CHECKING:
-    from flawmap.detectors import PaDiM, load
+    from flawmap.detectors import SPADE, MahalanobisAD, PaDiM, load
 
-__all__ = ["FlawmapError", "PaDiM", "Placement", "Prediction", "load"]
+__all__ = ["SPADE", "FlawmapError", "MahalanobisAD", "PaDiM", "Placement", "Prediction", "load"]
 __version__ = version("flawmap")
 
 
 def __getattr__(name: str) -> object:
     """Import detectors on first use: torch takes seconds, and the base install has none."""
-    if name not in {"PaDiM", "load"}:
+    if name not in {"SPADE", "MahalanobisAD", "PaDiM", "load"}:
         raise AttributeError(f"module 'flawmap' has no attribute '{name}'")
     try:
         from flawmap import detectors

@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from flawmap.detectors.detector import Detector, OnBad
+from flawmap.detectors.mahalanobis_ad import MahalanobisAD
 from flawmap.detectors.padim import PaDiM
-from flawmap.detectors.presets import PRESETS
+from flawmap.detectors.presets import MAHALANOBIS_AD_PRESETS, PRESETS, SPADE_PRESETS
+from flawmap.detectors.spade import SPADE
 from flawmap.model_file import ModelFile
 
-__all__ = ["PRESETS", "Detector", "OnBad", "PaDiM", "load"]
+__all__ = [
+    "DETECTORS",
+    "MAHALANOBIS_AD_PRESETS",
+    "PRESETS",
+    "SPADE",
+    "SPADE_PRESETS",
+    "AnyDetector",
+    "Detector",
+    "MahalanobisAD",
+    "OnBad",
+    "PaDiM",
+    "load",
+]
+
+AnyDetector = PaDiM | SPADE | MahalanobisAD
+"""What `load` gives."""
+
+DETECTORS: dict[str, type[PaDiM] | type[SPADE] | type[MahalanobisAD]] = {
+    "padim": PaDiM,
+    "spade": SPADE,
+    "mahalanobis-ad": MahalanobisAD,
+}
+"""Detectors by the name that model files and commands use."""
 
 
-def load(path: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None = None, device: str = "auto") -> PaDiM:
-    """The model of a file that `save` or `flawmap fit` wrote.
+def load(
+    path: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None = None, device: str = "auto"
+) -> AnyDetector:
+    """The model of a file that `save` or `flawmap fit` wrote, of the detector that it names.
 
     Args:
         path: the model file.
@@ -23,4 +50,5 @@ def load(path: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None
     Raises ModelFileError for a file that is damaged, hostile or too new, and WeightsError if the weights it was fitted
     with are not to be found.
     """
-    return PaDiM.from_file(ModelFile(path), weights=weights, device=device)
+    file: ModelFile[Any] = ModelFile(path)
+    return DETECTORS[file.document.detector].from_file(file, weights=weights, device=device)
