@@ -22,7 +22,7 @@ def __getattr__(name: str) -> object:
     try:
         from flawmap import detectors
     except ModuleNotFoundError as error:
-        if error.name not in {"torch", "timm", "scipy", "torchvision"}:
+        if error.name not in {"torch", "timm", "scipy", "sklearn", "torchvision"}:
             raise
         raise MissingDependencyError(
             f"{name} needs {error.name}, which the base installation leaves out: pip install 'flawmap[train]'"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -49,6 +50,7 @@ class Gallery:
             gallery._file = path.open("rb", buffering=0)
         except OSError as error:
             raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error
+        weakref.finalize(gallery, gallery._file.close)
         gallery._name, gallery._start, gallery._n_in_file = str(path), start, n_rows
         gallery._rows = [gallery._read(row) for row in range(min(n_rows, gallery._capacity))]
         return gallery
@@ -65,6 +67,7 @@ class Gallery:
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(prefix="flawmap-gallery-", buffering=0)  # noqa: SIM115
+                weakref.finalize(self, self._file.close)
                 self._n_in_file, self._start = len(self._rows), -4 * self.n_values * len(self._rows)
             rest = values.data.cast("B")
             while rest:

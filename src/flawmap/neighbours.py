@@ -108,7 +108,8 @@ def nearest_images(gallery: Tensor, queries: Tensor, k: int, *, own: Tensor | No
 
     `own` (B,) names a row for each query that does not count, for queries that are themselves of the gallery.
     """
-    products = torch.addmm(gallery.square().sum(1), queries, gallery.T, alpha=-2)
+    wide = gallery.double()  # in float32 the products would confuse neighbours that are nearly as far
+    products = torch.addmm(wide.square().sum(1), queries.double(), wide.T, alpha=-2)
     if own is not None:
         products[torch.arange(len(queries), device=products.device), own] = torch.inf
     places = products.topk(k, dim=1, largest=False).indices
@@ -125,7 +126,11 @@ class PatchSearch:
     """
 
     def __init__(self, query: Sequence[Tensor], n_cells: int) -> None:
-        by_cell = [level.view(-1, n_cells, level.shape[1]) for level in query]
+        # distances do not change, but the products of patches around zero lose less to rounding
+        self._means = [level.mean(0) for level in query]
+        by_cell = [
+            (level - mean).view(-1, n_cells, level.shape[1]) for level, mean in zip(query, self._means, strict=True)
+        ]
         step = max(1, BLOCK_VALUES // len(query[-1]) // by_cell[-1].shape[0])
         self._blocks = [
             [level[:, start : start + step].flatten(0, 1) for level in by_cell] for start in range(0, n_cells, step)
@@ -135,7 +140,8 @@ class PatchSearch:
         self._squared = [torch.full_like(nearest, torch.inf) for nearest in self._nearest]
 
     def offer(self, gallery: Sequence[Tensor]) -> None:
-        """Look among more patches (patches, C) per level."""
+        """Look among more patches, (patches, C) per level."""
+        gallery = [level - mean for level, mean in zip(gallery, self._means, strict=True)]
         norms = [level.square().sum(1) for level in gallery]
         for block, nearest, squared in zip(self._blocks, self._nearest, self._squared, strict=True):
             values, parents = _search(block, gallery, norms)

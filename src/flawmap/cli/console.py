@@ -35,7 +35,7 @@ __all__ = [
     "print_json",
 ]
 
-TRAIN_EXTRA = {"torch", "torchvision", "timm", "scipy"}
+TRAIN_EXTRA = {"torch", "torchvision", "timm", "scipy", "sklearn"}
 """Modules that only the `train` extra installs."""
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True)

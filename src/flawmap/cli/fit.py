@@ -24,7 +24,7 @@ from flawmap.cli.console import (
     parse_size,
     print_json,
 )
-from flawmap.errors import ParameterError
+from flawmap.cli.detector_choice import DetectorName, Variant, make_detector
 
 SHOWN = 5
 """Outliers that are named one by one."""
@@ -34,12 +34,24 @@ SHOWN = 5
 def fit(
     good: Annotated[str, typer.Argument(metavar="GOOD", help="Folder or glob of good images; or elpv:mono.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Model file to write.")],
-    preset: Annotated[str | None, typer.Option(help="padim-r18-rd100, padim-wr50-rd550 or padim-effnet-b5.")] = None,
+    detector: Annotated[DetectorName | None, typer.Option(help="Method; padim, or the preset's.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="padim-r18-rd100, padim-wr50-rd550, padim-effnet-b5, spade-wr50 or mahalanobis-ad-effnet-b4."
+        ),
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone; efficientnet_lite0 if none is given.")] = None,
-    layers: Annotated[str | None, typer.Option(metavar="A,B,C", help="One to five layers.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="One to five layers; of mahalanobis-ad any number.")
+    ] = None,
     n_features: Annotated[int | None, typer.Option(help="Channels to draw at random; all if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes the draw.")] = 0,
     regularization: Annotated[float | None, typer.Option(help="Added to each variance; 0.01 is the paper's.")] = None,
+    variant: Annotated[Variant | None, typer.Option(help="spade: as in the paper, or as its known port.")] = None,
+    n_neighbors: Annotated[int | None, typer.Option(metavar="K", help="spade: images compared with; 50 or 5.")] = None,
+    image_layer: Annotated[str | None, typer.Option(help="spade: layer that finds them; the last level.")] = None,
+    coreset: Annotated[float | None, typer.Option(metavar="SHARE", help="spade: share of patches to keep.")] = None,
     weights: WeightsOption = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="An untrained backbone.")] = False,
     resize: Annotated[str | None, typer.Option(metavar="N|HxW", help="Size of the whole image; 256.")] = None,
@@ -50,7 +62,10 @@ def fit(
         float, typer.Option(metavar="Q", help="Share of good parts that may be flagged.")
     ] = 0.01,
     calibrate: Annotated[bool, typer.Option(help="Second pass for an honest threshold, leave-one-out.")] = True,
-    cache_mb: Annotated[float, typer.Option(metavar="MB", help="Memory for images between the two passes.")] = 64,
+    cache_mb: Annotated[
+        float | None,
+        typer.Option(metavar="MB", help="Memory for images between two passes, 64; of spade for its gallery, 1024."),
+    ] = None,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -62,13 +77,16 @@ def fit(
         "layers": None if layers is None else tuple(name.strip() for name in layers.split(",")),
         "n_features": n_features,
         "regularization": regularization,
+        "variant": variant and variant.value,
+        "n_neighbors": n_neighbors,
+        "image_layer": image_layer,
+        "coreset": coreset,
+        "cache_mb": cache_mb,
         "weights": weights,
         "resize": parse_size(resize, "--resize"),
         "crop": parse_size(crop, "--crop"),
     }
     given = {name: value for name, value in given.items() if value is not None}
-    from flawmap import PaDiM
-
     fixed: dict[str, Any] = {
         "seed": seed,
         "pretrained": not random_weights,
@@ -76,14 +94,8 @@ def fit(
         "device": device,
         "calibrate": "leave-one-out" if calibrate else None,
         "false_alarm_rate": false_alarm_rate,
-        "cache_mb": cache_mb,
     }
-    if preset is None:
-        model = PaDiM(**fixed, **given)
-    elif "backbone" in given or "layers" in given:
-        raise ParameterError("--preset names its own backbone and layers; give either it or --backbone and --layers")
-    else:
-        model = PaDiM.from_preset(preset, **fixed, **given)
+    model = make_detector(detector and detector.value, preset, {**fixed, **given})
     bad = BadImages()
     started = time.perf_counter()
     model.fit(good, progress=not quiet, on_bad=bad if skip_bad else None)

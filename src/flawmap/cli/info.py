@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,15 +21,17 @@ def info(
     """Show what a MODEL is and what it was fitted on."""
     from flawmap.model_file import ModelFile
 
-    file = ModelFile(model)
-    content = {
+    file: ModelFile[Any] = ModelFile(model)
+    channels = getattr(file.document, "channels", None)  # of PaDiM alone
+    content: dict[str, Any] = {
         "path": str(model),
         "bytes": model.stat().st_size,
         **file.document.model_dump(mode="json", exclude={"channels"}),
-        "n_channels_used": len(file.document.channels),
     }
+    if channels is not None:
+        content["n_channels_used"] = len(channels)
     if as_json:
-        print_json({**content, "channels": list(file.document.channels)})
+        print_json(content if channels is None else {**content, "channels": list(channels)})
         return
     table = Table("", "", show_header=False, title=str(model))
     for name, value in content.items():

@@ -42,8 +42,8 @@ def threshold(
             {
                 "threshold": decision.threshold,
                 "false_alarm_rate": decision.false_alarm_rate,
-                "pixel_threshold": decision.pixel_threshold,
-                "pixel_false_alarm_rate": decision.pixel_false_alarm_rate,
+                "pixel_threshold": decision.pixel_threshold if decision.localises else None,
+                "pixel_false_alarm_rate": decision.pixel_false_alarm_rate if decision.localises else None,
                 "lowest_false_alarm_rate": decision.lowest_rate,
                 "n_good_images": len(decision.scores),
             }

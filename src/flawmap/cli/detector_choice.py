@@ -1,0 +1,55 @@
+"""From the options of `flawmap fit` to a detector: which one is meant, and which options are not for it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from flawmap.errors import ParameterError
+
+if TYPE_CHECKING:
+    from flawmap.detectors import AnyDetector
+
+__all__ = ["DetectorName", "Variant", "make_detector"]
+
+
+class DetectorName(StrEnum):
+    """The detectors."""
+
+    padim = "padim"
+    spade = "spade"
+    mahalanobis_ad = "mahalanobis-ad"
+
+
+class Variant(StrEnum):
+    """SPADE as in its paper, or as the public re-implementation has it."""
+
+    paper = "paper"
+    port = "port"
+
+
+def make_detector(name: str | None, preset: str | None, given: Mapping[str, object]) -> AnyDetector:
+    """The detector of that name, or of the preset, with the arguments that were given.
+
+    Raises ParameterError for an option that the detector has no use for, and for a preset of another detector.
+    """
+    from flawmap.detectors import DETECTORS, MAHALANOBIS_AD_PRESETS, PRESETS, SPADE_PRESETS
+
+    presets = {"padim": PRESETS, "spade": SPADE_PRESETS, "mahalanobis-ad": MAHALANOBIS_AD_PRESETS}
+    owners = {preset_name: owner for owner, names in presets.items() for preset_name in names}
+    if preset is not None and ("backbone" in given or "layers" in given):
+        raise ParameterError("--preset names its own backbone and layers; give either it or --backbone and --layers")
+    if preset is not None and preset not in owners:
+        raise ParameterError(f"unknown preset '{preset}'; there are {', '.join(owners)}")
+    chosen = name or (owners[preset] if preset is not None else "padim")
+    if preset is not None and owners[preset] != chosen:
+        raise ParameterError(f"--preset {preset} is of {owners[preset]}, not of {chosen}; leave --detector out")
+    kind = DETECTORS[chosen]
+    known = inspect.signature(kind).parameters
+    for option in given:
+        if option not in known:
+            raise ParameterError(f"--{option.replace('_', '-')} is not for {chosen}; leave it out")
+    arguments = dict(given)
+    return kind(**arguments) if preset is None else kind.from_preset(preset, **arguments)  # type: ignore[arg-type]
