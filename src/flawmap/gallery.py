@@ -34,8 +34,9 @@ class Gallery:
 
     def __init__(self, n_values: int, *, cache_mb: float) -> None:
         self.n_values = n_values
-        self._capacity = int(cache_mb * 2**20) // (4 * n_values)
-        self._rows: list[NDArray[np.float32]] = []
+        # one block, touched as it fills: many arrays among the large ones of a fit would fragment the memory
+        self._block = np.empty((int(cache_mb * 2**20) // (4 * n_values), n_values), np.float32)
+        self._n_in_memory = 0
         self._file: BinaryIO | None = None
         self._start = 0
         self._n_in_file = 0
@@ -45,36 +46,39 @@ class Gallery:
     @classmethod
     def open(cls, path: Path, start: int, n_rows: int, n_values: int, *, cache_mb: float) -> Self:
         """The rows that begin at byte `start` of a file, the first of which are read at once."""
-        gallery = cls(n_values, cache_mb=cache_mb)
+        gallery = cls(n_values, cache_mb=min(cache_mb, 4 * n_rows * n_values / 2**20))
         try:
             gallery._file = path.open("rb", buffering=0)
         except OSError as error:
             raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error
         weakref.finalize(gallery, gallery._file.close)
         gallery._name, gallery._start, gallery._n_in_file = str(path), start, n_rows
-        gallery._rows = [gallery._read(row) for row in range(min(n_rows, gallery._capacity))]
+        for row in range(min(n_rows, len(gallery._block))):
+            gallery._block[row] = gallery._read(row)
+            gallery._n_in_memory += 1
         return gallery
 
     def __len__(self) -> int:
-        return max(len(self._rows), self._n_in_file)
+        return max(self._n_in_memory, self._n_in_file)
 
     def append(self, row: Tensor) -> None:
         """Add a row; ModelFileError if the temporary file cannot take it."""
-        values = np.array(row.cpu().numpy(), np.float32)  # a copy: a view would keep the whole batch
-        if self._n_in_file == 0 and len(self._rows) < self._capacity:
-            self._rows.append(values)
+        values = row.cpu().numpy()
+        if self._n_in_memory < len(self._block):
+            self._block[self._n_in_memory] = values
+            self._n_in_memory += 1
             return
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(prefix="flawmap-gallery-", buffering=0)  # noqa: SIM115
                 weakref.finalize(self, self._file.close)
-                self._n_in_file, self._start = len(self._rows), -4 * self.n_values * len(self._rows)
+                self._n_in_file, self._start = self._n_in_memory, -4 * self.n_values * self._n_in_memory
             rest = values.data.cast("B")
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             raise ModelFileError(
-                f"{tempfile.gettempdir()}: the gallery of {len(self)} images outgrew its {len(self._rows)} in memory "
+                f"{tempfile.gettempdir()}: the gallery of {len(self)} images outgrew the {self._n_in_memory} in memory "
                 f"and cannot be written here ({error.strerror}); set TMPDIR to a folder with room, raise cache_mb, or "
                 f"keep less of each image with coreset"
             ) from error
@@ -82,14 +86,15 @@ class Gallery:
 
     def row(self, index: int) -> Tensor:
         """A row (n_values,); ModelFileError if its file has been damaged."""
-        if index < len(self._rows):
-            return torch.from_numpy(self._rows[index])
-        return torch.from_numpy(self._read(index))
+        return torch.from_numpy(self._values(index))
 
     def rows(self) -> Iterator[NDArray[np.float32]]:
         """All rows, one at a time."""
         for index in range(len(self)):
-            yield self._rows[index] if index < len(self._rows) else self._read(index)
+            yield self._values(index)
+
+    def _values(self, index: int) -> NDArray[np.float32]:
+        return self._block[index] if index < self._n_in_memory else self._read(index)
 
     def _read(self, index: int) -> NDArray[np.float32]:
         values = np.empty(self.n_values, np.float32)
