@@ -10,16 +10,18 @@ from flawmap.errors import FlawmapError, MissingDependencyError
 from flawmap.records import Placement, Prediction
 
 if TYPE_CHECKING:
-    from flawmap.detectors import ITAE, VAE, GANomaly, PaDiM, PatchSVDD, load
+    from flawmap.detectors import ITAE, SPADE, VAE, GANomaly, MahalanobisAD, PaDiM, PatchSVDD, load
     from flawmap.export import export_model
     from flawmap.runtime import Inspector
 
 __all__ = [
     "ITAE",
+    "SPADE",
     "VAE",
     "FlawmapError",
     "GANomaly",
     "Inspector",
+    "MahalanobisAD",
     "PaDiM",
     "PatchSVDD",
     "Placement",
@@ -32,6 +34,8 @@ __version__ = version("flawmap")
 
 _HOME = {
     "PaDiM": "flawmap.detectors",
+    "SPADE": "flawmap.detectors",
+    "MahalanobisAD": "flawmap.detectors",
     "VAE": "flawmap.detectors",
     "PatchSVDD": "flawmap.detectors",
     "GANomaly": "flawmap.detectors",
@@ -49,7 +53,7 @@ def __getattr__(name: str) -> object:
     try:
         module = import_module(_HOME[name])
     except ModuleNotFoundError as error:
-        if error.name not in {"torch", "timm", "scipy", "torchvision"}:
+        if error.name not in {"torch", "timm", "scipy", "sklearn", "torchvision"}:
             raise
         raise MissingDependencyError(
             f"{name} needs {error.name}, which the base installation leaves out: pip install 'flawmap[train]'"

@@ -107,6 +107,25 @@ class Decision:
         """Lowest false-alarm rate that so many good images, or groups of them, can promise, 1 / (K + 1)."""
         return 1 / (self.n_groups + 1)
 
+    def changed(
+        self,
+        *,
+        false_alarm_rate: float | None = None,
+        value: float | None = None,
+        pixel_false_alarm_rate: float | None = None,
+    ) -> Decision:
+        """Decide by another promised rate, or by a score, for which nothing is promised."""
+        if false_alarm_rate is not None and value is not None:
+            raise ParameterError("give either false_alarm_rate or value")
+        decision = self
+        if false_alarm_rate is not None:
+            decision = decision.at_rate(false_alarm_rate)
+        if value is not None:
+            decision = decision.at_value(value)
+        if pixel_false_alarm_rate is not None:
+            decision = decision.at_pixel_rate(pixel_false_alarm_rate)
+        return decision
+
     def at_rate(self, false_alarm_rate: float) -> Decision:
         """Decide by another rate; one too low for so few good images becomes the lowest they can promise."""
         if not 0 < false_alarm_rate < 1:

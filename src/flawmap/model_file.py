@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal
 
@@ -22,15 +22,18 @@ from typing_extensions import TypeVar
 
 from flawmap.atomic import replace_atomically
 from flawmap.errors import ModelFileError
+from flawmap.tensor_stream import Streamed, write_tensors
 
 __all__ = [
     "FORMAT_VERSION",
     "BackboneRecord",
     "DecisionRecord",
     "Document",
+    "MahalanobisADDocument",
     "ModelFile",
     "PreprocessingRecord",
     "RegularizationRecord",
+    "SpadeDocument",
     "TrainedDocument",
     "TrainingSummary",
 ]
@@ -41,6 +44,7 @@ DTYPES = ("F32", "F16", "BF16")
 """Numbers that a file may hold; all become float32 when read."""
 MAX_HEADER_BYTES = 8 * 2**20
 MAX_SIDE = 16384
+MAX_LAYERS = 64
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 FileSize = tuple[Side, Side]
@@ -55,7 +59,7 @@ class BackboneRecord(_Record):
     """Which network, which of its layers, and which weights."""
 
     name: str = Field(min_length=1, max_length=200)
-    layers: tuple[str, ...] = Field(min_length=1, max_length=5)
+    layers: tuple[str, ...] = Field(min_length=1, max_length=MAX_LAYERS)
     pretrained: bool
     seed: int
     weights: str | None
@@ -161,9 +165,56 @@ class TrainedDocument(_Record):
     versions: dict[str, str]
 
 
-AnyDocument = Document | TrainedDocument
+class _FeatureDocument(_Record):
+    """What the documents of the detectors on feature maps or pooled features have in common.
+
+    Attributes:
+        grids, n_channels: grid (h, w) and channels of each layer.
+        n_images: number of good images it was fitted on.
+        versions: libraries that wrote the file.
+    """
+
+    format_version: Literal[1] = 1
+    backbone: BackboneRecord
+    preprocessing: PreprocessingRecord
+    grids: tuple[FileSize, ...] = Field(min_length=1, max_length=MAX_LAYERS)
+    n_channels: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=1, max_length=MAX_LAYERS)
+    seed: int
+    n_images: int = Field(ge=2)
+    decision: DecisionRecord | None
+    versions: dict[str, str]
+
+
+class SpadeDocument(_FeatureDocument):
+    """The JSON document of a SPADE model: `grids` and `n_channels` are of `layers` and then of the image layer.
+
+    Attributes:
+        layers: layers whose patches are compared. image_layer: layer that is pooled to find the nearest images.
+        n_neighbors: nearest images. coreset: share of each image's coarsest cells that is kept; None for all.
+        n_mapped: good images whose maps set the pixel threshold.
+    """
+
+    detector: Literal["spade"]
+    variant: Literal["paper", "port"]
+    layers: tuple[str, ...] = Field(min_length=1, max_length=5)
+    image_layer: str
+    n_neighbors: int = Field(ge=1)
+    coreset: float | None = Field(gt=0, le=1)
+    n_mapped: int = Field(ge=1)
+
+
+class MahalanobisADDocument(_FeatureDocument):
+    """The JSON document of a MahalanobisAD model; `shrinkage` is the Ledoit-Wolf coefficient of each level."""
+
+    detector: Literal["mahalanobis-ad"]
+    shrinkage: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(min_length=1, max_length=MAX_LAYERS)
+
+
+AnyDocument = Document | SpadeDocument | MahalanobisADDocument | TrainedDocument
 DOCUMENTS: dict[str, type[AnyDocument]] = {
     "padim": Document,
+    "spade": SpadeDocument,
+    "mahalanobis-ad": MahalanobisADDocument,
     "vae": TrainedDocument,
     "patch-svdd": TrainedDocument,
     "ganomaly": TrainedDocument,
@@ -174,13 +225,21 @@ D = TypeVar("D", bound=AnyDocument, default=Document)
 
 
 class ModelFile(Generic[D]):
-    """An opened model file: its checked document, and its tensors once their expected shapes are known."""
+    """An opened model file: its checked document, and its tensors once their expected shapes are known.
+
+    Attributes:
+        path: where it lies.
+        document: what it says of itself, of the type that its detector has.
+        shapes: shape of each tensor.
+        starts: its first byte in the file; to be trusted once `read` has checked the shapes.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        header = self._read_header()
+        header, data = self._read_header()
         self.document: D = self._read_document(header)
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.starts: dict[str, int] = {}
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
@@ -191,13 +250,27 @@ class ModelFile(Generic[D]):
             ):
                 raise self._damaged(f"tensor '{name}' is not of {', '.join(DTYPES)}")
             self.shapes[name] = tuple(entry["shape"])
+            offsets = entry.get("data_offsets")
+            if isinstance(offsets, list) and offsets and isinstance(offsets[0], int):  # checked by `read`
+                self.starts[name] = data + offsets[0]
 
     @staticmethod
-    def write(path: str | os.PathLike[str], document: AnyDocument, tensors: Mapping[str, Tensor]) -> None:
-        """Write a model file atomically: whole or not at all. The same document and tensors give the same bytes."""
+    def write(
+        path: str | os.PathLike[str],
+        document: AnyDocument,
+        tensors: Mapping[str, Tensor],
+        streamed: Mapping[str, Streamed] | None = None,
+    ) -> None:
+        """Write a model file atomically: whole or not at all. The same document and tensors give the same bytes.
+
+        Tensors that are `streamed` never lie in memory as a whole.
+        """
         text = json.dumps(document.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         try:
             with replace_atomically(path) as temporary:
+                if streamed:
+                    write_tensors(temporary, tensors, streamed, {DOCUMENT_KEY: text})
+                    return
                 save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, {DOCUMENT_KEY: text})
         except (OSError, SafetensorError) as error:
             raise ModelFileError(
@@ -205,8 +278,10 @@ class ModelFile(Generic[D]):
                 f"room. Nothing was changed"
             ) from error
 
-    def read(self, expected: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, Tensor]:
-        """The tensors, which must be just the `expected` ones, finite."""
+    def read(
+        self, expected: Mapping[str, tuple[int, ...]], device: torch.device, *, leave: Collection[str] = ()
+    ) -> dict[str, Tensor]:
+        """The tensors, which must be just the `expected` ones, finite; those to `leave` are not read yet."""
         if self.shapes != dict(expected):
             wrong = sorted(set(self.shapes.items()) ^ set(expected.items()))[0][0]
             raise self._damaged(
@@ -215,7 +290,7 @@ class ModelFile(Generic[D]):
         tensors = {}
         try:
             with safe_open(self.path, framework="pt", device=str(device)) as file:
-                for name in expected:
+                for name in (name for name in expected if name not in leave):
                     tensors[name] = file.get_tensor(name).float()
         except (OSError, SafetensorError) as error:
             raise self._damaged(_reason(error)) from error
@@ -224,8 +299,8 @@ class ModelFile(Generic[D]):
                 raise self._damaged(f"tensor '{name}' holds NaN or infinite values")
         return tensors
 
-    def _read_header(self) -> dict[str, Any]:
-        """The safetensors header: 8 bytes of length, then JSON; every claim checked against the file's size."""
+    def _read_header(self) -> tuple[dict[str, Any], int]:
+        """The safetensors header, 8 bytes of length and then JSON, checked; and its end in the file."""
         try:
             size = self.path.stat().st_size
             with self.path.open("rb") as stream:
@@ -242,7 +317,7 @@ class ModelFile(Generic[D]):
             raise self._damaged("its header is not JSON") from error
         if not isinstance(header, dict):
             raise self._damaged("its header is not a JSON object")
-        return header
+        return header, 8 + length
 
     def _read_document(self, header: dict[str, Any]) -> Any:  # noqa: ANN401 (the type that its detector has)
         metadata = header.get("__metadata__")

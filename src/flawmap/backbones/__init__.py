@@ -2,6 +2,15 @@
 
 from flawmap.backbones.catalogue import CATALOGUE, DEFAULT_BACKBONE
 from flawmap.backbones.compiled import Precision
-from flawmap.backbones.network import Backbone, Runtime, load_backbone, pick_device
+from flawmap.backbones.network import Backbone, Runtime, feature_levels, load_backbone, pick_device
 
-__all__ = ["CATALOGUE", "DEFAULT_BACKBONE", "Backbone", "Precision", "Runtime", "load_backbone", "pick_device"]
+__all__ = [
+    "CATALOGUE",
+    "DEFAULT_BACKBONE",
+    "Backbone",
+    "Precision",
+    "Runtime",
+    "feature_levels",
+    "load_backbone",
+    "pick_device",
+]

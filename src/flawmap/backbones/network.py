@@ -22,7 +22,7 @@ from flawmap.backbones.weights import find_weights, fingerprint, load_weights
 from flawmap.errors import BackboneError, ParameterError
 from flawmap.records import Size
 
-__all__ = ["Backbone", "Precision", "Runtime", "load_backbone", "pick_device"]
+__all__ = ["Backbone", "Precision", "Runtime", "feature_levels", "load_backbone", "pick_device"]
 
 Runtime = Literal["auto", "openvino", "torch"]
 
@@ -116,6 +116,7 @@ def load_backbone(
     device: torch.device | str = "auto",
     runtime: Runtime = "auto",
     precision: Precision = "float32",
+    most_layers: int = MAX_LAYERS,
 ) -> Backbone:
     """A frozen backbone with its weights.
 
@@ -127,6 +128,7 @@ def load_backbone(
         device: "auto" takes a GPU where there is one.
         runtime: "torch"; "openvino", on the CPU only; "auto": torch on a GPU, else for a few images, then OpenVINO.
         precision: "bfloat16" computes in 16 bits, twice as fast where the processor has them, with 1 % of error.
+        most_layers: how many `layers` there may be.
     """
     target = pick_device(device)
     chosen_runtime = _check_runtime(runtime, target)
@@ -136,7 +138,7 @@ def load_backbone(
     with torch.random.fork_rng(devices=[]):  # timm draws initial weights; the caller's generator is left alone
         torch.manual_seed(seed)
         anatomy = _dissect(name, entry)
-        chosen = _choose_layers(name, entry, anatomy.levels, layers)
+        chosen = _choose_layers(name, entry, anatomy.levels, layers, most_layers)
         file = find_weights(name, entry, weights) if pretrained else None
         network = _cut(entry, anatomy.levels, chosen)
     if file is not None:
@@ -166,6 +168,18 @@ def _check_runtime(runtime: Runtime, device: torch.device) -> Runtime:
     if device.type != "cpu" and runtime == "openvino":
         raise ParameterError(f"runtime 'openvino' runs on the CPU, not on {device}; give one or the other")
     return runtime if device.type == "cpu" else "torch"
+
+
+def feature_levels(name: str) -> tuple[str, ...]:
+    """Every level of a backbone, fine to coarse: of an EfficientNet its stem, its stages and its head, else timm's."""
+    entry = describe(name)
+    with torch.random.fork_rng(devices=[]):
+        levels = _dissect(name, entry).levels
+        parts = dict(timm.create_model(entry.architecture, pretrained=False).named_children())
+    stages = parts.get("blocks")
+    if isinstance(stages, nn.Sequential) and {"conv_stem", "bn1", "conv_head", "bn2"} <= set(parts):
+        return ("bn1", *(f"blocks.{i}" for i in range(len(stages))), "bn2")  # bn1 and bn2 hold the activations too
+    return tuple(levels)
 
 
 def pick_device(device: torch.device | str) -> torch.device:
@@ -230,16 +244,16 @@ def _dissect(name: str, entry: CatalogueEntry) -> _Anatomy:
 
 
 def _choose_layers(
-    name: str, entry: CatalogueEntry, info: dict[str, int], layers: Sequence[str] | None
+    name: str, entry: CatalogueEntry, info: dict[str, int], layers: Sequence[str] | None, most_layers: int
 ) -> tuple[str, ...]:
     """The layers asked for, or the default ones: the catalogue's, else the second to fourth feature level."""
     if isinstance(layers, str):
         raise ParameterError(f"layers must be a list of names, got the text {layers!r}; write [{layers!r}]")
     usual = entry.layers or (tuple(info)[1:4] if len(info) > 3 else tuple(info))
     chosen = usual if layers is None else tuple(layers)
-    if not 1 <= len(chosen) <= MAX_LAYERS or len(set(chosen)) != len(chosen):
+    if not 1 <= len(chosen) <= most_layers or len(set(chosen)) != len(chosen):
         raise ParameterError(
-            f"layers must be one to {MAX_LAYERS} distinct names, got {list(chosen)}; {name} has {list(info)}"
+            f"layers must be one to {most_layers} distinct names, got {list(chosen)}; {name} has {list(info)}"
         )
     return chosen
 

@@ -36,7 +36,14 @@ __all__ = [
     "print_json",
 ]
 
-EXTRAS = {"torch": "train", "torchvision": "train", "timm": "train", "scipy": "train", "matplotlib": "plots"}
+EXTRAS = {
+    "torch": "train",
+    "torchvision": "train",
+    "timm": "train",
+    "scipy": "train",
+    "sklearn": "train",
+    "matplotlib": "plots",
+}
 """Modules that only an extra installs."""
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True)

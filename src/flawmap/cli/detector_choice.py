@@ -12,7 +12,7 @@ from flawmap.errors import ParameterError
 if TYPE_CHECKING:
     from flawmap.detectors import AnyDetector
 
-__all__ = ["DetectorName", "make_detector"]
+__all__ = ["TRAINED", "DetectorName", "Variant", "make_detector"]
 
 OPTIONS = {"pretrained": "random-weights"}
 """Options that are not named after the argument they set."""
@@ -22,10 +22,23 @@ class DetectorName(StrEnum):
     """The detectors."""
 
     padim = "padim"
+    spade = "spade"
+    mahalanobis_ad = "mahalanobis-ad"
     vae = "vae"
     patch_svdd = "patch-svdd"
     ganomaly = "ganomaly"
     itae = "itae"
+
+
+TRAINED = (DetectorName.vae, DetectorName.patch_svdd, DetectorName.ganomaly, DetectorName.itae)
+"""Detectors that train a network of their own."""
+
+
+class Variant(StrEnum):
+    """SPADE as in its paper, or as the public re-implementation has it."""
+
+    paper = "paper"
+    port = "port"
 
 
 def make_detector(name: str | None, preset: str | None, given: Mapping[str, object]) -> AnyDetector:
@@ -33,9 +46,25 @@ def make_detector(name: str | None, preset: str | None, given: Mapping[str, obje
 
     Raises ParameterError for an option that the detector has no use for, and for a preset of another detector.
     """
-    from flawmap.detectors import DETECTORS, PaDiM
+    from flawmap.detectors import (
+        DETECTORS,
+        MAHALANOBIS_AD_PRESETS,
+        PRESETS,
+        SPADE,
+        SPADE_PRESETS,
+        MahalanobisAD,
+        PaDiM,
+    )
 
-    chosen = name or "padim"
+    presets = {"padim": PRESETS, "spade": SPADE_PRESETS, "mahalanobis-ad": MAHALANOBIS_AD_PRESETS}
+    owners = {preset_name: owner for owner, names in presets.items() for preset_name in names}
+    if preset is not None and ("backbone" in given or "layers" in given):
+        raise ParameterError("--preset names its own backbone and layers; give either it or --backbone and --layers")
+    if preset is not None and preset not in owners:
+        raise ParameterError(f"unknown preset '{preset}'; there are {', '.join(owners)}")
+    chosen = name or (owners[preset] if preset is not None else "padim")
+    if preset is not None and owners[preset] != chosen:
+        raise ParameterError(f"--preset {preset} is of {owners[preset]}, not of {chosen}; leave --detector out")
     kind = DETECTORS[chosen]
     known = inspect.signature(kind).parameters
     for option in given:
@@ -43,10 +72,6 @@ def make_detector(name: str | None, preset: str | None, given: Mapping[str, obje
             flag = OPTIONS.get(option, option.replace("_", "-"))
             raise ParameterError(f"--{flag} is not for {chosen}; leave it out")
     arguments: dict[str, Any] = dict(given)
-    if preset is None:
-        return kind(**arguments)
-    if not issubclass(kind, PaDiM):
-        raise ParameterError(f"--preset {preset} is of padim, not of {chosen}, which is its paper's as it is")
-    if "backbone" in given or "layers" in given:
-        raise ParameterError("--preset names its own backbone and layers; give either it or --backbone and --layers")
-    return kind.from_preset(preset, **arguments)
+    if preset is not None and issubclass(kind, PaDiM | SPADE | MahalanobisAD):
+        return kind.from_preset(preset, **arguments)
+    return kind(**arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -26,7 +27,7 @@ from flawmap.cli.console import (
     parse_size,
     print_json,
 )
-from flawmap.cli.detector_choice import DetectorName, make_detector
+from flawmap.cli.detector_choice import TRAINED, DetectorName, Variant, make_detector
 from flawmap.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -78,16 +79,27 @@ class Dtype(StrEnum):
 def fit(
     good: Annotated[str, typer.Argument(metavar="GOOD", help="Folder or glob of good images; a data set; elpv:mono.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Model file to write.")],
-    detector: Annotated[DetectorName | None, typer.Option(help="Method; padim if none is given.")] = None,
-    preset: Annotated[str | None, typer.Option(help="padim-r18-rd100, padim-wr50-rd550 or padim-effnet-b5.")] = None,
+    detector: Annotated[DetectorName | None, typer.Option(help="Method; padim, or the preset's.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="padim-r18-rd100, padim-wr50-rd550, padim-effnet-b5, spade-wr50 or mahalanobis-ad-effnet-b4."
+        ),
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone; efficientnet_lite0 if none is given.")] = None,
-    layers: Annotated[str | None, typer.Option(metavar="A,B,C", help="One to five layers.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="One to five layers; of mahalanobis-ad any number.")
+    ] = None,
     n_features: Annotated[int | None, typer.Option(help="Channels to draw at random; all if not given.")] = None,
     reduction: Annotated[Reduction | None, typer.Option(help="How --n-features are got; random.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes the draw.")] = 0,
     regularization: Annotated[
         str | None, typer.Option(metavar="auto|paper|EPS|A,EPS", help="What few images' covariances lean on; auto.")
     ] = None,
+    variant: Annotated[Variant | None, typer.Option(help="spade: as in the paper, or as its known port.")] = None,
+    n_neighbors: Annotated[int | None, typer.Option(metavar="K", help="spade: images compared with; 50 or 5.")] = None,
+    image_layer: Annotated[str | None, typer.Option(help="spade: layer that finds them; the last level.")] = None,
+    coreset: Annotated[float | None, typer.Option(metavar="SHARE", help="spade: share of patches to keep.")] = None,
     weights: WeightsOption = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="An untrained backbone.")] = False,
     resize: Annotated[str | None, typer.Option(metavar="N|HxW", help="Size of the whole image; 256.")] = None,
@@ -114,7 +126,7 @@ def fit(
     ] = None,
     cache_mb: Annotated[
         float | None,
-        typer.Option(metavar="MB", help="Memory for images between the two passes, 64; for a training, 1024."),
+        typer.Option(metavar="MB", help="Memory for images, 64; for a training, or the gallery of spade, 1024."),
     ] = None,
     budget: Annotated[float | None, typer.Option(metavar="MINUTES", help="Time for a training; none.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a training; the paper's.")] = None,
@@ -148,6 +160,10 @@ def fit(
         "precision": precision and precision.value,
         "pretrained": False if random_weights else None,
         "reduction": reduction and reduction.value,
+        "variant": variant and variant.value,
+        "n_neighbors": n_neighbors,
+        "image_layer": image_layer,
+        "coreset": coreset,
         "cache_mb": cache_mb,
         "budget": budget,
         "epochs": epochs,
@@ -162,8 +178,8 @@ def fit(
     given = {name: value for name, value in given.items() if value is not None}
     if calibrate is not None:
         given["calibrate"] = None if calibrate is Calibrate.none else calibrate.value
-    trains = detector not in (None, DetectorName.padim)
-    unfinished = output.with_name(f"{output.name}.checkpoint") if trains and checkpoint is None else None
+    keeps = detector in TRAINED and checkpoint is None
+    unfinished = output.with_name(f"{output.name}.checkpoint") if keeps else None
     if unfinished is not None:
         given["checkpoint"] = unfinished
     fixed: dict[str, Any] = {
@@ -174,8 +190,8 @@ def fit(
     }
     model = make_detector(detector and detector.value, preset, {**fixed, **given})
     saving: dict[str, Any] = {} if dtype is None else {"dtype": dtype.value}
-    if trains and saving:
-        raise ParameterError(f"--dtype is not for {detector}; leave it out")
+    if saving and "dtype" not in inspect.signature(model.save).parameters:
+        raise ParameterError(f"--dtype is not for {type(model).__name__}; leave it out")
     if unfinished is not None and unfinished.exists() and not quiet:
         messages.print(f"Going on from {escape(str(unfinished))}, where an earlier run has stopped.")
     from flawmap.images import open_dataset
@@ -228,12 +244,12 @@ def _specific(model: AnyDetector) -> dict[str, object]:
     """What the summary says of one kind of detector alone."""
     from flawmap import PaDiM
 
-    if not isinstance(model, PaDiM):
-        return {"training": model.describe()["training"]}
-    return {
-        "near_duplicates": [list(pair) for pair in model.duplicates_],
-        "regularization": {"ridge": model.regularization_.ridge, "sharing": model.regularization_.sharing},
-    }
+    if isinstance(model, PaDiM):
+        return {
+            "near_duplicates": [list(pair) for pair in model.duplicates_],
+            "regularization": {"ridge": model.regularization_.ridge, "sharing": model.regularization_.sharing},
+        }
+    return {name: value for name, value in model.describe().items() if name == "training"}
 
 
 def parse_regularization(text: str) -> str | float | tuple[float, ...]:

@@ -8,9 +8,11 @@ from typing import Any
 from flawmap.detectors.detector import Detector, OnBad
 from flawmap.detectors.ganomaly import GANomaly
 from flawmap.detectors.itae import ITAE
+from flawmap.detectors.mahalanobis_ad import MahalanobisAD
 from flawmap.detectors.padim import PaDiM
 from flawmap.detectors.patch_svdd import PatchSVDD
-from flawmap.detectors.presets import PRESETS
+from flawmap.detectors.presets import MAHALANOBIS_AD_PRESETS, PRESETS, SPADE_PRESETS
+from flawmap.detectors.spade import SPADE
 from flawmap.detectors.trained import TrainedDetector
 from flawmap.detectors.vae import VAE
 from flawmap.model_file import ModelFile
@@ -18,11 +20,15 @@ from flawmap.model_file import ModelFile
 __all__ = [
     "DETECTORS",
     "ITAE",
+    "MAHALANOBIS_AD_PRESETS",
     "PRESETS",
+    "SPADE",
+    "SPADE_PRESETS",
     "VAE",
     "AnyDetector",
     "Detector",
     "GANomaly",
+    "MahalanobisAD",
     "OnBad",
     "PaDiM",
     "PatchSVDD",
@@ -30,11 +36,13 @@ __all__ = [
     "load",
 ]
 
-AnyDetector = PaDiM | VAE | PatchSVDD | GANomaly | ITAE
+AnyDetector = PaDiM | SPADE | MahalanobisAD | VAE | PatchSVDD | GANomaly | ITAE
 """What `load` gives."""
 
 DETECTORS: dict[str, type[AnyDetector]] = {
     "padim": PaDiM,
+    "spade": SPADE,
+    "mahalanobis-ad": MahalanobisAD,
     "vae": VAE,
     "patch-svdd": PatchSVDD,
     "ganomaly": GANomaly,

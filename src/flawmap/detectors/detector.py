@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Protocol, Self
 
-from flawmap.errors import ImageError
+from flawmap.errors import ImageError, ParameterError
 from flawmap.images import ImageInput, Preprocessing
 from flawmap.progress import Progress
 from flawmap.records import Prediction
 
-__all__ = ["Detector", "OnBad"]
+__all__ = ["Detector", "OnBad", "check_calibration"]
 
 OnBad = Callable[[ImageError], None]
 """Is told of each image that cannot be used, which is then left out; without it, the first such image raises."""
@@ -48,3 +48,11 @@ class Detector(Protocol):
         None for a detector that makes no maps.
         """
         ...
+
+
+def check_calibration(calibrate: object, methods: Collection[object], false_alarm_rate: float) -> None:
+    """Raise ParameterError for values that `calibrate`, one of the `methods`, and `false_alarm_rate` cannot have."""
+    if calibrate not in methods:
+        raise ParameterError(f"calibrate must be {' or '.join(map(repr, methods))}, got {calibrate!r}")
+    if not 0 < false_alarm_rate < 1:
+        raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}")

@@ -15,7 +15,8 @@ from flawmap.backbones import DEFAULT_BACKBONE, Backbone, Precision, Runtime, lo
 from flawmap.decision import FALSE_ALARM_RATE, Decision
 from flawmap.detectors import passes
 from flawmap.detectors.detector import OnBad
-from flawmap.detectors.padim_file import describe_model, described_hierarchy, matching_backbone, pack, unpack
+from flawmap.detectors.model_backbone import matching_backbone
+from flawmap.detectors.padim_file import describe_model, described_hierarchy, pack, unpack
 from flawmap.detectors.padim_fit import Fitting, Method, check_parameters
 from flawmap.detectors.presets import PRESETS
 from flawmap.detectors.reduction import learn_components
@@ -253,16 +254,9 @@ class PaDiM:
         pixel_false_alarm_rate: float | None = None,
     ) -> Self:
         """Decide otherwise, without fitting again: by a promised rate, or by a score, for which nothing is promised."""
-        decision = self._calibrated()
-        if false_alarm_rate is not None and value is not None:
-            raise ParameterError("give either false_alarm_rate or value")
-        if false_alarm_rate is not None:
-            decision = decision.at_rate(false_alarm_rate)
-        if value is not None:
-            decision = decision.at_value(value)
-        if pixel_false_alarm_rate is not None:
-            decision = decision.at_pixel_rate(pixel_false_alarm_rate)
-        self.decision_ = decision
+        self.decision_ = self._calibrated().changed(
+            false_alarm_rate=false_alarm_rate, value=value, pixel_false_alarm_rate=pixel_false_alarm_rate
+        )
         return self
 
     @property

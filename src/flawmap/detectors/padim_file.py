@@ -1,39 +1,29 @@
-"""A PaDiM model as tensors, and what its file must hold to be trusted: consistent shapes, the very weights it knew."""
+"""A PaDiM model as tensors, and what its file must hold to be trusted: consistent shapes."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flawmap.backbones import Backbone, load_backbone
-from flawmap.decision import PIXEL_RATES, Decision
+from flawmap.decision import Decision
+from flawmap.detectors.decision_file import decision_record, decision_shapes, decision_tensors, restore_decision
+from flawmap.detectors.model_backbone import backbone_record, library_versions, preprocessing_record
 from flawmap.embedding import Hierarchy, Level, build_hierarchy, project_hierarchy
-from flawmap.errors import ModelFileError, ParameterError, WeightsError
+from flawmap.errors import ParameterError
 from flawmap.gaussian import Factor
-from flawmap.model_file import (
-    BackboneRecord,
-    DecisionRecord,
-    Document,
-    FactorDtype,
-    ModelFile,
-    PreprocessingRecord,
-    RegularizationRecord,
-)
+from flawmap.model_file import Document, FactorDtype, ModelFile, RegularizationRecord
 from flawmap.records import Size
 
 if TYPE_CHECKING:
     from flawmap.detectors.padim import PaDiM
 
-__all__ = ["MAX_POSITIONS", "describe_model", "described_hierarchy", "matching_backbone", "pack", "unpack"]
+__all__ = ["MAX_POSITIONS", "describe_model", "described_hierarchy", "pack", "unpack"]
 
 MAX_POSITIONS = 2**22
 """Finest grid that a model file may ask for."""
@@ -43,22 +33,11 @@ COMPONENTS = "pca.components"
 
 def describe_model(model: PaDiM, factor_dtype: FactorDtype = "float32") -> Document:
     """The document of a fitted model's file."""
-    backbone, preprocessing = model.backbone_, model.preprocessing
+    backbone = model.backbone_
     return Document(
         detector="padim",
-        backbone=BackboneRecord(
-            name=backbone.name,
-            layers=backbone.layers,
-            pretrained=model.pretrained,
-            seed=model.seed,
-            weights=backbone.weights,
-            weights_path=backbone.weights_path,
-            sha256=backbone.sha256,
-            precision=backbone.precision,
-        ),
-        preprocessing=PreprocessingRecord(
-            resize=preprocessing.resize, crop=preprocessing.crop, aspect=preprocessing.aspect
-        ),
+        backbone=backbone_record(backbone, pretrained=model.pretrained, seed=model.seed),
+        preprocessing=preprocessing_record(model.preprocessing),
         grids=tuple(grid for _, grid in model.shapes_),
         n_channels=tuple(n for n, _ in model.shapes_),
         channels=tuple(model.channels_.tolist()),
@@ -71,18 +50,9 @@ def describe_model(model: PaDiM, factor_dtype: FactorDtype = "float32") -> Docum
             chosen="auto" if model.regularization == "auto" else "given",
         ),
         n_images=model.n_images_,
-        decision=None
-        if model.decision_ is None
-        else DecisionRecord(
-            method=model.calibrate or "leave-one-out",
-            grouped=model.decision_.group_sizes is not None,
-            n_scores=len(model.decision_.scores),
-            threshold=model.decision_.threshold,
-            false_alarm_rate=model.decision_.false_alarm_rate,
-            pixel_false_alarm_rate=model.decision_.pixel_false_alarm_rate,
-        ),
+        decision=decision_record(model.decision_, model.calibrate or "leave-one-out"),
         factor_dtype=factor_dtype,
-        versions={name: version(name) for name in ("flawmap", "numpy", "pillow", "timm", "torch")},
+        versions=library_versions(),
     )
 
 
@@ -115,12 +85,7 @@ def pack(
         tensors[f"{name}.mean"], tensors[f"{name}.own"] = factor.mean[i], _as_stored(factor.own[i], dtype)
         if level.n_coarser:
             tensors[f"{name}.cross"] = _as_stored(factor.cross[i], dtype)
-    if decision is not None:
-        tensors["calibration.scores"] = torch.from_numpy(decision.scores)
-        tensors["calibration.pixel_quantiles"] = torch.from_numpy(decision.pixel_quantiles)
-        if decision.group_sizes is not None:
-            tensors["calibration.group_sizes"] = torch.from_numpy(decision.group_sizes)
-    return tensors
+    return tensors | decision_tensors(decision)
 
 
 def _level_name(hierarchy: Hierarchy, level: Level, layers: Sequence[str]) -> str:
@@ -137,7 +102,7 @@ def _as_stored(factor: Tensor, dtype: FactorDtype) -> Tensor:
 def unpack(file: ModelFile, hierarchy: Hierarchy, device: torch.device) -> tuple[Factor, Decision | None]:
     """A file's Gaussians, on a device, and what it decides by."""
     layers, record = file.document.backbone.layers, file.document.decision
-    tensors = file.read(_expected_shapes(hierarchy, layers, record), device)
+    tensors = file.read(_expected_shapes(hierarchy, layers) | decision_shapes(record), device)
     names = [_level_name(hierarchy, level, layers) for level in hierarchy.levels]
     if hierarchy.projection is not None:
         hierarchy = replace(hierarchy, projection=replace(hierarchy.projection, components=tensors[COMPONENTS]))
@@ -149,24 +114,10 @@ def unpack(file: ModelFile, hierarchy: Hierarchy, device: torch.device) -> tuple
         cross=[no_cross, *(tensors[f"{name}.cross"] for name in names[1:])],
         own=[tensors[f"{name}.own"] for name in names],
     )
-    if record is None:
-        return factor, None
-    if record.grouped and bool((tensors["calibration.group_sizes"] < 1).any()):
-        raise ModelFileError(f"{file.path}: no whole flawmap model file: empty groups; fit again or take a backup")
-    decision = Decision(
-        tensors["calibration.scores"].cpu().numpy(),
-        tensors["calibration.pixel_quantiles"].cpu().numpy(),
-        record.threshold,
-        record.false_alarm_rate,
-        record.pixel_false_alarm_rate,
-        tensors["calibration.group_sizes"].cpu().numpy() if record.grouped else None,
-    )
-    return factor, decision
+    return factor, restore_decision(file, tensors)
 
 
-def _expected_shapes(
-    hierarchy: Hierarchy, layers: Sequence[str], decision: DecisionRecord | None
-) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(hierarchy: Hierarchy, layers: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Shapes of a model file's tensors."""
     shapes: dict[str, tuple[int, ...]] = {}
     if hierarchy.projection is not None:
@@ -177,41 +128,4 @@ def _expected_shapes(
         shapes[f"{name}.own"] = (level.n_cells, level.n_channels, level.n_channels)
         if level.n_coarser:
             shapes[f"{name}.cross"] = (level.n_cells, level.n_channels, level.n_coarser)
-    if decision is not None:
-        shapes["calibration.scores"] = (decision.n_scores,)
-        shapes["calibration.pixel_quantiles"] = (len(PIXEL_RATES),)
-        if decision.grouped:
-            shapes["calibration.group_sizes"] = (decision.n_scores,)
     return shapes
-
-
-def matching_backbone(file: ModelFile, weights: str | os.PathLike[str] | None, device: torch.device | str) -> Backbone:
-    """The backbone with the very weights the model was fitted with; others would give wrong scores in silence."""
-    record = file.document.backbone
-    candidates: list[str | os.PathLike[str] | None] = [weights]
-    if weights is None and record.weights_path is not None:
-        recorded = Path(record.weights_path)
-        candidates = [path for path in (recorded, file.path.parent / recorded.name) if path.is_file()] + [None]
-    problem = ""
-    for candidate in candidates:
-        try:
-            backbone = load_backbone(
-                record.name,
-                layers=record.layers,
-                pretrained=record.pretrained,
-                weights=candidate,
-                seed=record.seed,
-                device=device,
-                precision=record.precision,
-            )
-        except WeightsError as error:
-            problem = str(error)
-            continue
-        if backbone.sha256 == record.sha256:
-            return backbone
-        problem = f"those found ({backbone.weights or 'random, of another torch version'}) are others"
-    raise WeightsError(
-        f"{file.path}: was fitted with the {record.name} weights of '{record.weights or 'a random draw'}' (SHA-256 of "
-        f"its layers {record.sha256[:12]}...), which are needed again: {problem}. Give that file with --weights PATH, "
-        f"put it beside the model, or fit again"
-    )

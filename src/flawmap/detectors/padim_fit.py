@@ -13,6 +13,7 @@ from flawmap.backbones import Backbone
 from flawmap.decision import PIXEL_RATES, Decision
 from flawmap.detectors import passes
 from flawmap.detectors.calibration import Calibration, Calibrator, is_large
+from flawmap.detectors.detector import check_calibration
 from flawmap.detectors.grouping import Grouping, HoldOut
 from flawmap.embedding import Hierarchy
 from flawmap.errors import ParameterError
@@ -36,12 +37,9 @@ Method = Literal["leave-one-out", "holdout"]
 
 def check_parameters(calibrate: object, cache_mb: float, false_alarm_rate: float) -> None:
     """ParameterError for values that cannot be meant."""
-    if calibrate not in ("leave-one-out", "holdout", None):
-        raise ParameterError(f"calibrate must be 'leave-one-out', 'holdout' or None, got {calibrate!r}")
+    check_calibration(calibrate, ("leave-one-out", "holdout", None), false_alarm_rate)
     if not (math.isfinite(cache_mb) and cache_mb >= 0):
         raise ParameterError(f"cache_mb must be a finite number >= 0, got {cache_mb}")
-    if not 0 < false_alarm_rate < 1:
-        raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}")
 
 
 @dataclass(frozen=True, eq=False)

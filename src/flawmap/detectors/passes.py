@@ -8,6 +8,7 @@ from itertools import islice
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.anomaly_map import anomaly_maps, image_scores
@@ -18,7 +19,17 @@ from flawmap.gaussian import Moments, Probe, update
 from flawmap.images import Loaded
 from flawmap.records import Size
 
-__all__ = ["FIT_BATCH", "batch_size", "batches", "blank_padding", "embed", "learn", "map_batch"]
+__all__ = [
+    "FIT_BATCH",
+    "batch_size",
+    "batches",
+    "blank_padding",
+    "embed",
+    "feature_maps",
+    "learn",
+    "map_batch",
+    "pool",
+]
 
 BATCH_PIXELS = 32 * 256 * 256
 """Input pixels per batch: 32 images of 256 x 256, fewer of larger ones."""
@@ -80,12 +91,32 @@ def map_batch(batch: Sequence[Loaded], distances: Tensor, input_size: Size) -> t
 
 def embed(backbone: Backbone, hierarchy: Hierarchy, batch: Sequence[Loaded]) -> list[Tensor]:
     """Embeddings of a batch, per level (positions, B, d)."""
-    columns = hierarchy.select(backbone.features(np.stack([image.pixels for image in batch])))
-    if not all(bool(torch.isfinite(column.sum())) for column in columns):
+    columns = hierarchy.select(backbone.features(_pixels(batch)))
+    _check_finite(columns, batch)
+    return columns
+
+
+def feature_maps(backbone: Backbone, batch: Sequence[Loaded]) -> list[Tensor]:
+    """Feature maps (B, C, h, w) of each layer, finite."""
+    maps = backbone.features(_pixels(batch))
+    _check_finite(maps, batch)
+    return maps
+
+
+def pool(backbone: Backbone, batch: Sequence[Loaded]) -> list[NDArray[np.float32]]:
+    """Each layer's features, averaged over the whole image: (B, C) per layer."""
+    return [features.mean(dim=(2, 3)).cpu().numpy() for features in feature_maps(backbone, batch)]
+
+
+def _pixels(batch: Sequence[Loaded]) -> NDArray[np.uint8]:
+    return np.stack([image.pixels for image in batch])
+
+
+def _check_finite(features: Sequence[Tensor], batch: Sequence[Loaded]) -> None:
+    if not all(bool(torch.isfinite(part.sum())) for part in features):
         raise TrainingSetError(
             f"the backbone's features are not finite for the images from {batch[0].name} on; its weights may be damaged"
         )
-    return columns
 
 
 def _join(parts: Sequence[list[Tensor]]) -> list[Tensor]:

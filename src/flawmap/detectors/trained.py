@@ -260,11 +260,8 @@ class TrainedDetector(ABC, Generic[Scorer]):
         pixel_false_alarm_rate: float | None = None,
     ) -> Self:
         """Decide otherwise, without fitting again: by a promised rate, or by a score, for which nothing is promised."""
-        self.decision_ = trained_file.change_decision(
-            self._calibrated(),
-            false_alarm_rate=false_alarm_rate,
-            value=value,
-            pixel_false_alarm_rate=pixel_false_alarm_rate,
+        self.decision_ = self._calibrated().changed(
+            false_alarm_rate=false_alarm_rate, value=value, pixel_false_alarm_rate=pixel_false_alarm_rate
         )
         return self
 

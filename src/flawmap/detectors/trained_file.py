@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flawmap.decision import FALSE_ALARM_RATE, PIXEL_RATES, Decision
+from flawmap.decision import FALSE_ALARM_RATE, Decision
+from flawmap.detectors.decision_file import decision_record, decision_shapes, decision_tensors, restore_decision
+from flawmap.detectors.model_backbone import library_versions, preprocessing_record
 from flawmap.errors import ModelFileError, ParameterError
-from flawmap.model_file import DecisionRecord, ModelFile, PreprocessingRecord, TrainedDocument, TrainingSummary
+from flawmap.model_file import ModelFile, TrainedDocument, TrainingSummary
 from flawmap.training import TrainingRecord
 
 if TYPE_CHECKING:
     from flawmap.detectors.trained import TrainedDetector
 
-__all__ = ["change_decision", "describe_model", "pack", "unpack"]
+__all__ = ["describe_model", "pack", "unpack"]
 
 NETWORK = "network."
 
 Model = TypeVar("Model", bound="TrainedDetector[Any]")
 
 
-def change_decision(
-    decision: Decision, *, false_alarm_rate: float | None, value: float | None, pixel_false_alarm_rate: float | None
-) -> Decision:
-    """Decide by another promised rate, or by a score, for which nothing is promised."""
-    if false_alarm_rate is not None and value is not None:
-        raise ParameterError("give either false_alarm_rate or value")
-    if false_alarm_rate is not None:
-        decision = decision.at_rate(false_alarm_rate)
-    if value is not None:
-        decision = decision.at_value(value)
-    if pixel_false_alarm_rate is not None:
-        decision = decision.at_pixel_rate(pixel_false_alarm_rate)
-    return decision
-
-
 def describe_model(model: TrainedDetector[Any]) -> TrainedDocument:
     """The document of a fitted model's file."""
     _ = model.scorer_  # raises if there is none
-    preprocessing, record, decision = model.preprocessing, model.record_, model.decision_
+    record = model.record_
     return TrainedDocument(
         detector=model.kind,
         width=model.width or model.paper.width,
-        preprocessing=PreprocessingRecord(
-            resize=preprocessing.resize, crop=preprocessing.crop, aspect=preprocessing.aspect
-        ),
+        preprocessing=preprocessing_record(model.preprocessing),
         seed=model.seed,
         n_images=model.n_images_,
         training=TrainingSummary(
@@ -64,30 +47,15 @@ def describe_model(model: TrainedDetector[Any]) -> TrainedDocument:
             final_loss=record.final_loss,
         ),
         usual_score=model.usual_score_,
-        decision=None
-        if decision is None
-        else DecisionRecord(
-            method="holdout",
-            grouped=decision.group_sizes is not None,
-            n_scores=len(decision.scores),
-            threshold=decision.threshold,
-            false_alarm_rate=decision.false_alarm_rate,
-            pixel_false_alarm_rate=decision.pixel_false_alarm_rate,
-        ),
-        versions={name: version(name) for name in ("flawmap", "numpy", "pillow", "timm", "torch")},
+        decision=decision_record(model.decision_, "holdout"),
+        versions=library_versions(),
     )
 
 
 def pack(scorer: nn.Module, decision: Decision | None) -> dict[str, Tensor]:
     """The tensors of a model by their names in the file."""
     tensors = {f"{NETWORK}{name}": value for name, value in _weights(scorer).items()}
-    if decision is not None:
-        tensors["calibration.scores"] = torch.from_numpy(decision.scores)
-        if decision.localises:
-            tensors["calibration.pixel_quantiles"] = torch.from_numpy(decision.pixel_quantiles)
-        if decision.group_sizes is not None:
-            tensors["calibration.group_sizes"] = torch.from_numpy(decision.group_sizes)
-    return tensors
+    return tensors | decision_tensors(decision)
 
 
 def unpack(kind: type[Model], file: ModelFile[TrainedDocument], device: torch.device) -> Model:
@@ -116,7 +84,7 @@ def unpack(kind: type[Model], file: ModelFile[TrainedDocument], device: torch.de
             f"{file.path}: no whole flawmap model file: {error}; fit again or take a backup"
         ) from error
     expected = {f"{NETWORK}{name}": tuple(value.shape) for name, value in _weights(blank).items()}
-    tensors = file.read(expected | _decision_shapes(decided, localises=kind.localises), device)
+    tensors = file.read(expected | decision_shapes(decided, localises=kind.localises), device)
     scorer = model.blank_scorer(document.n_images)
     scorer.load_state_dict(
         {name.removeprefix(NETWORK): value for name, value in tensors.items() if name.startswith(NETWORK)}, strict=False
@@ -131,7 +99,7 @@ def unpack(kind: type[Model], file: ModelFile[TrainedDocument], device: torch.de
             stopped=training.stopped,
         ),
         usual_score=document.usual_score,
-        decision=_restore_decision(file, tensors),
+        decision=restore_decision(file, tensors),
     )
     return model
 
@@ -139,32 +107,3 @@ def unpack(kind: type[Model], file: ModelFile[TrainedDocument], device: torch.de
 def _weights(scorer: nn.Module) -> dict[str, Tensor]:
     """What the scores follow from: not the counters of normalisation layers."""
     return {name: value for name, value in scorer.state_dict().items() if not name.endswith("num_batches_tracked")}
-
-
-def _decision_shapes(record: DecisionRecord | None, *, localises: bool) -> dict[str, tuple[int, ...]]:
-    if record is None:
-        return {}
-    shapes: dict[str, tuple[int, ...]] = {"calibration.scores": (record.n_scores,)}
-    if localises:
-        shapes["calibration.pixel_quantiles"] = (len(PIXEL_RATES),)
-    if record.grouped:
-        shapes["calibration.group_sizes"] = (record.n_scores,)
-    return shapes
-
-
-def _restore_decision(file: ModelFile[TrainedDocument], tensors: dict[str, Tensor]) -> Decision | None:
-    record = file.document.decision
-    if record is None:
-        return None
-    arrays = {name: value.cpu().numpy() for name, value in tensors.items() if name.startswith("calibration.")}
-    sizes = arrays.get("calibration.group_sizes")
-    if sizes is not None and (sizes < 1).any():
-        raise ModelFileError(f"{file.path}: no whole flawmap model file: empty groups; fit again or take a backup")
-    return Decision(
-        arrays["calibration.scores"],
-        arrays.get("calibration.pixel_quantiles", np.zeros(0, np.float32)),
-        record.threshold,
-        record.false_alarm_rate,
-        record.pixel_false_alarm_rate,
-        sizes,
-    )

@@ -10,9 +10,9 @@ from typing import Any, get_args
 from torch import nn
 
 from flawmap.atomic import replace_folder_atomically
-from flawmap.detectors import AnyDetector, PaDiM
+from flawmap.detectors import SPADE, AnyDetector, MahalanobisAD, PaDiM
 from flawmap.errors import ModelFileError, ParameterError
-from flawmap.export.graph import ScoringNetwork, TrainedScoringNetwork, trace
+from flawmap.export.graph import ScoringNetwork, TrainedScoringNetwork, WholeImageNetwork, trace
 from flawmap.export.onnx import write_onnx
 from flawmap.export.openvino import write_openvino
 from flawmap.runtime.graph import OUTPUTS
@@ -94,16 +94,23 @@ def _network(model: AnyDetector) -> nn.Module:
     """The whole way from images to scores."""
     if isinstance(model, PaDiM):
         return ScoringNetwork(model.backbone_, model.factor_, model.preprocessing)
+    if isinstance(model, MahalanobisAD):
+        return WholeImageNetwork(model.backbone_, model.gaussians_, model.preprocessing)
+    if isinstance(model, SPADE):
+        raise ParameterError(
+            "a SPADE model compares with all the good images it remembers, which no graph holds, and cannot be "
+            "exported; use it with `flawmap predict`, or export a PaDiM model"
+        )
     return TrainedScoringNetwork(model.scorer_, model.preprocessing)
 
 
 def _describe(model: AnyDetector) -> dict[str, Any]:
     """What was exported, for the record; without the place of the weights on this machine."""
     described: dict[str, Any] = dict(model.describe())
-    if not isinstance(model, PaDiM):
-        return described
-    described["channels"] = model.channels_.tolist()
-    described["backbone"] = {key: value for key, value in described["backbone"].items() if key != "weights_path"}
+    if isinstance(model, PaDiM):
+        described["channels"] = model.channels_.tolist()
+    if "backbone" in described:
+        described["backbone"] = {key: value for key, value in described["backbone"].items() if key != "weights_path"}
     return described
 
 

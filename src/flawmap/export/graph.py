@@ -10,18 +10,20 @@ import copy
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flawmap.anomaly_map import image_scores, smoothing_operator
 from flawmap.backbones import Backbone
 from flawmap.embedding import Level
 from flawmap.errors import ParameterError
-from flawmap.gaussian import Factor
+from flawmap.gaussian import Factor, PooledGaussian
 from flawmap.images import Preprocessing
 from flawmap.records import Size
 
-__all__ = ["ScoringNetwork", "TrainedScoringNetwork", "trace"]
+__all__ = ["ScoringNetwork", "TrainedScoringNetwork", "WholeImageNetwork", "trace"]
 
 
 class ScoringNetwork(nn.Module):
@@ -35,21 +37,33 @@ class ScoringNetwork(nn.Module):
         if factor.hierarchy.projection is not None:
             raise ParameterError("models reduced by principal components cannot be exported; use reduction='random'")
         self._rows, self._columns = _window(preprocessing)
-        self.scale: Tensor
-        self.shift: Tensor
-        # x / 255 - mean, over std, as one product and one sum
-        self.register_buffer("scale", (1 / (255 * backbone.std.double())).float().cpu())
-        self.register_buffer("shift", (-backbone.mean.double() / backbone.std).float().cpu())
-        network = copy.deepcopy(backbone.network).cpu()  # the model of the caller stays where it is
-        self.network = network.to(memory_format=torch.contiguous_format)
+        self.features = _Features(backbone)
         self.distances = _Distances(factor)
         self.smoothing = _Smoothing(factor.hierarchy.grid, preprocessing.input_size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Anomaly maps (N, h, w) and image scores (N,)."""
-        pixels = images[:, self._rows, self._columns].float() * self.scale + self.shift
-        maps = self.smoothing(self.distances(self.network(pixels.permute(0, 3, 1, 2))))
+        maps = self.smoothing(self.distances(self.features(images[:, self._rows, self._columns])))
         return maps, image_scores(maps)
+
+
+class WholeImageNetwork(nn.Module):
+    """Images (N, H, W, 3) uint8, resized or letterboxed, to MahalanobisAD's image scores (N,)."""
+
+    def __init__(self, backbone: Backbone, gaussians: Sequence[PooledGaussian], preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self._rows, self._columns = _window(preprocessing)
+        self.features = _Features(backbone)
+        self.means = nn.ParameterList(_constant(gaussian.mean) for gaussian in gaussians)
+        self.whitenings = nn.ParameterList(_constant(gaussian.whitening) for gaussian in gaussians)
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Image scores (N,): the sum of the levels' Mahalanobis distances."""
+        levels = self.features(images[:, self._rows, self._columns])
+        pooled = [level.mean(dim=(2, 3)) for level in levels]
+        parts = zip(pooled, self.means, self.whitenings, strict=True)
+        lengths = [((vector - mean) @ whitening).square().sum(dim=1).sqrt() for vector, mean, whitening in parts]
+        return (torch.stack(lengths).sum(dim=0),)
 
 
 class TrainedScoringNetwork(nn.Module):
@@ -67,6 +81,28 @@ class TrainedScoringNetwork(nn.Module):
         """Maps, where there are any, and scores."""
         outputs: tuple[Tensor, ...] = self.scorer(images[:, self._rows, self._columns])
         return outputs
+
+
+class _Features(nn.Module):
+    """Images (N, h, w, 3) uint8 to the feature maps (N, C, ., .) of a backbone's layers."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.shift: Tensor
+        # x / 255 - mean, over std, as one product and one sum
+        self.register_buffer("scale", (1 / (255 * backbone.std.double())).float().cpu())
+        self.register_buffer("shift", (-backbone.mean.double() / backbone.std).float().cpu())
+        network = copy.deepcopy(backbone.network).cpu()  # the model of the caller stays where it is
+        self.network = network.to(memory_format=torch.contiguous_format)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.network((images.float() * self.scale + self.shift).permute(0, 3, 1, 2))
+        return features
+
+
+def _constant(values: NDArray[np.float32]) -> nn.Parameter:
+    return nn.Parameter(torch.from_numpy(values), requires_grad=False)
 
 
 def _window(preprocessing: Preprocessing) -> tuple[slice, slice]:

@@ -6,6 +6,7 @@ from flawmap.gaussian.leave_one_out import MIN_IMAGES, leave_group_out, leave_on
 from flawmap.gaussian.likelihood import Probe, choose_regularization, log_likelihoods
 from flawmap.gaussian.moments import Moments, merge, subtract, update
 from flawmap.gaussian.pca import principal_components
+from flawmap.gaussian.pooled import PooledGaussian, learn_pooled
 from flawmap.gaussian.regularization import PAPER, Regularization, shared_scatter
 from flawmap.gaussian.similarity import Sketcher, near_duplicates
 
@@ -14,6 +15,7 @@ __all__ = [
     "PAPER",
     "Factor",
     "Moments",
+    "PooledGaussian",
     "Probe",
     "Regularization",
     "Sketcher",
@@ -21,6 +23,7 @@ __all__ = [
     "covariance_at",
     "factorise",
     "inner_products",
+    "learn_pooled",
     "leave_group_out",
     "leave_one_out",
     "log_likelihoods",

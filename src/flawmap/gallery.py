@@ -1,0 +1,115 @@
+"""Rows of numbers, one per training image, kept in memory up to a budget and in a file beyond it.
+
+What does not fit is read back row by row into memory that is freed again, and not mapped: pages of a mapped file count
+as resident memory of the process, and a gallery of tens of gigabytes would fill it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flawmap.errors import ModelFileError
+
+__all__ = ["Gallery"]
+
+
+class Gallery:
+    """Rows (N, n_values) of float32, appended to and then read in any order; safe to read from several threads.
+
+    Args:
+        n_values: length of a row.
+        cache_mb: memory for the first rows; the others go to a temporary file, which vanishes with the gallery.
+    """
+
+    def __init__(self, n_values: int, *, cache_mb: float) -> None:
+        self.n_values = n_values
+        # one block, touched as it fills: many arrays among the large ones of a fit would fragment the memory
+        self._block = np.empty((int(cache_mb * 2**20) // (4 * n_values), n_values), np.float32)
+        self._n_in_memory = 0
+        self._file: BinaryIO | None = None
+        self._start = 0
+        self._n_in_file = 0
+        self._name = ""
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path, start: int, n_rows: int, n_values: int, *, cache_mb: float) -> Self:
+        """The rows that begin at byte `start` of a file, the first of which are read at once."""
+        gallery = cls(n_values, cache_mb=min(cache_mb, 4 * n_rows * n_values / 2**20))
+        try:
+            gallery._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error
+        weakref.finalize(gallery, gallery._file.close)
+        gallery._name, gallery._start, gallery._n_in_file = str(path), start, n_rows
+        for row in range(min(n_rows, len(gallery._block))):
+            gallery._block[row] = gallery._read(row)
+            gallery._n_in_memory += 1
+        return gallery
+
+    def __len__(self) -> int:
+        return max(self._n_in_memory, self._n_in_file)
+
+    def append(self, row: Tensor) -> None:
+        """Add a row; ModelFileError if the temporary file cannot take it."""
+        values = row.cpu().numpy()
+        if self._n_in_memory < len(self._block):
+            self._block[self._n_in_memory] = values
+            self._n_in_memory += 1
+            return
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="flawmap-gallery-", buffering=0)  # noqa: SIM115
+                weakref.finalize(self, self._file.close)
+                self._n_in_file, self._start = self._n_in_memory, -4 * self.n_values * self._n_in_memory
+            rest = values.data.cast("B")
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise ModelFileError(
+                f"{tempfile.gettempdir()}: the gallery of {len(self)} images outgrew the {self._n_in_memory} in memory "
+                f"and cannot be written here ({error.strerror}); set TMPDIR to a folder with room, raise cache_mb, or "
+                f"keep less of each image with coreset"
+            ) from error
+        self._n_in_file += 1
+
+    def row(self, index: int) -> Tensor:
+        """A row (n_values,); ModelFileError if its file has been damaged."""
+        return torch.from_numpy(self._values(index))
+
+    def rows(self) -> Iterator[NDArray[np.float32]]:
+        """All rows, one at a time."""
+        for index in range(len(self)):
+            yield self._values(index)
+
+    def _values(self, index: int) -> NDArray[np.float32]:
+        return self._block[index] if index < self._n_in_memory else self._read(index)
+
+    def _read(self, index: int) -> NDArray[np.float32]:
+        values = np.empty(self.n_values, np.float32)
+        rest, name = values.data.cast("B"), self._name or "the gallery's temporary file"
+        if self._file is None:
+            raise IndexError(f"row {index} of {len(self)}")
+        try:
+            with self._lock:
+                self._file.seek(self._start + index * values.nbytes, os.SEEK_SET)
+                while rest and (count := self._file.readinto(rest)):  # type: ignore[attr-defined]
+                    rest = rest[count:]
+        except OSError as error:
+            raise ModelFileError(f"{name}: cannot be read ({error.strerror})") from error
+        if rest:
+            raise ModelFileError(f"{name}: was cut short while it was in use; fit again or take a backup")
+        if not np.isfinite(values.sum(dtype=np.float64)):
+            raise ModelFileError(f"{name}: image {index + 1} of the gallery holds NaN or infinite values; fit again")
+        return values

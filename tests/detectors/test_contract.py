@@ -1,0 +1,277 @@
+"""What every detector on a frozen backbone must do; those that train a network are held to it in test_trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from flawmap import SPADE, MahalanobisAD, PaDiM, Prediction, load
+from flawmap.detectors import DETECTORS, TrainedDetector
+from flawmap.errors import FlawmapError, ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
+
+SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64}
+
+KINDS = {
+    "padim": (PaDiM, {}),
+    "padim-drawn": (PaDiM, {"n_features": 30}),
+    "spade": (SPADE, {}),
+    "spade-port": (SPADE, {"variant": "port", "n_neighbors": 3}),
+    "spade-coreset": (SPADE, {"coreset": 0.5, "n_neighbors": 4, "n_mapped": 5}),
+    "spade-streamed": (SPADE, {"cache_mb": 0}),
+    "mahalanobis-ad": (MahalanobisAD, {}),
+    "mahalanobis-ad-one": (MahalanobisAD, {"layers": ["layer3"]}),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
+def make(kind, **changes):
+    detector, arguments = KINDS[kind]
+    return detector(**{**SMALL, **arguments, **changes})
+
+
+@pytest.fixture(scope="module")
+def model(kind, good_images):
+    return make(kind).fit(good_images)
+
+
+@pytest.fixture
+def path(model, tmp_path):
+    model.save(tmp_path / "part.flawmap")
+    return tmp_path / "part.flawmap"
+
+
+def same(one, other, rel=1e-5):
+    assert one.pred_score == pytest.approx(other.pred_score, rel=rel)
+    assert (one.pred_label, one.p_value) == (other.pred_label, other.p_value)
+    if one.anomaly_map is None:
+        assert other.anomaly_map is None
+    else:
+        np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, rtol=rel, atol=rel)
+
+
+def test_every_detector_is_held_to_a_contract():
+    held = {detector for detector, _ in KINDS.values()}
+    assert held == {detector for detector in DETECTORS.values() if not issubclass(detector, TrainedDetector)}
+
+
+def test_a_scratch_scores_above_good_parts(model, good_images, scratched):
+    bad, good = model.predict(scratched), model.predict(good_images[1])
+    assert isinstance(bad, Prediction)
+    assert bad.pred_score > good.pred_score >= 0
+    assert bad.pred_label == 1
+    assert bad.p_value == pytest.approx(1 / 13)
+
+
+def test_a_map_is_where_the_image_is_or_there_is_none(model, scratched):
+    prediction = model.predict(scratched)
+    if model.map_scale is None:
+        assert prediction.anomaly_map is prediction.pred_mask is None
+        assert prediction.regions == ()
+        with pytest.raises(ParameterError, match="no anomaly map"):
+            prediction.original_map()
+        with pytest.raises(ParameterError, match="no maps to be marked"):
+            model.set_threshold(pixel_false_alarm_rate=0.01)
+        return
+    low, high = model.map_scale
+    assert 0 < low < high
+    assert prediction.anomaly_map.shape == prediction.pred_mask.shape == (64, 64)
+    assert prediction.anomaly_map.dtype == np.float32
+    row, column = np.unravel_index(prediction.anomaly_map.argmax(), (64, 64))
+    assert 16 <= row <= 48
+    assert 30 <= column <= 51
+
+
+def test_predictions_follow_the_input_in_order(model, good_images, good_folder, scratched):
+    images = [*good_images[:3], scratched, *good_images[3:]]
+    predictions = model.predict(images)
+    assert len(predictions) == 13
+    assert int(np.argmax([p.pred_score for p in predictions])) == 3
+    for one, other in zip(model.iter_predict(iter(images)), predictions, strict=True):
+        same(one, other)
+    paths = sorted(good_folder.iterdir())
+    assert [p.path for p in model.predict(paths)] == [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_the_batch_size_changes_nothing(kind, model, good_images, scratched, batch_size):
+    other = make(kind).fit(iter(good_images), batch_size=batch_size)
+    np.testing.assert_allclose(other.leave_one_out_scores_, model.leave_one_out_scores_, rtol=1e-3)
+    images = [scratched, *good_images[:3]]
+    wanted = [prediction.pred_score for prediction in model.predict(images)]
+    assert [p.pred_score for p in model.predict(images, batch_size=batch_size)] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_fit_is_the_same_every_time_byte_for_byte(kind, path, good_images, tmp_path):
+    make(kind).fit(good_images).save(tmp_path / "again.flawmap")
+    assert (tmp_path / "again.flawmap").read_bytes() == path.read_bytes()
+
+
+def test_a_loaded_model_is_the_model(kind, model, path, good_images, scratched):
+    loaded = load(path)
+    assert type(loaded) is KINDS[kind][0]
+    assert loaded.describe() == model.describe()
+    assert loaded.map_scale == model.map_scale
+    assert loaded.n_images_ == 12
+    images = [good_images[0], scratched]
+    for one, other in zip(loaded.predict(images), model.predict(images), strict=True):
+        same(one, other)
+    before = path.read_bytes()
+    loaded.save(path)  # over the very file it reads from
+    assert path.read_bytes() == before
+    same(loaded.predict(scratched), model.predict(scratched))
+
+
+def test_a_threshold_is_changed_without_fitting_again(path, scratched):
+    loaded = load(path)
+    loaded.set_threshold(false_alarm_rate=0.5).save(path)
+    assert load(path).threshold_ == np.sort(loaded.leave_one_out_scores_)[6]
+    assert loaded.set_threshold(value=1e12).predict(scratched).pred_label == 0
+    with pytest.raises(ParameterError, match="either"):
+        loaded.set_threshold(value=1, false_alarm_rate=0.1)
+
+
+def test_without_calibration_there_is_a_score_but_no_decision(kind, good_images, scratched, tmp_path):
+    for fitted in (make(kind, calibrate=None).fit(good_images[:4] if "spade" in kind else good_images),):
+        fitted.save(tmp_path / "m.flawmap")
+        loaded = load(tmp_path / "m.flawmap")
+        prediction = loaded.predict(scratched)
+        assert prediction.pred_label is prediction.p_value is prediction.pred_mask is None
+        assert loaded.map_scale is None or 0 < loaded.map_scale[0] < loaded.map_scale[1]
+        with pytest.raises(NotFittedError, match="calibrate='leave-one-out' on at least 3"):
+            loaded.set_threshold(value=3)
+
+
+def test_two_images_are_enough_and_one_is_not(kind, good_images, scratched):
+    changes = {"n_neighbors": None} if "spade" in kind else {}
+    fitted = make(kind, **changes).fit(good_images[:2])
+    assert fitted.decision_ is None
+    assert math.isfinite(fitted.predict(scratched).pred_score)
+    for n_images in (0, 1):
+        with pytest.raises(TrainingSetError, match=f"at least 2 good images, got {n_images} usable"):
+            make(kind, **changes).fit(good_images[:n_images])
+
+
+def test_bad_images_are_named_or_left_out(kind, model, good_images):
+    images = [*good_images, np.zeros((4, 4), np.float32)]
+    with pytest.raises(ImageError, match=r"^image 13: expected uint8"):
+        make(kind).fit(images)
+    bad: list[ImageError] = []
+    assert make(kind).fit(images, on_bad=bad.append).n_images_ == 12
+    assert len(model.predict(images, on_bad=bad.append)) == 12
+    assert len(bad) == 2
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"resize": 0}, "resize must be"),
+        ({"crop": 65}, "must fit into"),
+        ({"layers": "layer1"}, "list of names"),
+        ({"layers": []}, "distinct names"),
+        ({"layers": ["layer1", "layer1"]}, "distinct names"),
+        ({"calibrate": "twice"}, "calibrate must be"),
+        ({"false_alarm_rate": 0}, "between 0 and 1"),
+    ],
+)
+def test_impossible_parameters_are_refused_by_fit(kind, good_images, parameters, message):
+    with pytest.raises(ParameterError, match=message):
+        make(kind, **parameters).fit(good_images)
+
+
+def test_nothing_is_predicted_before_fit(kind, good_images, tmp_path):
+    with pytest.raises(NotFittedError, match=r"call fit\(good_images\)"):
+        make(kind).predict(good_images)
+    with pytest.raises(NotFittedError):
+        make(kind).save(tmp_path / "m.flawmap")
+
+
+def test_an_outlier_and_copies_are_named(kind, good_images, scratched):
+    rng = np.random.default_rng(3)
+    many = [np.clip(image + rng.normal(0, 5, image.shape), 0, 255).astype(np.uint8) for image in good_images] * 2
+    fitted = make(kind).fit([*many[:10], scratched, *many[10:12]])
+    assert "image 11" in fitted.outliers_
+    assert make(kind).fit(many[:13]).copies_ == ("image 13",)
+
+
+def test_a_letterbox_leaves_its_padding_out(kind, good_images, scratched):
+    fitted = make(kind, aspect="letterbox").fit([image[:32] for image in good_images])
+    prediction = fitted.predict(scratched[16:48])
+    assert prediction.image_size == (32, 64)
+    if prediction.anomaly_map is not None:
+        assert not prediction.anomaly_map[:16].any()
+        assert prediction.anomaly_map[16:48].all()
+
+
+def test_a_file_cut_short_anywhere_is_refused(path):
+    whole = path.read_bytes()
+    for length in [0, 7, 8, 100, 2000, len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ModelFileError, match=r"part\.flawmap"):
+            load(path)
+
+
+def test_a_file_with_a_part_of_another_model_is_refused(kind, path, good_images, tmp_path):
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    for name in tensors:
+        save_file({other: tensor for other, tensor in tensors.items() if other != name}, path, metadata)
+        with pytest.raises(ModelFileError, match="tensor"):
+            load(path)
+    make(kind, layers=["layer1"]).fit(good_images).save(tmp_path / "other.flawmap")
+    save_file(load_file(tmp_path / "other.flawmap"), path, metadata)
+    with pytest.raises(ModelFileError, match="tensor"):
+        load(path)
+
+
+def test_a_description_that_contradicts_itself_is_refused(path):
+    with safe_open(path, framework="pt") as file:
+        document = json.loads(file.metadata()["flawmap"])
+    tensors = load_file(path)
+    changes = [
+        {"detector": "os.system"},
+        {"detector": ["spade"]},
+        {"surprise": 1},
+        {"n_images": 1},
+        {"grids": document["grids"][:-1] or [[1, 1]]},
+        {"grids": [[16000, 16000]] * len(document["grids"])},
+        {"n_channels": [7] * len(document["n_channels"])},
+        {"decision": None},
+        {"preprocessing": {"resize": [64, 64], "crop": [65, 65], "aspect": "squash"}},
+        {"n_neighbors": 13} if document["detector"] == "spade" else {"n_channels": []},
+        {"image_layer": "layer9"} if document["detector"] == "spade" else {"grids": []},
+    ]
+    for change in changes:
+        save_file(tensors, path, {"flawmap": json.dumps({**document, **change})})
+        with pytest.raises(FlawmapError, match=r"part\.flawmap"):
+            load(path)
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(model, path, tmp_path):
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(ModelFileError, match=r"cannot be written .*Nothing was changed"):
+            model.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["part.flawmap"]
+
+
+def test_paths_arrays_and_pictures_score_the_same(model, good_images, good_folder):
+    path = sorted(good_folder.iterdir())[3]
+    for single in (str(path), good_images[3], Image.open(path)):
+        same(model.predict(single), model.predict(path), rel=1e-4)
