@@ -38,6 +38,6 @@ def test_the_model_itself_is_left_alone(good_images):
     model = PaDiM(**SMALL | {"resize": 64}).fit(good_images)
     before = model.distances(good_images[:1])
     network = ScoringNetwork(model.backbone_, model.factor_, model.preprocessing)
-    for tensor in network.network.state_dict().values():
+    for tensor in network.features.state_dict().values():
         tensor.zero_()
     assert np.array_equal(model.distances(good_images[:1]), before)

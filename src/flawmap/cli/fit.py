@@ -191,7 +191,7 @@ def fit(
     model = make_detector(detector and detector.value, preset, {**fixed, **given})
     saving: dict[str, Any] = {} if dtype is None else {"dtype": dtype.value}
     if saving and "dtype" not in inspect.signature(model.save).parameters:
-        raise ParameterError(f"--dtype is not for {type(model).__name__}; leave it out")
+        raise ParameterError(f"--dtype is not for {detector.value if detector else preset}; leave it out")
     if unfinished is not None and unfinished.exists() and not quiet:
         messages.print(f"Going on from {escape(str(unfinished))}, where an earlier run has stopped.")
     from flawmap.images import open_dataset
