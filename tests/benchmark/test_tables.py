@@ -47,9 +47,9 @@ def test_ours_stand_beside_the_papers_with_the_difference():
 def test_the_mean_over_scenes_is_over_those_with_test_clips():
     scenes = [name for name in LAYOUTS["stc"].classes if name != "13"]
     assert len(scenes) == 12
-    [*_, row] = paper_table(PAPER_TABLES["IV"], runs_of(scenes, [0.9], dataset="stc"), Settings()).rows
+    [*_, row, _] = paper_table(PAPER_TABLES["IV"], runs_of(scenes, [0.9], dataset="stc"), Settings()).rows
     assert row == ("PaDiM-R18-Rd100", "all", "91.2", "90.0", "-1.2")
-    [*_, row] = paper_table(PAPER_TABLES["IV"], runs_of(scenes[1:], [0.9], dataset="stc"), Settings()).rows
+    [*_, row, _] = paper_table(PAPER_TABLES["IV"], runs_of(scenes[1:], [0.9], dataset="stc"), Settings()).rows
     assert row == ("PaDiM-R18-Rd100", "all", "91.2", "", "")
 
 
@@ -59,6 +59,14 @@ def test_speed_and_memory_keep_their_units():
     assert ("PaDiM-R18-Rd100", "all", "0.23", "0.018", "-0.213") in seven
     assert ("PaDiM-R18-Rd100", "MVTec AD", "0.17", "0.031", "-0.139") in eight
     assert ("SPADE", "STC", "37.00", "", "") in eight
+
+
+def test_systems_of_another_backbone_say_what_they_pool():
+    label = PAPER_TABLES["V"].label
+    assert label("SPADE", Settings()) == "SPADE"
+    assert label("SPADE here", Settings()) == "SPADE-R18"
+    assert label("SPADE here", Settings(weights="r18.safetensors")) == "SPADE-R18 (layer3 pooled)"
+    assert label("MahalanobisAD here", Settings(weights="r18.safetensors")) == "MahalanobisAD-R18 (PaDiM's layers)"
 
 
 def test_the_papers_numbers_are_those_of_the_paper(shared):

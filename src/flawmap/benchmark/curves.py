@@ -38,7 +38,26 @@ def plot_results(runs: Sequence[Run], folder: Path) -> dict[str, Path]:
                 path = folder / f"{dataset}_{measure}.png"
                 _plot_bars(own, measure, path, dataset)
                 written[f"{dataset}: {MEASURES[measure][0]} by class"] = path
+    growing = {run.system for run in runs if run.dataset == "speed" and run.category}
+    if growing:
+        path = folder / "growth.png"
+        _plot_growth([run for run in runs if run.dataset == "speed" and run.system in growing], path)
+        written["time and memory against the number of good images"] = path
     return written
+
+
+def _plot_growth(runs: Sequence[Run], path: Path) -> None:
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    measures = {"seconds": "seconds an image", "gigabytes": "GB of the model's file"}
+    for axes, (measure, what) in zip(figure.subplots(1, 2), measures.items(), strict=True):
+        for system in sorted({run.system for run in runs}):
+            points = sorted((run.n_train, run.figures[measure] or 0.0) for run in runs if run.system == system)
+            axes.plot(*zip(*points, strict=True), marker="o", label=system)
+        axes.set_xlabel("good images")
+        axes.set_ylabel(what)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=8)
+    _save(figure, path)
 
 
 def _plot_curves(runs: Sequence[Run], path: Path, title: str) -> None:

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from flawmap.backbones import Backbone, Runtime, load_backbone, pick_device
 from flawmap.benchmark.class_images import RD, ClassImages, read_class
+from flawmap.benchmark.footprint import GROWING, GROWTH, N_IMAGES, measure_footprint
 from flawmap.benchmark.gallery import Gallery
 from flawmap.benchmark.paper_tables import PAPER_TABLES
-from flawmap.benchmark.plan import Group, Plan, class_paths, groups
+from flawmap.benchmark.plan import Group, Plan, class_paths, groups, left_out
 from flawmap.benchmark.results import Results, Run
 from flawmap.benchmark.scores import RunScores
 from flawmap.benchmark.shared_features import SharedFeatures, score_shared
-from flawmap.benchmark.speed import measure_speed
-from flawmap.benchmark.systems import System
+from flawmap.benchmark.systems import System, systems_without_data
 from flawmap.detectors import Detector, PaDiM
 from flawmap.errors import BackboneError, FlawmapError
 from flawmap.images.datasets import LAYOUTS
@@ -28,12 +28,12 @@ from flawmap.progress import Progress, report_progress
 
 __all__ = ["Outcome", "run_plan"]
 
-SPEED_CASES = {"PaDiM-R18-Rd100": "resnet18-100", "PaDiM-WR50-Rd550": "wide_resnet50_2-550"}
-SPEED_IMAGES, SPEED_ROUNDS = 8, 4
 FOR_GALLERY = ("Rd100", "all")
 """Systems whose maps are shown, the first that is run; another if none of them is."""
 FEW_IMAGES = 32
 """Images for which compiling a backbone does not pay."""
+
+UNTRAINED = "left out: on a CPU its paper's training takes hours; --budget MINUTES trains it for so long on each class"
 
 Advance = Callable[[int], None]
 Tell = Callable[[str], None]
@@ -65,6 +65,7 @@ def run_plan(plan: Plan, results: Results, *, progress: Progress = False, tell: 
     paths = class_paths(plan) if names != {"speed"} else []
     wanted = plan.classes or LAYOUTS[plan.dataset].classes if paths else ()
     outcome = Outcome(missing=tuple(name for name in wanted if name not in {path.name for path in paths}))
+    outcome.failures.update(dict.fromkeys(left_out(plan), UNTRAINED))
     todo = [left for group in groups(plan, paths) if (left := group.left(results)).todo]
     total = sum(group.count(plan.settings.stride) * (len(group.todo) + 1) for group in todo)
     shutil.rmtree(plan.output / ".features", ignore_errors=True)  # of a run that was killed; the lock is ours
@@ -73,23 +74,26 @@ def run_plan(plan: Plan, results: Results, *, progress: Progress = False, tell: 
             tell(f"{group.dataset} {group.path.name}" + (f", rotations {group.image_seed}" * (group.dataset == RD)))
             _Worker(plan, results, outcome, advance).run(group)
     if "speed" in names:
-        _measure_speed(results, outcome, tell)
+        _measure_footprints(results, outcome, tell)
     outcome.runs = list(results.runs.values())
     return outcome
 
 
-def _measure_speed(results: Results, outcome: Outcome, tell: Tell) -> None:
-    """Tables VII and VIII, by random weights and images, on which neither time nor memory depends."""
-    for name, case in SPEED_CASES.items():
-        if ("speed", "", name, 0) in results.runs:
+def _measure_footprints(results: Results, outcome: Outcome, tell: Tell) -> None:
+    """Tables VII and VIII, and how they depend on the number of good images."""
+    known = systems_without_data()
+    rows = [(name, "", N_IMAGES) for name in PAPER_TABLES["VIII"].rows]
+    rows += [(name, str(n_images), n_images) for name in GROWING for n_images in GROWTH]
+    for name, category, n_images in rows:
+        if ("speed", category, name, 0) in results.runs:
             continue
-        report = measure_speed([case], n_images=SPEED_IMAGES, rounds=SPEED_ROUNDS, tell=tell)
-        [measured] = report.cases
-        figures = {
-            "seconds": measured.latency["1"]["graph float32"].p50 / 1000,
-            "gigabytes": measured.file_mb / 1000,
-        }
-        results.append(Run("speed", "", name, 0, figures))
+        tell(f"time and memory of {name}, {n_images} good images")
+        try:
+            figures = measure_footprint(known[name], n_images=n_images)
+        except FlawmapError as error:
+            outcome.failures[f"{name}, time and memory"] = str(error)
+            continue
+        results.append(Run("speed", category, name, 0, figures, n_images))
         outcome.n_done += 1
 
 

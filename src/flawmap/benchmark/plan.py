@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flawmap.benchmark.class_images import RD, read_class
-from flawmap.benchmark.paper_tables import PAPER_TABLES
+from flawmap.benchmark.paper_tables import PAPER_TABLES, PaperTable
 from flawmap.benchmark.results import Results
-from flawmap.benchmark.systems import Settings, System, systems
+from flawmap.benchmark.systems import TRAINED, Settings, System, systems
 from flawmap.errors import FlawmapError, ParameterError
 from flawmap.images.datasets import LAYOUTS
 
-__all__ = ["Group", "Plan", "class_paths", "groups"]
+__all__ = ["Group", "Plan", "class_paths", "groups", "left_out"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Plan:
         settings: what all runs have in common.
         draws: seeds of random draws; rd_seeds: of the rotations of Rd-MVTec AD.
         classes: names of those wanted; None for all.
+        systems: rows of the tables that are wanted; None for all.
         limit_gb: disk for shared features.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     draws: int = 10
     rd_seeds: int = 5
     classes: Sequence[str] | None = None
+    systems: Sequence[str] | None = None
     limit_gb: float = 4.0
 
     def check(self) -> None:
@@ -50,6 +52,10 @@ class Plan:
                 raise ParameterError(f"table {name} is of {PAPER_TABLES[name].dataset}, not of {self.dataset}")
         if self.draws < 1 or self.rd_seeds < 1:
             raise ParameterError(f"at least one draw and one seed are needed, got {self.draws} and {self.rd_seeds}")
+        rows = dict.fromkeys(row for name in self.tables for row in PAPER_TABLES[name].rows)
+        for system in self.systems or ():
+            if system not in rows:
+                raise ParameterError(f"these tables have no row '{system}'; there are {', '.join(rows)}")
         if not self.tables:
             raise ParameterError(f"name at least one table of {', '.join(PAPER_TABLES)}")
 
@@ -100,12 +106,21 @@ def class_paths(plan: Plan) -> list[Path]:
     return paths
 
 
+def left_out(plan: Plan) -> list[str]:
+    """Systems of the tables that are not run because they train a network, and nothing says for how long."""
+    if plan.settings.can_train:
+        return []
+    tables = [PAPER_TABLES[name] for name in plan.tables if PAPER_TABLES[name].dataset != "speed"]
+    return [name for name in TRAINED if any(name in _wanted(plan, table) for table in tables)]
+
+
 def groups(plan: Plan, paths: Sequence[Path]) -> Iterator[Group]:
     """All runs, class by class."""
-    known = systems(plan.settings)
+    absent = left_out(plan)
+    known = {name: system for name, system in systems(plan.settings).items() if name not in absent}
     for dataset in (plan.dataset, RD):
         tables = [PAPER_TABLES[name] for name in plan.tables if PAPER_TABLES[name].dataset == dataset]
-        names = dict.fromkeys(name for table in tables for name in table.rows if name in known)
+        names = dict.fromkeys(name for table in tables for name in _wanted(plan, table) if name in known)
         if not names:
             continue
         for path in paths:
@@ -115,3 +130,7 @@ def groups(plan: Plan, paths: Sequence[Path]) -> Iterator[Group]:
             else:
                 runs = ((known[name], seed) for name in names for seed in range(plan.draws))
                 yield Group(dataset, path, 0, tuple((s, seed) for s, seed in runs if s.is_random or seed == 0))
+
+
+def _wanted(plan: Plan, table: PaperTable) -> list[str]:
+    return [row for row in table.rows if plan.systems is None or row in plan.systems]

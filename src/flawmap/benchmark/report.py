@@ -10,7 +10,7 @@ from flawmap.atomic import replace_atomically
 from flawmap.benchmark.paper import Outcome
 from flawmap.benchmark.paper_tables import PAPER_TABLES
 from flawmap.benchmark.systems import Settings
-from flawmap.benchmark.tables import Table, class_table, paper_table, to_html, to_latex, to_markdown
+from flawmap.benchmark.tables import Table, class_table, growth_table, paper_table, to_html, to_latex, to_markdown
 
 __all__ = ["build_tables", "write_report"]
 
@@ -25,6 +25,8 @@ def build_tables(names: Sequence[str], outcome: Outcome, settings: Settings) -> 
     for name in names:
         table = paper_table(PAPER_TABLES[name], outcome.runs, settings)
         tables.append(table if PAPER_TABLES[name].dataset == "speed" else replace(table, notes=missing))
+    growth = growth_table(outcome.runs)
+    tables += [growth] if growth else []
     for kind in dict.fromkeys(run.dataset for run in outcome.runs if run.dataset != "speed"):
         by_class = class_table(kind, outcome.runs, ("image_auroc", "pixel_auroc", "pro_score"))
         tables += [by_class] if by_class else []

@@ -16,7 +16,17 @@ from flawmap.benchmark.results import Run
 from flawmap.benchmark.systems import Settings
 from flawmap.images.datasets import LAYOUTS
 
-__all__ = ["Summary", "Table", "class_table", "paper_table", "summarise", "to_html", "to_latex", "to_markdown"]
+__all__ = [
+    "Summary",
+    "Table",
+    "class_table",
+    "growth_table",
+    "paper_table",
+    "summarise",
+    "to_html",
+    "to_latex",
+    "to_markdown",
+]
 
 MEASURES = {
     "image_auroc": ("image AUROC", 100, 1),
@@ -98,6 +108,19 @@ def class_table(dataset: str, runs: Sequence[Run], measures: Sequence[str]) -> T
     return Table(f"{dataset}, class by class", header, tuple(rows))
 
 
+def growth_table(runs: Sequence[Run]) -> Table | None:
+    """Time and memory against the number of good images; None if they were not measured."""
+    measured = [run for run in runs if run.dataset == "speed"]
+    growing = {run.system for run in measured if run.category}
+    rows = [
+        (run.system, str(run.n_train), *(f"{run.figures[name]:.3f}" for name in ("seconds", "gigabytes")))
+        for run in sorted(measured, key=lambda run: (run.system, run.n_train))
+        if run.system in growing
+    ]
+    header = ("system", "good images", "s an image", "GB of the model's file")
+    return Table("Time and memory against the number of good images", header, tuple(rows)) if rows else None
+
+
 def _groups(table: PaperTable) -> dict[str, Sequence[str]]:
     """Names of what the rows are over, with the classes that each takes."""
     if table.dataset == "speed":
@@ -137,7 +160,7 @@ def _ours(summary: Summary | None, measure: str) -> str:
 
 def _setting(table: PaperTable, settings: Settings) -> str:
     if table.dataset == "speed":
-        return " (here: one image, the exported graph; the model's file)"
+        return " (here: one image, the exported graph, of SPADE predict; the model's file)"
     return f" (here: {settings.backbone}, regularization {settings.regularization})"
 
 

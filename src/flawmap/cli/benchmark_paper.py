@@ -39,6 +39,13 @@ def paper(
     draws: Annotated[int, typer.Option(metavar="N", help="Of random channels.")] = 10,
     rd_seeds: Annotated[int, typer.Option(metavar="N", help="Rotations of Rd-MVTec AD.")] = 5,
     classes: Annotated[str | None, typer.Option(metavar="A,B", help="Only these classes or scenes.")] = None,
+    only: Annotated[str | None, typer.Option("--systems", metavar="A,B", help="Only these rows of the tables.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="Of training, for each class and system that needs it.")
+    ] = None,
+    trained_size: Annotated[
+        int | None, typer.Option(metavar="PX", min=1, help="Input of systems that are trained; else their papers'.")
+    ] = None,
     stride: StrideOption = 1,
     cache_gb: Annotated[float, typer.Option(metavar="GB", help="Disk for features, below OUT.")] = 4.0,
     no_plots: Annotated[bool, typer.Option("--no-plots", help="Tables only.")] = False,
@@ -56,7 +63,9 @@ def paper(
     from flawmap.benchmark.systems import Settings
 
     names = _split(tables) or (["IV"] if dataset == "stc" else ["I", "II", "III", "V", "VI", "VII", "VIII"])
-    settings = Settings(backbone, weights, not random_weights, parse_regularization(regularization), stride)
+    settings = Settings(
+        backbone, weights, not random_weights, parse_regularization(regularization), stride, budget, trained_size
+    )
     plan = Plan(
         data.absolute(),
         dataset,
@@ -66,6 +75,7 @@ def paper(
         draws=draws,
         rd_seeds=rd_seeds,
         classes=_split(classes) or None,
+        systems=_split(only) or None,
         limit_gb=cache_gb,
     )
     plan.check()
