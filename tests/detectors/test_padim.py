@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from flawmap import PaDiM, Prediction, load
+from flawmap.backbones import Backbone
 from flawmap.errors import ImageError, NotFittedError, ParameterError, TrainingSetError, WeightsError
 
 SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64, "regularization": "paper"}
@@ -232,6 +233,17 @@ def test_scores_stay_the_same_whatever_is_kept_in_memory(model, good_folder, goo
         np.testing.assert_allclose(other.leave_one_out_scores_, model.leave_one_out_scores_, rtol=1e-3)
     some = PaDiM(**SMALL | {"cache_mb": 0.03}).fit(iter(good_images))  # a generator cannot be read again
     assert len(some.leave_one_out_scores_) == 2
+
+
+@pytest.mark.parametrize(("budget", "groups", "n_seen"), [(64, None, 12), (64, r"(\d)\.png$", 12), (0.2, None, 24)])
+def test_the_backbone_runs_once_where_memory_allows(good_folder, monkeypatch, budget, groups, n_seen):
+    seen = []
+    features = Backbone.features
+    monkeypatch.setattr(Backbone, "features", lambda self, pixels: seen.append(len(pixels)) or features(self, pixels))
+    found = PaDiM(**SMALL | {"cache_mb": budget, "groups": groups}).fit(good_folder)
+    assert sum(seen) == n_seen
+    again = PaDiM(**SMALL | {"cache_mb": 0, "groups": groups}).fit(good_folder)
+    np.testing.assert_allclose(found.leave_one_out_scores_, again.leave_one_out_scores_, rtol=1e-4)
 
 
 def test_without_calibration_there_is_a_score_but_no_decision(good_images, scratched, tmp_path):

@@ -14,6 +14,7 @@ import flawmap.export.folder
 import flawmap.export.onnx
 from flawmap import Inspector, PaDiM, export_model
 from flawmap.errors import MissingDependencyError, ModelFileError, NotFittedError, ParameterError
+from flawmap.images import Preprocessing, stream
 
 FORMATS = ["openvino", "onnx"]
 
@@ -35,6 +36,27 @@ def test_an_export_predicts_what_the_model_does(exported, small_model, good_fold
     assert found[-1].p_value == wanted[-1].p_value
     assert np.mean(found[-1].pred_mask == wanted[-1].pred_mask) > 0.999
     assert found[-1].regions[0].box == wanted[-1].regions[0].box
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_labels_and_p_values_are_outputs_of_the_graph(small_model, good_images, scratched, tmp_path, format):
+    folder = export_model(small_model, tmp_path / "part", format=format)
+    wanted = small_model.predict([scratched, *good_images[:3]])
+    whole = Preprocessing.of(small_model.resize, None, small_model.aspect)
+    images = np.stack([loaded.pixels for loaded in stream([scratched, *good_images[:3]], whole)])
+    if format == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(folder / "model.onnx")
+        names = [output.name for output in session.get_outputs()]
+        results = dict(zip(names, session.run(None, {"images": images}), strict=True))
+    else:
+        graph = pytest.importorskip("openvino").Core().compile_model(folder / "model.xml", "CPU")
+        results = {name: value for output, value in graph(images).items() for name in output.names}
+    assert {"anomaly_map", "pred_score", "p_value", "pred_label"} <= results.keys()
+    assert results["pred_label"].tolist() == [prediction.pred_label for prediction in wanted]
+    assert results["pred_label"][0] == 1
+    assert results["p_value"][0] == pytest.approx(wanted[0].p_value)
+    assert np.all(results["p_value"] > 0)
+    assert np.all(results["p_value"] <= 1)
 
 
 @pytest.mark.parametrize("format", FORMATS)

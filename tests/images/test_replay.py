@@ -8,7 +8,7 @@ from flawmap.errors import ImageError
 from flawmap.images import Preprocessing, Replay
 
 SMALL = Preprocessing.of(4)
-IMAGE_MB = 4 * 4 * 3 / 2**20
+IMAGE_MB = 64 / 2**20  # 4 x 4 x 3 bytes, rounded up
 
 
 @pytest.fixture
@@ -63,3 +63,16 @@ def test_a_generator_is_replayed_as_far_as_it_was_kept():
     assert values(replay.first()) == [0, 1, 2, 3, 4]
     assert values(replay.second(replay.places)) == [0, 1, 2]
     assert replay.places == [0, 1, 2]
+
+
+def test_what_else_is_kept_comes_out_of_the_same_budget(paths):
+    replay = Replay(paths, SMALL, cache_mb=4 * IMAGE_MB)
+    assert replay.reserve(100).size == 100  # two images' room
+    assert len(values(replay.first())) == 6
+    assert replay.reserve(1) is None
+    for path in paths[2:]:
+        path.unlink()
+    second = replay.second(replay.places)
+    assert [int(next(second).pixels[0, 0, 0]) for _ in range(2)] == [0, 1]
+    with pytest.raises(ImageError, match=r"2\.png"):
+        next(second)

@@ -126,7 +126,7 @@ def fit(
     ] = None,
     cache_mb: Annotated[
         float | None,
-        typer.Option(metavar="MB", help="Memory for images, 64; for a training, or the gallery of spade, 1024."),
+        typer.Option(metavar="MB", help="Memory for images, 512; for a training, or the gallery of spade, 1024."),
     ] = None,
     budget: Annotated[float | None, typer.Option(metavar="MINUTES", help="Time for a training; none.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a training; the paper's.")] = None,

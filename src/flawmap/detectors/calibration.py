@@ -7,7 +7,7 @@ the moments are subtracted and the Gaussians factored again, which is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from flawmap.backbones import Backbone
 from flawmap.decision import PixelHistogram
 from flawmap.detectors import passes
+from flawmap.detectors.kept_embeddings import KeptEmbeddings
 from flawmap.gaussian import (
     MIN_IMAGES,
     Factor,
@@ -90,6 +91,7 @@ class Calibrator:
     """Scores good images by the model without them.
 
     Args:
+        kept: embeddings that need not be computed again.
         moments: those of all images that were learnt; needed where a group `is_large`, and as they were afterwards.
     """
 
@@ -103,10 +105,12 @@ class Calibrator:
         input_size: Size,
         *,
         batch_size: int,
+        kept: KeptEmbeddings,
         moments: Moments | None = None,
     ) -> None:
         self._backbone, self._factor, self._regularization, self._count = backbone, factor, regularization, count
         self._replay, self._input_size, self._batch_size, self._moments = replay, input_size, batch_size, moments
+        self._kept = kept
         self._sketch = Sketcher(factor)
         self._result = Calibration()
 
@@ -147,8 +151,8 @@ class Calibrator:
         if self._moments is None:
             raise ValueError("the moments were not kept, but a group is large")
         part = Moments.empty(self._moments.hierarchy, self._backbone.device)
-        for batch in self._batches(group, self._batch_size):
-            update(part, passes.embed(self._backbone, self._factor.hierarchy, batch))
+        for places, batch in self._batches(group, self._batch_size):
+            update(part, self._embed(places, batch))
         subtract(self._moments, part)
         try:
             factor = factorise(self._moments, regularization=self._regularization)
@@ -167,21 +171,28 @@ class Calibrator:
         size: int | None = None,
     ) -> None:
         """Take in the scores of some images, by squared distances (B, h, w) of a batch."""
-        result, done = self._result, 0
-        for batch in self._batches(places, size or self._batch_size):
-            columns = passes.embed(self._backbone, self._factor.hierarchy, batch)
+        result = self._result
+        for here, batch in self._batches(places, size or self._batch_size):
+            columns = self._embed(here, batch)
             maps, scores = passes.map_batch(batch, distances(factor, columns).sqrt_(), self._input_size)
             for image, anomaly_map in zip(batch, maps.numpy(), strict=True):
                 top, left, bottom, right = image.placement.content
                 result.pixels.add(anomaly_map[top:bottom, left:right])
-            here = places[done : done + len(batch)]
             result.places += here
             result.groups += [numbers[place] for place in here]
             result.scores += scores.tolist()
             if len(result.places) <= MOST_SKETCHES:
                 result.sketches.append(self._sketch(columns))
-            done += len(batch)
             advance(len(batch))
 
-    def _batches(self, places: Iterable[int], size: int) -> Iterator[list[Loaded]]:
-        return passes.batches(self._replay.second(places), size)
+    def _embed(self, places: Sequence[int], batch: Sequence[Loaded]) -> list[Tensor]:
+        """Embeddings of a batch, per level (positions, B, d)."""
+        columns = self._kept.get(places, self._backbone.device)
+        return columns or passes.embed(self._backbone, self._factor.hierarchy, batch)
+
+    def _batches(self, places: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], list[Loaded]]]:
+        """Images at these places in batches, with the places of each."""
+        done = 0
+        for batch in passes.batches(self._replay.second(places), size):
+            yield places[done : done + len(batch)], batch
+            done += len(batch)

@@ -70,7 +70,8 @@ class PaDiM:
         groups: what belongs together and would vouch for each other, such as augmented copies or frames of a clip: a
             regular expression on the path, whose first group (or match) names the image's; "folder"; or a function of
             the path. None: every image stands alone.
-        cache_mb: memory for images between the two passes of a calibrated fit; those beyond it are read again.
+        cache_mb: memory for images and their embeddings between the two passes of a calibrated fit; those beyond it
+            are read and computed again.
 
     Attributes after `fit`:
         factor_: the Gaussians (`flawmap.gaussian.Factor`). channels_: (d,) indices into the concatenated layers.
@@ -104,7 +105,7 @@ class PaDiM:
         calibrate: Method | None = "leave-one-out",
         false_alarm_rate: float = FALSE_ALARM_RATE,
         groups: str | Callable[[str], Hashable] | None = None,
-        cache_mb: float = 64,
+        cache_mb: float = 512,
     ) -> None:
         self.backbone = backbone
         self.layers = layers

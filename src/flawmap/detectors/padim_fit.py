@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from flawmap.backbones import Backbone
 from flawmap.decision import PIXEL_RATES, Decision
@@ -15,6 +16,7 @@ from flawmap.detectors import passes
 from flawmap.detectors.calibration import Calibration, Calibrator, is_large
 from flawmap.detectors.detector import check_calibration
 from flawmap.detectors.grouping import Grouping, HoldOut
+from flawmap.detectors.kept_embeddings import KeptEmbeddings
 from flawmap.embedding import Hierarchy
 from flawmap.errors import ParameterError
 from flawmap.gaussian import (
@@ -86,14 +88,15 @@ class Fitting:
         """Learn from the images of a replay, of which there are `count` if that is known."""
         grouping = Grouping(self.groups)
         held_out = HoldOut(self.seed) if self.calibrate == "holdout" else None
+        kept = KeptEmbeddings(replay.reserve)
         with report_progress(progress, "Learning", count) as advance:
-            moments, probe = self._learn(replay, grouping, held_out, advance)
+            moments, probe = self._learn(replay, grouping, held_out, kept, advance)
         grouping.check()
         regularization = self.regularization or choose_regularization(moments, probe)
         factor = factorise(moments, regularization=regularization)
         learnt = Learnt(factor, regularization, moments.count)
         members = self._members(replay, grouping, held_out)
-        kept = moments if any(is_large(len(group), moments.count) for group in members) else None
+        whole = moments if any(is_large(len(group), moments.count) for group in members) else None
         del moments
         n_again = sum(map(len, members))
         if n_again == 0:
@@ -106,7 +109,8 @@ class Fitting:
             replay,
             self.input_size,
             batch_size=self.batch_size,
-            moments=kept,
+            moments=whole,
+            kept=kept,
         )
         with report_progress(progress, "Calibrating", n_again) as advance:
             score = calibrator.left_out if held_out is None else calibrator.held_out
@@ -114,24 +118,43 @@ class Fitting:
         return _conclude(learnt, calibration, replay, grouping) if calibration.scores else learnt
 
     def _learn(
-        self, replay: Replay, grouping: Grouping, held_out: HoldOut | None, advance: Callable[[int], None]
+        self,
+        replay: Replay,
+        grouping: Grouping,
+        held_out: HoldOut | None,
+        kept: KeptEmbeddings,
+        advance: Callable[[int], None],
     ) -> tuple[Moments, Probe]:
         """Moments of all images that are not held out, and a sample of their embeddings."""
         groups: list[Hashable] = []
+        places: list[int] = []
         probe = Probe(self.hierarchy)
 
-        def kept() -> Iterator[Loaded]:
-            for image in replay.first():
+        def learnt() -> Iterator[Loaded]:
+            for place, image in enumerate(replay.first()):
                 group = grouping.add(image.name)
                 if held_out is not None and held_out(group):
                     advance(1)
                     continue
                 groups.append(group)
+                places.append(place)
                 yield image
 
-        batches = passes.batches(kept(), self.batch_size)
-        wanted = probe if self.regularization is None else None
-        return passes.learn(self.backbone, self.hierarchy, batches, advance, probe=wanted, groups=groups), probe
+        def keep(columns: list[Tensor]) -> None:
+            n_images = columns[0].shape[1]
+            kept.add(places[:n_images], columns)
+            del places[:n_images]
+
+        moments = passes.learn(
+            self.backbone,
+            self.hierarchy,
+            passes.batches(learnt(), self.batch_size),
+            advance,
+            probe=probe if self.regularization is None else None,
+            groups=groups,
+            keep=keep if self.calibrate == "leave-one-out" else None,
+        )
+        return moments, probe
 
     def _members(self, replay: Replay, grouping: Grouping, held_out: HoldOut | None) -> list[list[int]]:
         """Places of each group that is to be scored; of those left out, only whole ones that can be read again."""

@@ -56,8 +56,12 @@ def learn(
     *,
     probe: Probe | None = None,
     groups: Sequence[Hashable] = (),
+    keep: Callable[[list[Tensor]], None] | None = None,
 ) -> Moments:
-    """Moments of all images; a `probe` is shown them too, with their groups, a list that grows as they are read."""
+    """Moments of all images; a `probe` is shown them too, with their groups, a list that grows as they are read.
+
+    `keep` is shown each batch's embeddings, per level (positions, B, d).
+    """
     moments = Moments.empty(hierarchy, backbone.device)
     pending: list[list[Tensor]] = []
     n_read = 0
@@ -65,6 +69,8 @@ def learn(
         columns = embed(backbone, hierarchy, batch)
         if probe is not None:
             probe.take(columns, groups[n_read : n_read + len(batch)])
+        if keep is not None:
+            keep(columns)
         n_read += len(batch)
         pending.append(columns)
         if sum(part[0].shape[1] for part in pending) >= FIT_BATCH:

@@ -12,10 +12,10 @@ from torch import nn
 from flawmap.atomic import replace_folder_atomically
 from flawmap.detectors import SPADE, AnyDetector, MahalanobisAD, PaDiM
 from flawmap.errors import ModelFileError, ParameterError
-from flawmap.export.graph import ScoringNetwork, TrainedScoringNetwork, WholeImageNetwork, trace
+from flawmap.export.graph import JudgingNetwork, ScoringNetwork, TrainedScoringNetwork, WholeImageNetwork, trace
 from flawmap.export.onnx import write_onnx
 from flawmap.export.openvino import write_openvino
-from flawmap.runtime.graph import OUTPUTS
+from flawmap.runtime.graph import JUDGEMENTS, OUTPUTS
 from flawmap.runtime.metadata import (
     FILES,
     METADATA_FILE,
@@ -56,14 +56,17 @@ def export_model(
     target = Path(folder).expanduser()
     _check(model, target, format, dtype, resize_inside)
     preprocessing = model.preprocessing
-    program = trace(_network(model), preprocessing.resize)
+    network, outputs = _network(model), OUTPUTS if model.map_scale is not None else OUTPUTS[-1:]
+    if model.decision_ is not None and model.aspect != "letterbox":  # whose score depends on where the padding lies
+        network, outputs = JudgingNetwork(network, model.decision_), (*outputs, *JUDGEMENTS)
+    program = trace(network, preprocessing.resize)
     try:
         with replace_folder_atomically(target) as temporary:
             WRITERS[format](
                 program,
                 temporary,
                 image_size=preprocessing.resize,
-                outputs=OUTPUTS if model.map_scale is not None else OUTPUTS[-1:],
+                outputs=outputs,
                 half=dtype == "float16",
                 resize_inside=resize_inside,
             )

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from flawmap.anomaly_map import image_scores, smoothing_operator
 from flawmap.backbones import Backbone
+from flawmap.decision import Decision
 from flawmap.embedding import Level
 from flawmap.errors import ParameterError
 from flawmap.gaussian import Factor, PooledGaussian
 from flawmap.images import Preprocessing
 from flawmap.records import Size
 
-__all__ = ["ScoringNetwork", "TrainedScoringNetwork", "WholeImageNetwork", "trace"]
+__all__ = ["JudgingNetwork", "ScoringNetwork", "TrainedScoringNetwork", "WholeImageNetwork", "trace"]
 
 
 class ScoringNetwork(nn.Module):
@@ -81,6 +82,27 @@ class TrainedScoringNetwork(nn.Module):
         """Maps, where there are any, and scores."""
         outputs: tuple[Tensor, ...] = self.scorer(images[:, self._rows, self._columns])
         return outputs
+
+
+class JudgingNetwork(nn.Module):
+    """A network that ends with image scores (N,), and after them their p-values (N,) and labels (N,) int32."""
+
+    def __init__(self, network: nn.Module, decision: Decision) -> None:
+        super().__init__()
+        self.network = network
+        self.known: Tensor
+        self.weights: Tensor
+        self.register_buffer("known", torch.from_numpy(decision.scores))
+        self.register_buffer("weights", torch.from_numpy(decision.weights).float())
+        self.lowest_rate, self.threshold = decision.lowest_rate, decision.threshold
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What the network says, share of good images that score as high, and 1 for anomalous."""
+        outputs: tuple[Tensor, ...] = self.network(images)
+        scores = outputs[-1]
+        as_high = (self.known >= scores[:, None]).float()
+        p_values = (as_high @ self.weights + self.lowest_rate).clamp(max=1)  # rounding may end above
+        return *outputs, p_values, (scores > self.threshold).to(torch.int32)
 
 
 class _Features(nn.Module):

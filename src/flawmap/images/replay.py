@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import tee
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flawmap.errors import ImageError
 from flawmap.images.preprocessing import Preprocessing
@@ -16,6 +17,9 @@ from flawmap.images.stream import Loaded, stream
 from flawmap.images.video import VideoFrame
 
 __all__ = ["Replay"]
+
+ALIGNMENT = 64
+"""Bytes to a multiple of which each part of the memory is rounded up, as vector instructions like it."""
 
 
 class Replay:
@@ -52,8 +56,10 @@ class Replay:
             digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=16).digest()
             if (earlier := self._seen.setdefault(digest, len(self.names))) < len(self.names):
                 self.copies.append((earlier, len(self.names)))
-            if image.pixels.size <= len(self._free):
-                self._again[len(self.names)] = self._keep(image)
+            if (memory := self.reserve(image.pixels.size)) is not None:
+                kept = memory.reshape(image.pixels.shape)
+                kept[:] = image.pixels
+                self._again[len(self.names)] = replace(image, pixels=kept)
             else:
                 self._free = self._free[:0]
                 if image.source is not None:
@@ -73,8 +79,10 @@ class Replay:
         for entry in wanted:
             yield entry if isinstance(entry, Loaded) else next(read)
 
-    def _keep(self, image: Loaded) -> Loaded:
-        kept = self._free[: image.pixels.size].reshape(image.pixels.shape)
-        kept[:] = image.pixels
-        self._free = self._free[image.pixels.size :]
-        return replace(image, pixels=kept)
+    def reserve(self, n_bytes: int) -> NDArray[np.uint8] | None:
+        """Memory out of the budget, for what else is to be kept for the second pass; None if there is not enough."""
+        taken = -(-n_bytes // ALIGNMENT) * ALIGNMENT
+        if taken > len(self._free):
+            return None
+        reserved, self._free = self._free[:n_bytes], self._free[taken:]
+        return reserved

@@ -11,13 +11,25 @@ from numpy.typing import NDArray
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.runtime.metadata import FILES, Metadata
 
-__all__ = ["INPUT", "OUTPUTS", "Graph", "Precision", "check_threads", "no_graph", "open_graph", "outputs_of"]
+__all__ = [
+    "INPUT",
+    "JUDGEMENTS",
+    "OUTPUTS",
+    "Graph",
+    "Precision",
+    "check_threads",
+    "no_graph",
+    "open_graph",
+    "outputs_of",
+]
 
 Precision = Literal["float32", "bfloat16"]
 
 INPUT = "images"
 OUTPUTS = ("anomaly_map", "pred_score")
 """Of a graph; the last one alone where there are no maps."""
+JUDGEMENTS = ("p_value", "pred_label")
+"""Further outputs of a calibrated model's graph, by the threshold it was exported with."""
 
 
 class Graph(Protocol):
