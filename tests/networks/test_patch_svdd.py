@@ -196,7 +196,10 @@ def test_the_score_follows_the_paper_patch_by_patch():
             assert score == anomaly_map.max()
 
 
-def test_near_neighbours_are_measured_exactly():
+@pytest.mark.parametrize("block", [None, 12 * 7])
+def test_near_neighbours_are_measured_exactly(monkeypatch, block):
+    if block is not None:  # the gallery in parts of seven
+        monkeypatch.setattr(patch_svdd, "BLOCK_VALUES", block)
     generator = torch.Generator().manual_seed(0)
     gallery = torch.randn(50, 6, generator=generator)
     features = gallery[:12].T.reshape(1, 6, 3, 4) + 1e-3

@@ -374,7 +374,7 @@ class TrainedDetector(ABC, Generic[Scorer]):
         )
 
     def _usual_score(self, images: ReplayedImages) -> float:
-        scores = [self._run(batch)[1] for batch in images.batches(passes.FIT_BATCH)]
+        scores = [self._run(batch)[1] for batch in images.batches(self._predict_batch())]
         return float(np.median(np.concatenate(scores)))
 
     def _calibrate(self, replay: Replay, split: Split, progress: Progress) -> None:

@@ -353,13 +353,16 @@ def nearest_distances(features: Tensor, gallery: Tensor) -> Tensor:
     difference a - b measures it.
     """
     mean = gallery.mean(dim=0)
-    gallery, features = gallery - mean, features - mean[:, None, None]
-    norms = gallery.square().sum(dim=1)
-    n_rows = max(1, BLOCK_VALUES // (len(gallery) * features.shape[3]))
-    rows = []
-    for start in range(0, features.shape[2], n_rows):
-        queries = features[:, :, start : start + n_rows].permute(0, 2, 3, 1)
-        nearest = torch.addmm(norms, queries.flatten(0, 2), gallery.T, alpha=-2).argmin(dim=1)
-        differences = queries.flatten(0, 2) - gallery.index_select(0, nearest)
-        rows.append(differences.square().sum(dim=1).sqrt().view(queries.shape[:3]))
-    return torch.cat(rows, dim=1)
+    gallery = gallery - mean
+    queries = (features - mean[:, None, None]).permute(0, 2, 3, 1)
+    rows = queries.flatten(0, 2)
+    n_known = max(1, BLOCK_VALUES // (features.shape[2] * features.shape[3]))
+    nearest, least = rows, rows.new_full((len(rows), 1), torch.inf)
+    for start in range(0, len(gallery), n_known):  # a graph holds each part once, however many queries there are
+        known = gallery[start : start + n_known]
+        products = torch.addmm(known.square().sum(dim=1), rows, known.T, alpha=-2)
+        places = products.argmin(dim=1)
+        values = products.gather(1, places[:, None])
+        nearest = torch.where(values < least, known.index_select(0, places), nearest)
+        least = torch.minimum(values, least)
+    return (rows - nearest).square().sum(dim=1).sqrt().view(queries.shape[:3])
