@@ -1,10 +1,10 @@
-# make demo: find defects on real photos    make test: prove the numbers    make lint    make bench    make clean
+# make demo: find defects on real photos    make test: prove the numbers    make lint    make bench    make bench-peers    make clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench format clean
+.PHONY: demo test lint bench bench-peers format clean
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flawmap needs Python 3.11 or newer")'
@@ -34,6 +34,13 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/trained.py
 
+bench-peers: $(INSTALLED)
+	test -x .peers/anomavision/bin/python || $(PYTHON) -m venv .peers/anomavision
+	.peers/anomavision/bin/python -m pip install --quiet 'anomavision[cpu]' openvino onnx onnxscript
+	test -x .peers/anomalib/bin/python || $(PYTHON) -m venv .peers/anomalib
+	.peers/anomalib/bin/python -m pip install --quiet 'anomalib[cpu]' openvino onnx onnxscript
+	$(BIN)/flawmap benchmark speed --peers .peers
+
 clean:
-	rm -rf $(VENV) demo-output benchmark-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build
+	rm -rf $(VENV) .peers demo-output benchmark-output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 from flawmap.backbones import load_backbone
+from flawmap.benchmark.peers import Peer, find_peers
 from flawmap.benchmark.plain import PlainPaDiM
 from flawmap.benchmark.timing import interleaved
 from flawmap.cli.app import app
+from flawmap.errors import ParameterError
 
 
 def test_calls_take_turns_and_the_first_of_a_block_is_not_counted():
@@ -50,3 +54,41 @@ def test_impossible_options_are_refused(option, value):
     done = CliRunner().invoke(app, ["benchmark", "speed", option, value])
     assert done.exit_code == 1
     assert "Traceback" not in done.output
+
+
+def test_a_folder_without_environments_is_refused(tmp_path):
+    done = CliRunner().invoke(app, ["benchmark", "speed", "--peers", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "make bench-peers" in " ".join(done.output.split())
+
+
+def stand_in(folder, code):
+    """A package's environment whose Python is a script."""
+    python = folder / "anomalib" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!{sys.executable}\n{code}")
+    python.chmod(0o755)
+    return find_peers(folder)["anomalib"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script that a shell starts")
+def test_another_package_answers_or_its_error_is_told(tmp_path):
+    echo = "import json, sys\nfor line in sys.stdin: print(json.dumps(json.loads(line)[1:3]), flush=True)"
+    with Peer("anomalib", stand_in(tmp_path / "a", echo)) as peer:
+        assert peer.fit(100, 224, tmp_path) == (100, 224)
+    failing = 'import sys\nfor line in sys.stdin: print(\'{"error": "RuntimeError: no"}\', flush=True)'
+    with (
+        Peer("anomalib", stand_in(tmp_path / "b", failing)) as peer,
+        pytest.raises(ParameterError, match="anomalib cannot do this: RuntimeError: no"),
+    ):
+        peer.call("torch")
+    with (
+        Peer("anomalib", stand_in(tmp_path / "c", "")) as peer,
+        pytest.raises(ParameterError, match="anomalib has died"),
+    ):
+        peer.take_images(1, 8)
+
+
+def test_the_worker_says_what_is_missing():
+    with Peer("anomavision", Path(sys.executable)) as peer, pytest.raises(ParameterError, match="No module named"):
+        peer.fit(100, 64, Path("images"))

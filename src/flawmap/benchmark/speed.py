@@ -8,7 +8,8 @@ import platform
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawmap.backbones import Backbone, Precision, Runtime, load_backbone
+from flawmap.benchmark.peers import Peer, find_peers
 from flawmap.benchmark.plain import PlainPaDiM
 from flawmap.benchmark.timing import Latency, interleaved
 from flawmap.detectors import PaDiM
@@ -54,6 +56,7 @@ class SpeedCase:
         fit_seconds: learning, calibration and writing the file, for `n_images` images from files.
         fit_peak_mb: greatest memory of the process that did so, libraries included.
         file_mb: the model file; `file_mb_float16` with 16-bit factors.
+        peers: of other packages on the same files, seconds to learn and peak memory in MB, or why they cannot.
     """
 
     name: str
@@ -63,6 +66,7 @@ class SpeedCase:
     file_mb: float
     file_mb_float16: float
     latency: dict[str, dict[str, Latency]] = field(default_factory=dict)
+    peers: dict[str, tuple[float, float] | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,18 @@ class SpeedReport:
 
 
 def measure_speed(
-    names: Sequence[str], *, n_images: int, rounds: int, tell: Callable[[str], None] = lambda _: None
+    names: Sequence[str],
+    *,
+    n_images: int,
+    rounds: int,
+    peers: Path | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> SpeedReport:
-    """Measure some cases, with random weights and images, on which times do not depend. ParameterError for others."""
+    """Measure some cases, with random weights and images, on which times do not depend. ParameterError for others.
+
+    `peers` is a folder of virtual environments of other packages, which ResNet-18 is timed beside (see `find_peers`).
+    """
+    pythons = find_peers(peers) if peers is not None else {}
     unknown = [name for name in names if name not in CASES]
     if unknown:
         raise ParameterError(f"unknown case '{unknown[0]}'; there are {', '.join(CASES)}")
@@ -88,11 +101,13 @@ def measure_speed(
         raise ParameterError(f"at least 3 images and one round are needed, got {n_images} and {rounds}")
     with tempfile.TemporaryDirectory() as folder:
         images = _write_images(Path(folder) / "good", n_images)
-        cases = tuple(_measure(name, images, Path(folder), rounds, tell) for name in names)
+        cases = tuple(_measure(name, images, Path(folder), rounds, pythons, tell) for name in names)
     return SpeedReport(f"{_processor()}, {os.cpu_count()} processors, torch {torch.__version__}", cases)
 
 
-def _measure(name: str, images: Path, folder: Path, rounds: int, tell: Callable[[str], None]) -> SpeedCase:
+def _measure(
+    name: str, images: Path, folder: Path, rounds: int, pythons: Mapping[str, Path], tell: Callable[[str], None]
+) -> SpeedCase:
     backbone, n_features = CASES[name]
     options = {"backbone": backbone, "n_features": n_features, "resize": 256, "crop": SIDE, "pretrained": False}
     tell(f"{name}: fitting")
@@ -109,15 +124,45 @@ def _measure(name: str, images: Path, folder: Path, rounds: int, tell: Callable[
         round(path.stat().st_size / 1e6, 1),
         round((folder / "half.flawmap").stat().st_size / 1e6, 1),
     )
-    for batch in (1, 8):
-        tell(f"{name}: scoring {batch}")
-        case.latency[str(batch)] = interleaved(_runs(model, folder / name, batch), rounds=rounds)
+    with ExitStack() as stack:
+        others = _others(stack, pythons if backbone == "resnet18" else {}, n_features, images, folder, case, tell)
+        for batch in (1, 8):
+            tell(f"{name}: scoring {batch}")
+            runs = _runs(model, folder / name, batch)
+            for peer, calls in others.items():
+                peer.take_images(batch, SIDE)
+                runs |= {f"{peer.name}, {call}": partial(peer.call, call) for call in calls}
+            case.latency[str(batch)] = interleaved(runs, rounds=rounds)
     tell(f"{name}: scoring a file")
     file = next(images.iterdir())
     inspector = Inspector(folder / name)
     from_file = {"graph float32": lambda: inspector.inspect([file]), "torch float32": lambda: model.predict(file)}
     case.latency["1 from file"] = interleaved(from_file, rounds=rounds)
     return case
+
+
+def _others(
+    stack: ExitStack,
+    pythons: Mapping[str, Path],
+    n_features: int | None,
+    images: Path,
+    folder: Path,
+    case: SpeedCase,
+    tell: Callable[[str], None],
+) -> dict[Peer, list[str]]:
+    """Other packages that have learnt what the case does, with the names of their calls; the case notes how."""
+    ready = {}
+    for name, python in pythons.items():
+        tell(f"{case.name}: {name} is fitting")
+        try:
+            with Peer(name, python) as learner:  # a process of its own, for its memory
+                seconds, megabytes = learner.fit(n_features or 0, SIDE, images)
+            case.peers[name] = round(seconds, 2), round(megabytes)
+        except ParameterError as error:
+            case.peers[name] = str(error)
+        peer = stack.enter_context(Peer(name, python))
+        ready[peer] = peer.prepare(n_features or 0, SIDE, folder / name)
+    return ready
 
 
 def _runs(model: PaDiM, folder: Path, batch: int) -> dict[str, Callable[[], object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +32,10 @@ def speed(
     cases: Annotated[str, typer.Option(metavar="A,B", help="Which; resnet18-100, efficientnet_lite0-176, ...")] = "",
     images: Annotated[int, typer.Option(metavar="N", help="Images to fit on.")] = 320,
     rounds: Annotated[int, typer.Option(metavar="N", help="Turns of each; more are steadier.")] = 10,
+    peers: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Virtual environments of anomalib and anomavision, to time them too."),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -39,7 +44,11 @@ def speed(
 
     names = [name.strip() for name in cases.split(",") if name.strip()] or list(CASES)
     report = measure_speed(
-        names, n_images=images, rounds=rounds, tell=(lambda _: None) if quiet else (lambda what: messages.print(what))
+        names,
+        n_images=images,
+        rounds=rounds,
+        peers=peers,
+        tell=(lambda _: None) if quiet else (lambda what: messages.print(what)),
     )
     if as_json:
         print_json(report.to_json())
@@ -62,6 +71,9 @@ def _show(report: SpeedReport) -> None:
             f"fit on {case.n_images} images: {case.fit_seconds:.1f} s, {case.fit_peak_mb:.0f} MB at most; file "
             f"{case.file_mb:.1f} MB, {case.file_mb_float16:.1f} MB with 16-bit factors"
         )
+        for name, fit in case.peers.items():
+            figures = fit if isinstance(fit, str) else f"{fit[0]:.1f} s, {fit[1]:.0f} MB at most"
+            console.print(f"{name}, fit on the same: {figures}")
     console.print(_paper_table(report.cases))
 
 

@@ -357,7 +357,7 @@ def nearest_distances(features: Tensor, gallery: Tensor) -> Tensor:
     queries = (features - mean[:, None, None]).permute(0, 2, 3, 1)
     rows = queries.flatten(0, 2)
     n_known = max(1, BLOCK_VALUES // (features.shape[2] * features.shape[3]))
-    nearest, least = rows, rows.new_full((len(rows), 1), torch.inf)
+    nearest, least = rows, torch.full_like(rows[:, :1], torch.inf)
     for start in range(0, len(gallery), n_known):  # a graph holds each part once, however many queries there are
         known = gallery[start : start + n_known]
         products = torch.addmm(known.square().sum(dim=1), rows, known.T, alpha=-2)

@@ -1,0 +1,159 @@
+"""Runs another package's PaDiM for `flawmap.benchmark.peers`, in a virtual environment of its own, without flawmap.
+
+    python peer_worker.py anomalib|anomavision
+
+Each line of standard input is a JSON array, a function's name and its arguments; each line of standard output is the
+answer. Weights and images are random, as everything that is timed is: a call is from 8-bit images to maps and scores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+LAYERS = ["layer1", "layer2", "layer3"]
+BATCH = 32
+
+Call = Callable[[NDArray[np.float32]], object]
+
+
+def anomalib_calls(n_features: int, side: int, folder: str) -> dict[str, Call]:
+    """anomalib's torch model, and what it exports."""
+    import openvino
+    from anomalib.models import Padim
+
+    model = Padim(
+        backbone="resnet18",
+        layers=LAYERS,
+        pre_trained=False,
+        n_features=n_features,
+        pre_processor=Padim.configure_pre_processor(image_size=(side, side)),
+        visualizer=False,
+        evaluator=False,
+    )
+    learner = model.model.train()
+    learner(torch.rand(3, 3, side, side))
+    learner.fit()
+    model.eval()
+    path = model.to_openvino(folder, input_size=(side, side))
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path, "CPU", options)
+    return {
+        "torch": torch.inference_mode()(lambda images: model(torch.from_numpy(images))),
+        "OpenVINO export": lambda images: compiled([images]),
+    }
+
+
+def anomavision_calls(n_features: int, side: int, folder: str) -> dict[str, Call]:
+    """anomavision's torch model, and its ONNX export as OpenVINO runs it."""
+    import logging
+
+    import openvino
+    from anomavision.export import ModelExporter
+
+    model = _anomavision_model(n_features)
+    model.fit([(torch.rand(3, side, side), 0, 0, 0)] * 3)
+    path = Path(folder, "model.pt")
+    torch.save(model, path)
+    exporter = ModelExporter(path, Path(folder), logging.getLogger("anomavision"), device="cpu")
+    graph = exporter.export_onnx(input_shape=(1, 3, side, side), dynamic_batch=True)
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(graph), "CPU", options)
+    return {
+        "torch": torch.inference_mode()(lambda images: model.predict(torch.from_numpy(images))),
+        "OpenVINO export": lambda images: compiled([images]),
+    }
+
+
+def anomalib_fit(n_features: int, side: int, images: str) -> None:
+    """Learn from a folder of images as its documentation does it."""
+    from anomalib.data import Folder
+    from anomalib.engine import Engine
+    from anomalib.models import Padim
+
+    root = Path(images)
+    data = Folder(
+        name="good",
+        root=root.parent,
+        normal_dir=root.name,
+        train_batch_size=BATCH,
+        eval_batch_size=BATCH,
+        num_workers=2,
+        test_split_mode="none",
+        val_split_mode="none",
+    )
+    size = Padim.configure_pre_processor(image_size=(side, side))
+    model = Padim(backbone="resnet18", layers=LAYERS, pre_trained=False, n_features=n_features, pre_processor=size)
+    Engine(accelerator="cpu", devices=1, logger=False, default_root_path=root.parent / "anomalib").fit(
+        model, datamodule=data
+    )
+
+
+def anomavision_fit(n_features: int, side: int, images: str) -> None:
+    """Learn from a folder of images as its documentation does it."""
+    from anomavision import AnodetDataset
+
+    data = AnodetDataset(images, resize=[side, side], crop_size=None, normalize=True)
+    _anomavision_model(n_features).fit(torch.utils.data.DataLoader(data, batch_size=BATCH, num_workers=2))
+
+
+def _anomavision_model(n_features: int) -> Any:  # noqa: ANN401 (anomavision.Padim)
+    from anomavision import Padim
+    from anomavision.algorithm.common import feature_extraction
+
+    known = {"resnet18": (lambda weights, progress: feature_extraction.resnet18(), None)}  # noqa: ARG005 (fetch none)
+    feature_extraction.BACKBONES = known
+    return Padim(backbone="resnet18", layer_indices=[0, 1, 2], feat_dim=n_features)
+
+
+FUNCTIONS = {
+    "anomalib": (anomalib_calls, anomalib_fit),
+    "anomavision": (anomavision_calls, anomavision_fit),
+}
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    make_calls, learn = FUNCTIONS[sys.argv[1]]
+    answers, calls = sys.stdout, dict[str, Call]()
+    images: NDArray[np.uint8] = np.zeros((1, 1, 1, 3), np.uint8)
+
+    def call(name: str) -> None:
+        calls[name](np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32) / np.float32(255))
+
+    for line in sys.stdin:
+        function, *arguments = json.loads(line)
+        answer: object = None
+        with contextlib.redirect_stdout(sys.stderr):
+            try:
+                if function == "prepare":
+                    calls = make_calls(*arguments)
+                    answer = list(calls)
+                elif function == "images":
+                    n_images, side = arguments
+                    images = np.random.default_rng(0).integers(0, 256, (n_images, side, side, 3), np.uint8)
+                elif function == "fit":
+                    start = time.perf_counter()
+                    learn(*arguments)
+                    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+                    answer = [time.perf_counter() - start, peak]
+                else:
+                    call(*arguments)
+            except Exception as error:
+                answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Other packages' PaDiMs, each run by the Python of a virtual environment of its own, to be timed beside flawmap's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from flawmap.errors import ParameterError
+
+__all__ = ["PEERS", "Peer", "find_peers"]
+
+PEERS = ("anomalib", "anomavision")
+WORKER = Path(__file__).with_name("peer_worker.py")
+
+
+def find_peers(folder: Path) -> dict[str, Path]:
+    """The Python of each package that has an environment below a folder. ParameterError if none has."""
+    inside = Path("Scripts", "python.exe") if sys.platform == "win32" else Path("bin", "python")
+    found = {name: folder / name / inside for name in PEERS if (folder / name / inside).exists()}
+    if not found:
+        raise ParameterError(
+            f"{folder} holds no virtual environment named {' or '.join(PEERS)}; `make bench-peers` makes them"
+        )
+    return found
+
+
+class Peer:
+    """One package's PaDiM of ResNet-18 in a process of its own."""
+
+    def __init__(self, name: str, python: Path) -> None:
+        self.name = name
+        command = [str(python), str(WORKER), name]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def prepare(self, n_features: int, side: int, folder: Path) -> list[str]:
+        """Make a model and its export; the names of what can be called."""
+        folder.mkdir(parents=True, exist_ok=True)
+        names: list[str] = self._ask("prepare", n_features, side, str(folder))
+        return names
+
+    def take_images(self, n_images: int, side: int) -> None:
+        """Random images (n, side, side, 3) that the next calls are about."""
+        self._ask("images", n_images, side)
+
+    def call(self, name: str) -> None:
+        """From 8-bit images to maps and scores; what it costs to ask is a tenth of a millisecond."""
+        self._ask("call", name)
+
+    def fit(self, n_features: int, side: int, images: Path) -> tuple[float, float]:
+        """Seconds to learn from a folder of images, and the peak memory of the process in MB."""
+        seconds, peak = self._ask("fit", n_features, side, str(images))
+        return seconds, peak
+
+    def _ask(self, *words: object) -> Any:  # noqa: ANN401 (JSON)
+        if self._process.stdin is None or self._process.stdout is None:
+            raise ValueError("the process has no pipes")
+        try:
+            self._process.stdin.write(json.dumps(words) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except OSError:
+            line = ""
+        if not line:
+            raise ParameterError(f"{self.name} has died; its environment may be damaged: run `make bench-peers` again")
+        answer = json.loads(line)
+        if isinstance(answer, dict):
+            raise ParameterError(f"{self.name} cannot do this: {answer['error'][:300]}")
+        return answer
