@@ -33,6 +33,25 @@ def test_importing_flawmap_and_asking_for_help_leaves_torch_alone():
     assert done.stdout.strip() == "False False", done.stderr
 
 
+def test_without_opencv_images_are_read_and_a_video_names_the_remedy(tmp_path):
+    (tmp_path / "a.avi").write_bytes(b"RIFF")
+    code = f"""
+import sys
+sys.modules.update(cv2=None, torch=None)
+import numpy as np, flawmap.pictures, flawmap.runtime
+from flawmap.errors import MissingDependencyError
+from flawmap.images import FrameReader, VideoFrame, read_image
+assert read_image(np.zeros((4, 5, 3), np.uint8)).shape == (4, 5, 3)
+try:
+    from pathlib import Path
+    FrameReader().read(VideoFrame(Path({str(tmp_path / "a.avi")!r}), 0))
+except MissingDependencyError as error:
+    print(error)
+"""
+    done = python(code)
+    assert "pip install 'flawmap[video]'" in done.stdout, done.stderr
+
+
 def test_without_the_train_extra_the_remedy_is_said():
     done = python(WITHOUT_TORCH + "import flawmap; flawmap.PaDiM")
     assert "pip install 'flawmap[train]'" in done.stderr.splitlines()[-1]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import cv2
+import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
@@ -194,23 +194,28 @@ class Decision:
 
 def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], placement: Placement) -> tuple[Region, ...]:
     """8-connected regions of a mask (H, W), in pixels of the original image, highest peak first."""
-    n_labels, labels, stats, centroids = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    labels = cc3d.connected_components(mask, connectivity=8)
+    found = cc3d.statistics(labels)
     scale = [placement.image_size[axis] / placement.resized_size[axis] for axis in (0, 1)]
     regions = []
-    for label in range(1, n_labels):
-        left, top, width, height, area = stats[label].tolist()
-        part = np.where(labels[top : top + height, left : left + width] == label, 1, 0)
-        values = anomaly_map[top : top + height, left : left + width] * part
+    for label in range(1, len(found["voxel_counts"])):
+        rows, columns = found["bounding_boxes"][label][:2]
+        values = anomaly_map[rows, columns] * (labels[rows, columns] == label)
         row, column = np.unravel_index(int(values.argmax()), values.shape)
-        corners = [(top, left), (top + height, left + width), (top + row + 0.5, left + column + 0.5)]
-        corners.append((centroids[label][1] + 0.5, centroids[label][0] + 0.5))
+        centroid = found["centroids"][label] + 0.5
+        corners = [
+            (rows.start, columns.start),
+            (rows.stop, columns.stop),
+            (rows.start + row + 0.5, columns.start + column + 0.5),
+            (centroid[0], centroid[1]),
+        ]
         (y0, x0), (y1, x1), at, centre = (
             tuple(float((point[axis] + placement.offset[axis]) * scale[axis]) for axis in (0, 1)) for point in corners
         )
         regions.append(
             Region(
                 box=(math.floor(y0), math.floor(x0), math.ceil(y1), math.ceil(x1)),
-                area=float(area * scale[0] * scale[1]),
+                area=float(found["voxel_counts"][label] * scale[0] * scale[1]),
                 peak=float(values.max()),
                 peak_at=(at[0], at[1]),
                 centroid=(centre[0], centre[1]),

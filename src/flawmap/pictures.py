@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -20,6 +19,14 @@ TILE = 200
 MARGIN = 12
 CAPTION = 22
 INK = (32, 32, 32)
+TURBO = np.frombuffer(
+    bytes.fromhex(
+        "30123b 3f3e9c 4666dd 458cfd 2fb2f4 1ad4d0 22ebaa 52fa7a 8bff4b "
+        "b7f735 dbe236 f5c53a fea130 f9751d e84b0c ce2d04 a91601 7a0403"
+    ),
+    np.uint8,
+).reshape(-1, 3)
+"""The colours of Turbo (Mikhailov 2019) at equal distances, RGB; those between lie on straight lines, within 3 %."""
 
 
 def overlay(
@@ -37,7 +44,8 @@ def overlay(
     shown = replace(prediction, placement=replace(prediction.placement, image_size=(height, width)))  # only proportions
     low, high = scale
     strength = np.clip((shown.original_map() - low) / max(high - low, 1e-12), 0, 1)
-    colours = cv2.applyColorMap(np.round(strength * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    knots = np.linspace(0, 1, len(TURBO))
+    colours = np.stack([np.interp(strength, knots, channel) for channel in TURBO.T], axis=-1)
     opacity = 0.55 * np.sqrt(strength)[..., None]
     blend: NDArray[np.uint8] = np.round(np.asarray(picture) * (1 - opacity) + colours * opacity).astype(np.uint8)
     return blend

@@ -70,11 +70,10 @@ def anomavision_calls(n_features: int, side: int, folder: str) -> dict[str, Call
     try:
         graph = exporter.export_onnx(input_shape=(1, 3, side, side), dynamic_batch=True)
         session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        session.run(None, {name: np.zeros((1, 3, side, side), np.float32)})
-    except Exception as error:  # with some releases of torch its graph is not one that runs
+    except Exception as error:  # with some releases of torch it makes none, or one that does not load
         sys.stderr.write(f"anomavision's export is left out: {error}\n")
     else:
+        name = session.get_inputs()[0].name
         calls["ONNX export"] = lambda images: session.run(None, {name: images})
     return calls
 
@@ -135,6 +134,14 @@ def main() -> None:
     def call(name: str) -> None:
         calls[name](np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32) / np.float32(255))
 
+    def works(name: str) -> bool:
+        try:
+            call(name)
+        except Exception as error:  # some exports run with batches of one alone
+            sys.stderr.write(f"{name} is left out at {len(images)} images: {error}\n")
+            return False
+        return True
+
     for line in sys.stdin:
         function, *arguments = json.loads(line)
         answer: object = None
@@ -142,10 +149,10 @@ def main() -> None:
             try:
                 if function == "prepare":
                     calls = make_calls(*arguments)
-                    answer = list(calls)
                 elif function == "images":
                     n_images, side = arguments
                     images = np.random.default_rng(0).integers(0, 256, (n_images, side, side, 3), np.uint8)
+                    answer = [name for name in calls if works(name)]
                 elif function == "fit":
                     start = time.perf_counter()
                     learn(*arguments)

@@ -46,15 +46,15 @@ class Peer:
         self._process.kill()
         self._process.communicate()
 
-    def prepare(self, n_features: int, side: int, folder: Path) -> list[str]:
-        """Make a model and its export; the names of what can be called."""
+    def prepare(self, n_features: int, side: int, folder: Path) -> None:
+        """Make a model and its export."""
         folder.mkdir(parents=True, exist_ok=True)
-        names: list[str] = self._ask("prepare", n_features, side, str(folder))
-        return names
+        self._ask("prepare", n_features, side, str(folder))
 
-    def take_images(self, n_images: int, side: int) -> None:
-        """Random images (n, side, side, 3) that the next calls are about."""
-        self._ask("images", n_images, side)
+    def take_images(self, n_images: int, side: int) -> list[str]:
+        """Random images (n, side, side, 3) that the next calls are about; the names of the calls that can do them."""
+        names: list[str] = self._ask("images", n_images, side)
+        return names
 
     def call(self, name: str) -> None:
         """From 8-bit images to maps and scores; what it costs to ask is a tenth of a millisecond."""

@@ -129,8 +129,8 @@ def _measure(
         for batch in (1, 8):
             tell(f"{name}: scoring {batch}")
             runs = _runs(model, folder / name, batch)
-            for peer, calls in others.items():
-                peer.take_images(batch, SIDE)
+            for peer in others:
+                calls = peer.take_images(batch, SIDE)
                 runs |= {f"{peer.name}, {call}": partial(peer.call, call) for call in calls}
             case.latency[str(batch)] = interleaved(runs, rounds=rounds)
     tell(f"{name}: scoring a file")
@@ -149,9 +149,9 @@ def _others(
     folder: Path,
     case: SpeedCase,
     tell: Callable[[str], None],
-) -> dict[Peer, list[str]]:
-    """Other packages that have learnt what the case does, with the names of their calls; the case notes how."""
-    ready = {}
+) -> list[Peer]:
+    """Other packages that have learnt what the case does; the case notes how."""
+    ready = []
     for name, python in pythons.items():
         tell(f"{case.name}: {name} is fitting")
         try:
@@ -161,7 +161,8 @@ def _others(
         except ParameterError as error:
             case.peers[name] = str(error)
         peer = stack.enter_context(Peer(name, python))
-        ready[peer] = peer.prepare(n_features or 0, SIDE, folder / name)
+        peer.prepare(n_features or 0, SIDE, folder / name)
+        ready.append(peer)
     return ready
 
 

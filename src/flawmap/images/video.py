@@ -1,4 +1,7 @@
-"""Frames of videos, decoded one after the other by OpenCV's FFmpeg; one video is open at a time."""
+"""Frames of videos, decoded one after the other by OpenCV's FFmpeg; one video is open at a time.
+
+OpenCV is imported when a video is opened: an installation that inspects images does without.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.errors import ImageError
+from flawmap.errors import ImageError, MissingDependencyError
 
 # FFmpeg would write its own remarks on damaged videos to standard error; they are told as ImageError
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
-import cv2  # reads the environment
 
 __all__ = ["FrameReader", "VideoFrame", "count_frames"]
 
@@ -41,12 +42,15 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._capture = cv2.VideoCapture()
+        self._capture: Any = None
         self._next = 0
         self._is_open = False
 
     def read(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """RGB (H, W, 3) uint8. Raises ImageError for a video or frame that cannot be decoded."""
+        """RGB (H, W, 3) uint8. Raises ImageError for a video or frame that cannot be decoded.
+
+        MissingDependencyError where OpenCV is not installed.
+        """
         if frame.path != self._path or frame.index < self._next:
             self._open(frame.path)
         grabbed = False
@@ -60,7 +64,8 @@ class FrameReader:
 
     def close(self) -> None:
         """Close the video that is open."""
-        self._capture.release()
+        if self._capture is not None:
+            self._capture.release()
         self._path = None
 
     def __enter__(self) -> Self:
@@ -75,18 +80,20 @@ class FrameReader:
         """Why a frame cannot be decoded."""
         if not path.is_file():
             return "no such video; check the path"
-        if not self._is_open or self._capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0:
+        if not self._is_open or self._capture.get(_opencv().CAP_PROP_FRAME_COUNT) <= 0:
             return "its file is not a video that can be decoded; expected AVI, MP4, ..."
         return "this frame cannot be decoded; the video is damaged or cut short, copy it again"
 
     def _open(self, path: Path) -> None:
         self.close()
+        self._capture = self._capture or _opencv().VideoCapture()
         self._path, self._next = path, 0
         self._is_open = _open(self._capture, path)
 
 
 def count_frames(path: Path) -> int:
     """Frames that a video's header announces; 0 for a file that is no video. Nothing is decoded."""
+    cv2 = _opencv()
     capture = cv2.VideoCapture()
     try:
         return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) if _open(capture, path) else 0
@@ -94,11 +101,23 @@ def count_frames(path: Path) -> int:
         capture.release()
 
 
-def _open(capture: cv2.VideoCapture, path: Path) -> bool:
+def _opencv() -> Any:  # noqa: ANN401 (a module)
+    """The cv2 module. Raises MissingDependencyError."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"videos need OpenCV, which cannot be imported ({error}): pip install 'flawmap[video]'"
+        ) from error
+    return cv2
+
+
+def _open(capture: Any, path: Path) -> bool:  # noqa: ANN401 (cv2.VideoCapture)
     """Whether the video could be opened; OpenCV's own remarks on one that could not are kept off standard error."""
+    cv2 = _opencv()
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        return path.is_file() and capture.open(str(path), cv2.CAP_FFMPEG)
+        return path.is_file() and bool(capture.open(str(path), cv2.CAP_FFMPEG))
     finally:
         cv2.utils.logging.setLogLevel(level)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
-import cv2
+import cc3d
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -142,13 +142,13 @@ class PixelScores:
             yield counts[block], *self._normal.ranks(values[block])
 
     def _add_regions(self, anomalous: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
-        n_labels, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-        _check_regions(self.n_regions + n_labels - 1)
+        labels, n_regions = cc3d.connected_components(mask, connectivity=8, return_N=True)
+        _check_regions(self.n_regions + n_regions)
         region = labels[mask]
-        sizes = np.bincount(region, minlength=n_labels)
+        sizes = np.bincount(region)
         self._anomalous.add(anomalous)
         self._overlap.add(anomalous, np.rint(REGION_WEIGHT / sizes[region]).astype(np.int64))
-        self.n_regions += n_labels - 1
+        self.n_regions += n_regions
 
 
 def pixel_auroc(masks: Iterable[ArrayLike | None], maps: Iterable[ArrayLike]) -> float | None:

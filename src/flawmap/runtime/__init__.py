@@ -1,4 +1,4 @@
-"""Runs exported models with numpy, Pillow, OpenCV and OpenVINO or ONNX Runtime; imports no torch."""
+"""Runs exported models with numpy, Pillow and OpenVINO or ONNX Runtime; imports no torch."""
 
 from flawmap.runtime.inspector import Inspector
 from flawmap.runtime.metadata import METADATA_FILE, Metadata

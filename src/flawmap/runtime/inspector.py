@@ -26,7 +26,7 @@ BATCH = 8
 
 
 class Inspector:
-    """An exported model, ready to inspect images: OpenVINO or ONNX Runtime, numpy, Pillow and OpenCV, no torch.
+    """An exported model, ready to inspect images: OpenVINO or ONNX Runtime, numpy and Pillow, no torch.
 
     Args:
         folder: what `flawmap export` or `flawmap.export_model` wrote.
