@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from flawmap.errors import MissingDependencyError
 
-__all__ = ["import_openvino"]
+__all__ = ["has_bfloat16", "import_openvino"]
 
 TELEMETRY = "openvino_telemetry"
 
@@ -32,3 +32,8 @@ def import_openvino() -> Any:  # noqa: ANN401 (a module)
         if absent:
             del modules[TELEMETRY]
     return openvino
+
+
+def has_bfloat16(device: str = "CPU") -> bool:
+    """Whether an OpenVINO device computes in bfloat16 of its own. Raises MissingDependencyError."""
+    return "BF16" in import_openvino().Core().get_property(device, "OPTIMIZATION_CAPABILITIES")

@@ -8,9 +8,10 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from flawmap import Inspector
+from flawmap import Inspector, PaDiM, export_model
 from flawmap.cli.app import app
 from flawmap.errors import ParameterError
+from flawmap.openvino_module import has_bfloat16
 
 
 def run(*arguments):
@@ -77,3 +78,12 @@ def test_precision_is_a_choice_of_openvino(exported, small_model, scratched):
         assert coarse.pred_score == pytest.approx(score, rel=0.1)
         with pytest.raises(ParameterError, match="precision must be"):
             Inspector(exported, precision="int4")
+
+
+def test_a_graph_computes_in_the_precision_of_the_fit(good_images, scratched, tmp_path):
+    model = PaDiM(backbone="resnet10t", pretrained=False, resize=64, precision="bfloat16").fit(good_images)
+    export_model(model, tmp_path / "x")
+    choices = ("auto", "bfloat16", "float32")
+    scores = {p: Inspector(tmp_path / "x", precision=p).inspect(scratched)[0].pred_score for p in choices}
+    assert scores["auto"] == scores["bfloat16" if has_bfloat16() else "float32"]
+    assert scores["float32"] == pytest.approx(model.predict(scratched).pred_score, rel=0.05)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from flawmap import PaDiM, Prediction, load
 from flawmap.backbones import Backbone
 from flawmap.errors import ImageError, NotFittedError, ParameterError, TrainingSetError, WeightsError
+from flawmap.openvino_module import has_bfloat16
 
 SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64, "regularization": "paper"}
 
@@ -432,6 +433,21 @@ def test_a_model_remembers_its_precision(good_images, scratched, tmp_path):
     coarse.save(tmp_path / "m.flawmap")
     assert load(tmp_path / "m.flawmap").precision == "bfloat16"
     assert coarse.predict(scratched).p_value == pytest.approx(1 / 13)
+
+
+def test_auto_precision_is_what_the_processor_has_and_openvino_runs(good_images, tmp_path):
+    model = PaDiM(**FEW, precision="auto").fit(good_images)
+    assert model.backbone_.precision == ("bfloat16" if has_bfloat16() else "float32")
+    model.save(tmp_path / "m.flawmap")
+    assert load(tmp_path / "m.flawmap").describe()["backbone"]["precision"] == model.backbone_.precision
+    assert PaDiM(**FEW, precision="auto", runtime="torch").fit(good_images).backbone_.precision == "float32"
+
+
+def test_in_bfloat16_a_score_does_not_depend_on_how_many_images_came_before(good_images, scratched):
+    model = PaDiM(**FEW, precision="bfloat16").fit(good_images)
+    first = model.predict(scratched).pred_score
+    model.predict(np.stack([scratched] * 40))
+    assert model.predict(scratched).pred_score == first
 
 
 @pytest.mark.parametrize("wrong", [{"runtime": "tensorrt"}, {"precision": "float8"}])

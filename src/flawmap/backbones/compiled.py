@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flawmap.openvino_module import import_openvino
+from flawmap.openvino_module import has_bfloat16, import_openvino
 from flawmap.records import Size
 
 __all__ = ["CompiledNetwork", "Precision"]
@@ -21,7 +21,7 @@ HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class CompiledNetwork:
-    """Feature maps of images of one size, any number at a time.
+    """Feature maps of images of one size, any number at a time; in bfloat16 only where the processor has it.
 
     Raises whatever torch or OpenVINO raise for a network that cannot be converted.
     """
@@ -36,7 +36,8 @@ class CompiledNetwork:
             program = torch.export.export(whole, (example,), dynamic_shapes=({0: batch},))
             model = openvino.convert_model(program)
         model.reshape([-1, *size, 3])
-        options = {"INFERENCE_PRECISION_HINT": HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        hint = HINTS[precision if has_bfloat16() else "float32"]
+        options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         self._request: Any = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
         self._n_outputs = len(model.outputs)
 

@@ -20,11 +20,21 @@ from flawmap.backbones.catalogue import CATALOGUE, CatalogueEntry, describe
 from flawmap.backbones.compiled import CompiledNetwork, Precision
 from flawmap.backbones.weights import find_weights, fingerprint, load_weights
 from flawmap.errors import BackboneError, ParameterError
+from flawmap.openvino_module import has_bfloat16
 from flawmap.records import Size
 
-__all__ = ["Backbone", "Precision", "Runtime", "feature_levels", "load_backbone", "pick_device"]
+__all__ = [
+    "Backbone",
+    "Precision",
+    "PrecisionChoice",
+    "Runtime",
+    "feature_levels",
+    "load_backbone",
+    "pick_device",
+]
 
 Runtime = Literal["auto", "openvino", "torch"]
+PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 
 MAX_LAYERS = 5
 COMPILE_AFTER = 32
@@ -46,7 +56,7 @@ class Backbone:
         trained_size: (height, width) of the images it was trained on.
         device: where it runs.
         runtime: "torch"; "openvino"; or "auto": torch for the first images, then OpenVINO, which takes a second or two
-            to compile and is several times faster from then on.
+            to compile and is several times faster from then on. In bfloat16 the two would differ: OpenVINO at once.
         precision: of its computations; its outputs are float32.
     """
 
@@ -75,7 +85,8 @@ class Backbone:
         if self.runtime == "torch":
             return None
         self._n_seen[size] += n_images
-        if size not in self._compiled and (self.runtime == "openvino" or self._n_seen[size] > COMPILE_AFTER):
+        at_once = self.runtime == "openvino" or self.precision == "bfloat16"
+        if size not in self._compiled and (at_once or self._n_seen[size] > COMPILE_AFTER):
             try:
                 self._compiled[size] = CompiledNetwork(self.network, self.mean, self.std, size, self.precision)
             except Exception as error:  # converting runs the network's own code, which may fail in any way
@@ -115,7 +126,7 @@ def load_backbone(
     seed: int = 0,
     device: torch.device | str = "auto",
     runtime: Runtime = "auto",
-    precision: Precision = "float32",
+    precision: PrecisionChoice = "float32",
     most_layers: int = MAX_LAYERS,
 ) -> Backbone:
     """A frozen backbone with its weights.
@@ -127,13 +138,13 @@ def load_backbone(
         weights: a file, or `hf-hub:REPO`; None to look for them on this machine.
         device: "auto" takes a GPU where there is one.
         runtime: "torch"; "openvino", on the CPU only; "auto": torch on a GPU, else for a few images, then OpenVINO.
-        precision: "bfloat16" computes in 16 bits, twice as fast where the processor has them, with 1 % of error.
+        precision: "bfloat16" computes in 16 bits, twice as fast where the processor has them, with 1 % of error; "auto"
+            does so where it has.
         most_layers: how many `layers` there may be.
     """
     target = pick_device(device)
     chosen_runtime = _check_runtime(runtime, target)
-    if precision not in get_args(Precision):
-        raise ParameterError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
+    chosen_precision = _check_precision(precision, target, chosen_runtime)
     entry = describe(name)
     with torch.random.fork_rng(devices=[]):  # timm draws initial weights; the caller's generator is left alone
         torch.manual_seed(seed)
@@ -158,7 +169,7 @@ def load_backbone(
         trained_size=anatomy.trained_size,
         device=target,
         runtime=chosen_runtime,
-        precision=precision,
+        precision=chosen_precision,
     )
 
 
@@ -168,6 +179,14 @@ def _check_runtime(runtime: Runtime, device: torch.device) -> Runtime:
     if device.type != "cpu" and runtime == "openvino":
         raise ParameterError(f"runtime 'openvino' runs on the CPU, not on {device}; give one or the other")
     return runtime if device.type == "cpu" else "torch"
+
+
+def _check_precision(precision: PrecisionChoice, device: torch.device, runtime: Runtime) -> Precision:
+    if precision not in get_args(PrecisionChoice):
+        raise ParameterError(f"precision must be 'auto', 'float32' or 'bfloat16', got {precision!r}")
+    if precision == "auto":
+        return "bfloat16" if device.type == "cpu" and runtime != "torch" and has_bfloat16() else "float32"
+    return precision
 
 
 def feature_levels(name: str) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ class Runtime(StrEnum):
 class Precision(StrEnum):
     """Of the backbone's computations."""
 
+    auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
 
@@ -108,7 +109,8 @@ def fit(
     device: DeviceOption = "auto",
     runtime: Annotated[Runtime | None, typer.Option(help="What runs the backbone; auto.")] = None,
     precision: Annotated[
-        Precision | None, typer.Option(help="Of the backbone's computations, or of a training; float32.")
+        Precision | None,
+        typer.Option(help="Of the backbone, or of a training; float32. auto: bfloat16 where the CPU has it."),
     ] = None,
     dtype: Annotated[
         Dtype | None, typer.Option(help="How the file stores its factors; float32, 16 bits halve it.")

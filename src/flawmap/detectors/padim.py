@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from flawmap.backbones import DEFAULT_BACKBONE, Backbone, Precision, Runtime, load_backbone
+from flawmap.backbones import DEFAULT_BACKBONE, Backbone, PrecisionChoice, Runtime, load_backbone
 from flawmap.decision import FALSE_ALARM_RATE, Decision
 from flawmap.detectors import passes
 from flawmap.detectors.detector import OnBad
@@ -62,7 +62,8 @@ class PaDiM:
         aspect: "squash" fills `resize`; "letterbox" keeps the proportions and pads.
         device: "auto" takes a GPU where there is one.
         runtime: "torch", or "openvino" on the CPU; "auto" takes torch on a GPU, else OpenVINO from the 33rd image on.
-        precision: "float32", or "bfloat16": twice as fast where the processor has it, with slightly other scores.
+        precision: "float32", whose scores are the same on every machine; "bfloat16": twice as fast where the processor
+            has it, with slightly other scores; "auto": bfloat16 there alone. The model keeps to what it was fitted in.
         calibrate: "leave-one-out" makes `fit` score every good image by the model without it, for a threshold that
             keeps its promise; "holdout" learns from three quarters and scores the rest; None leaves scores without a
             decision.
@@ -101,7 +102,7 @@ class PaDiM:
         aspect: Literal["squash", "letterbox"] = "squash",
         device: torch.device | str = "auto",
         runtime: Runtime = "auto",
-        precision: Precision = "float32",
+        precision: PrecisionChoice = "float32",
         calibrate: Method | None = "leave-one-out",
         false_alarm_rate: float = FALSE_ALARM_RATE,
         groups: str | Callable[[str], Hashable] | None = None,

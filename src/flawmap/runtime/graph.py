@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.errors import ModelFileError, ParameterError
+from flawmap.openvino_module import has_bfloat16
 from flawmap.runtime.metadata import FILES, Metadata
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "OUTPUTS",
     "Graph",
     "Precision",
+    "PrecisionChoice",
     "check_threads",
     "no_graph",
     "open_graph",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 Precision = Literal["float32", "bfloat16"]
+PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 
 INPUT = "images"
 OUTPUTS = ("anomaly_map", "pred_score")
@@ -47,21 +50,28 @@ def outputs_of(metadata: Metadata) -> tuple[str, ...]:
     return OUTPUTS if metadata.map_scale is not None else OUTPUTS[-1:]
 
 
-def open_graph(folder: Path, metadata: Metadata, device: str, threads: int | None, precision: Precision) -> Graph:
+def open_graph(folder: Path, metadata: Metadata, device: str, threads: int | None, precision: PrecisionChoice) -> Graph:
     """The graph of an export folder, compiled. Raises ModelFileError, ParameterError, MissingDependencyError."""
     check_threads(threads)
-    if precision not in get_args(Precision):
-        raise ParameterError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
+    if precision not in get_args(PrecisionChoice):
+        raise ParameterError(f"precision must be 'auto', 'float32' or 'bfloat16', got {precision!r}")
     path = folder / FILES[metadata.graph.format][0]
     if metadata.graph.format == "onnx":
-        if precision != "float32":
+        if precision == "bfloat16":
             raise ParameterError("ONNX Runtime computes in float32; export with format 'openvino' for bfloat16")
         from flawmap.runtime.onnx import OnnxGraph
 
         return OnnxGraph(path, metadata, device, threads)
     from flawmap.runtime.openvino import OpenVinoGraph
 
+    if precision == "auto":
+        precision = "bfloat16" if _fitted_in_bfloat16(metadata) and has_bfloat16() else "float32"
     return OpenVinoGraph(path, metadata, device, threads, precision)
+
+
+def _fitted_in_bfloat16(metadata: Metadata) -> bool:
+    backbone = metadata.model.get("backbone")
+    return isinstance(backbone, dict) and backbone.get("precision") == "bfloat16"
 
 
 def check_threads(threads: int | None) -> None:

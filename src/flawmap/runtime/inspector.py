@@ -16,7 +16,7 @@ from flawmap.decision import find_regions
 from flawmap.errors import ImageError, ModelFileError, ParameterError
 from flawmap.images import ImageCollection, ImageInput, Loaded, Preprocessing, collect, read_image, stream
 from flawmap.records import Prediction
-from flawmap.runtime.graph import Precision, open_graph
+from flawmap.runtime.graph import PrecisionChoice, open_graph
 from flawmap.runtime.metadata import Metadata, Rule
 
 __all__ = ["Inspector"]
@@ -32,7 +32,8 @@ class Inspector:
         folder: what `flawmap export` or `flawmap.export_model` wrote.
         device: "auto" takes the CPU; or a device that OpenVINO ("GPU") or ONNX Runtime ("cuda") finds here.
         threads: processors to use; None for all.
-        precision: "bfloat16" computes an OpenVINO graph in 16 bits, for speed; scores then differ by about a hundredth.
+        precision: "auto" is that of the fit, which thresholds belong to; "bfloat16" computes an OpenVINO graph in 16
+            bits, for speed, where the processor has them: scores then differ by about a hundredth; "float32".
 
     Attributes:
         metadata: the checked content of metadata.json.
@@ -47,7 +48,7 @@ class Inspector:
         *,
         device: str = "auto",
         threads: int | None = None,
-        precision: Precision = "float32",
+        precision: PrecisionChoice = "auto",
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.metadata = Metadata.read(self.folder)
