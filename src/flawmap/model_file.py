@@ -16,7 +16,6 @@ from typing import Annotated, Any, Generic, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import TypeVar
 
@@ -36,6 +35,7 @@ __all__ = [
     "SpadeDocument",
     "TrainedDocument",
     "TrainingSummary",
+    "is_finite",
 ]
 
 FORMAT_VERSION = 1
@@ -268,11 +268,8 @@ class ModelFile(Generic[D]):
         text = json.dumps(document.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         try:
             with replace_atomically(path) as temporary:
-                if streamed:
-                    write_tensors(temporary, tensors, streamed, {DOCUMENT_KEY: text})
-                    return
-                save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary, {DOCUMENT_KEY: text})
-        except (OSError, SafetensorError) as error:
+                write_tensors(temporary, tensors, streamed or {}, {DOCUMENT_KEY: text})
+        except OSError as error:
             raise ModelFileError(
                 f"{path}: cannot be written ({_reason(error)}); check that the folder exists, is writable and has "
                 f"room. Nothing was changed"
@@ -295,7 +292,7 @@ class ModelFile(Generic[D]):
         except (OSError, SafetensorError) as error:
             raise self._damaged(_reason(error)) from error
         for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor.sum(dtype=torch.float64))):  # one NaN or infinity makes the sum so
+            if not is_finite(tensor):
                 raise self._damaged(f"tensor '{name}' holds NaN or infinite values")
         return tensors
 
@@ -350,3 +347,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity, without a copy: the extremes are finite, and NaN would be one."""
+    return tensor.numel() == 0 or all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax())

@@ -40,8 +40,9 @@ def test_the_report_holds_every_runtime():
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
     (case,) = report["cases"]
-    assert case["fit_seconds"] > 0
-    assert case["fit_peak_mb"] > 100
+    assert case["fits"].keys() == {"float32", "bfloat16"}
+    assert all(fit["seconds"] > 0 and fit["peak_mb"] > 100 for fit in case["fits"].values())
+    assert case["alone"].keys() == {"decoding", "backbone float32", "backbone bfloat16"}
     assert case["file_mb_float16"] < 0.6 * case["file_mb"]
     assert set(case["latency"]) == {"1", "8", "1 from file"}
     for name in ("usual script", "torch float32", "graph float32", "graph bfloat16", "backbone alone, torch float32"):

@@ -128,6 +128,18 @@ def test_sharing_blends_every_covariance_with_the_mean_of_all(case):
         np.testing.assert_allclose(covariance_at(factor, position).numpy(), blended, rtol=1e-4, atol=1e-3)
 
 
+def test_a_factor_in_place_of_the_moments_is_the_same_and_takes_their_memory(case):
+    hierarchy, features, _ = case
+    moments, regularization = fit_in_batches(hierarchy, features, 32), Regularization(0.05, 0.3)
+    expected = factorise(moments, regularization=regularization)
+    memory = [part.data_ptr() for part in moments.cross + moments.own if part.numel()]
+    got = factorise(moments, regularization=regularization, in_place=True)
+    for mine, theirs in zip(got.cross + got.own, expected.cross + expected.own, strict=True):
+        assert torch.equal(mine, theirs)
+    assert [part.data_ptr() for part in got.cross + got.own if part.numel()] == memory
+    assert moments.cross == [] == moments.own
+
+
 def test_a_batch_of_scores_equals_one_at_a_time(case):
     hierarchy, features, _ = case
     factor = factorise(fit_in_batches(hierarchy, features, 32), regularization=PAPER)

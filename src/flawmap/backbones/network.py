@@ -80,6 +80,10 @@ class Backbone:
         compiled = self._network_for((pixels.shape[1], pixels.shape[2]), len(pixels))
         return self._run_torch(pixels) if compiled is None else compiled(pixels)
 
+    def expect(self, size: Size, n_images: int) -> None:
+        """Make ready for so many images of one size: "auto" then compiles before the first, not after some."""
+        self._n_seen[size] += n_images
+
     def _network_for(self, size: Size, n_images: int) -> CompiledNetwork | None:
         """The compiled network for images of this size, once it is worth while; None to take torch."""
         if self.runtime == "torch":

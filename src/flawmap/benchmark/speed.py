@@ -24,11 +24,13 @@ from flawmap.benchmark.peers import Peer, find_peers
 from flawmap.benchmark.plain import PlainPaDiM
 from flawmap.benchmark.timing import Latency, interleaved
 from flawmap.detectors import PaDiM
+from flawmap.detectors.passes import AT_ONCE
 from flawmap.errors import ParameterError
 from flawmap.export import export_model
+from flawmap.images import Preprocessing, collect, stream
 from flawmap.runtime import Inspector
 
-__all__ = ["CASES", "PAPER_MEMORY", "PAPER_SECONDS", "SpeedCase", "SpeedReport", "measure_speed"]
+__all__ = ["CASES", "PAPER_MEMORY", "PAPER_SECONDS", "Fit", "SpeedCase", "SpeedReport", "measure_speed"]
 
 SIDE = 224
 FILE_SIDE = 512
@@ -47,26 +49,37 @@ PAPER_MEMORY = {"SPADE": 1.4, "VAE": 0.09, "PaDiM-R18-Rd100": 0.17, "PaDiM-WR50-
 """Table VIII: gigabytes, MVTec AD."""
 
 
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Seconds to learn from image files, and the greatest memory of the process that did so, libraries included."""
+
+    seconds: float
+    peak_mb: float
+
+
 @dataclass(frozen=True)
 class SpeedCase:
     """Figures of one backbone.
 
     Attributes:
         latency: by batch ("1", "8", or "1 from file") and by what ran: milliseconds of a call.
-        fit_seconds: learning, calibration and writing the file, for `n_images` images from files.
-        fit_peak_mb: greatest memory of the process that did so, libraries included.
+        fits: by precision, learning, calibration and writing the file, for `n_images` images from files; of other
+            packages on the same files, learning alone, or why they cannot.
+        alone: seconds that a fit cannot do without: to decode the files, and by precision to compile the backbone and
+            run it over the images.
         file_mb: the model file; `file_mb_float16` with 16-bit factors.
-        peers: of other packages on the same files, seconds to learn and peak memory in MB, or why they cannot.
     """
 
     name: str
     n_images: int
-    fit_seconds: float
-    fit_peak_mb: float
     file_mb: float
     file_mb_float16: float
+    fits: dict[str, Fit | str]
+    alone: dict[str, float]
     latency: dict[str, dict[str, Latency]] = field(default_factory=dict)
-    peers: dict[str, tuple[float, float] | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,17 +125,21 @@ def _measure(
     options = {"backbone": backbone, "n_features": n_features, "resize": 256, "crop": SIDE, "pretrained": False}
     tell(f"{name}: fitting")
     path = folder / f"{name}.flawmap"
-    with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process of its own, for its memory
-        n_images, seconds, peak = pool.apply(_fit, (options, str(images), str(path)))
+    fits: dict[str, Fit | str] = {}
+    alone: dict[str, float] = {}
+    for precision in reversed(PRECISIONS):  # the file that stays is of float32
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process of its own, for its memory
+            fits[precision] = pool.apply(_fit, ({**options, "precision": precision}, str(images), str(path)))
+            alone |= pool.apply(_alone, (backbone, precision, str(images)))
     model = PaDiM(**{**options, "calibrate": None, "resize": SIDE, "crop": None}).fit(_random_images(3))  # type: ignore[arg-type]
     model.save(folder / "half.flawmap", dtype="float16")
     case = SpeedCase(
         name,
-        n_images,
-        round(seconds, 2),
-        round(peak),
-        round(path.stat().st_size / 1e6, 1),
-        round((folder / "half.flawmap").stat().st_size / 1e6, 1),
+        n_images=len(list(images.iterdir())),
+        file_mb=round(path.stat().st_size / 1e6, 1),
+        file_mb_float16=round((folder / "half.flawmap").stat().st_size / 1e6, 1),
+        fits=fits,
+        alone=alone,
     )
     with ExitStack() as stack:
         others = _others(stack, pythons if backbone == "resnet18" else {}, n_features, images, folder, case, tell)
@@ -157,9 +174,9 @@ def _others(
         try:
             with Peer(name, python) as learner:  # a process of its own, for its memory
                 seconds, megabytes = learner.fit(n_features or 0, SIDE, images)
-            case.peers[name] = round(seconds, 2), round(megabytes)
+            case.fits[name] = Fit(round(seconds, 2), round(megabytes))
         except ParameterError as error:
-            case.peers[name] = str(error)
+            case.fits[name] = str(error)
         peer = stack.enter_context(Peer(name, python))
         peer.prepare(n_features or 0, SIDE, folder / name)
         ready.append(peer)
@@ -179,8 +196,7 @@ def _runs(model: PaDiM, folder: Path, batch: int) -> dict[str, Callable[[], obje
     }
     if not folder.exists():
         export_model(model, folder)
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
-    for precision in precisions:
+    for precision in PRECISIONS:
         inspector = Inspector(folder, precision=precision)
         alone = _backbone(model, "openvino", precision)
         runs[f"graph {precision}"] = partial(inspector.score_batch, images)
@@ -192,14 +208,25 @@ def _backbone(model: PaDiM, runtime: Runtime, precision: Precision) -> Backbone:
     return load_backbone(model.backbone, layers=model.layers, pretrained=False, runtime=runtime, precision=precision)
 
 
-def _fit(options: dict[str, object], images: str, path: str) -> tuple[int, float, float]:
-    """Images learnt from, seconds, and peak memory in MB; runs in a process of its own."""
+def _fit(options: dict[str, object], images: str, path: str) -> Fit:
+    """Runs in a process of its own."""
     start = time.perf_counter()
-    model = PaDiM(**options).fit(images)  # type: ignore[arg-type]
-    model.save(path)
+    PaDiM(**options).fit(images).save(path)  # type: ignore[arg-type]
     seconds = time.perf_counter() - start
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return model.n_images_, seconds, kilobytes / (2**20 if platform.system() == "Darwin" else 1024)
+    return Fit(round(seconds, 2), round(kilobytes / (2**20 if platform.system() == "Darwin" else 1024)))
+
+
+def _alone(name: str, precision: Precision, images: str) -> dict[str, float]:
+    """Seconds of decoding, and of the backbone, for the images of a folder."""
+    start = time.perf_counter()
+    pixels = [image.pixels for image in stream(collect(images).items, Preprocessing.of(256, SIDE))]
+    decoded = time.perf_counter()
+    backbone = load_backbone(name, pretrained=False, runtime="openvino", precision=precision)
+    for i in range(0, len(pixels), AT_ONCE):
+        backbone.features(np.stack(pixels[i : i + AT_ONCE]))
+    done = time.perf_counter()
+    return {"decoding": round(decoded - start, 2), f"backbone {precision}": round(done - decoded, 2)}
 
 
 def _random_images(n_images: int) -> NDArray[np.uint8]:

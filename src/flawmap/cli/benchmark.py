@@ -67,13 +67,12 @@ def _show(report: SpeedReport) -> None:
             cells = [latency.get(name) for latency in case.latency.values()]
             table.add_row(name, *("-" if cell is None else f"{cell.p50:.2f} ({cell.p95:.2f})" for cell in cells))
         console.print(table)
-        console.print(
-            f"fit on {case.n_images} images: {case.fit_seconds:.1f} s, {case.fit_peak_mb:.0f} MB at most; file "
-            f"{case.file_mb:.1f} MB, {case.file_mb_float16:.1f} MB with 16-bit factors"
-        )
-        for name, fit in case.peers.items():
-            figures = fit if isinstance(fit, str) else f"{fit[0]:.1f} s, {fit[1]:.0f} MB at most"
-            console.print(f"{name}, fit on the same: {figures}")
+        console.print(f"file {case.file_mb:.1f} MB, {case.file_mb_float16:.1f} MB with 16-bit factors")
+        for name, fit in case.fits.items():
+            figures = fit if isinstance(fit, str) else f"{fit.seconds:.1f} s, {fit.peak_mb:.0f} MB at most"
+            console.print(f"fit on {case.n_images} images, {name}: {figures}")
+        alone = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in case.alone.items())
+        console.print(f"of which alone: {alone}")
     console.print(_paper_table(report.cases))
 
 

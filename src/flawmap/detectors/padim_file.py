@@ -17,7 +17,7 @@ from flawmap.detectors.model_backbone import backbone_record, library_versions, 
 from flawmap.embedding import Hierarchy, Level, build_hierarchy, project_hierarchy
 from flawmap.errors import ParameterError
 from flawmap.gaussian import Factor
-from flawmap.model_file import Document, FactorDtype, ModelFile, RegularizationRecord
+from flawmap.model_file import Document, FactorDtype, ModelFile, RegularizationRecord, is_finite
 from flawmap.records import Size
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _level_name(hierarchy: Hierarchy, level: Level, layers: Sequence[str]) -> st
 
 def _as_stored(factor: Tensor, dtype: FactorDtype) -> Tensor:
     stored: Tensor = factor.to(getattr(torch, dtype))
-    if not bool(torch.isfinite(stored.sum(dtype=torch.float64))):
+    if not is_finite(stored):
         raise ParameterError("the factors hold numbers beyond float16; save with dtype='bfloat16'")
     return stored
 

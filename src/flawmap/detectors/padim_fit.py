@@ -89,14 +89,15 @@ class Fitting:
         grouping = Grouping(self.groups)
         held_out = HoldOut(self.seed) if self.calibrate == "holdout" else None
         kept = KeptEmbeddings(replay.reserve)
+        self.backbone.expect(self.input_size, count or 0)
         with report_progress(progress, "Learning", count) as advance:
             moments, probe = self._learn(replay, grouping, held_out, kept, advance)
         grouping.check()
         regularization = self.regularization or choose_regularization(moments, probe)
-        factor = factorise(moments, regularization=regularization)
-        learnt = Learnt(factor, regularization, moments.count)
         members = self._members(replay, grouping, held_out)
         whole = moments if any(is_large(len(group), moments.count) for group in members) else None
+        factor = factorise(moments, regularization=regularization, in_place=whole is None)
+        learnt = Learnt(factor, regularization, moments.count)
         del moments
         n_again = sum(map(len, members))
         if n_again == 0:

@@ -20,6 +20,7 @@ from flawmap.images import Loaded
 from flawmap.records import Size
 
 __all__ = [
+    "AT_ONCE",
     "FIT_BATCH",
     "batch_size",
     "batches",
@@ -33,8 +34,12 @@ __all__ = [
 
 BATCH_PIXELS = 32 * 256 * 256
 """Input pixels per batch: 32 images of 256 x 256, fewer of larger ones."""
+AT_ONCE = 4
+"""Images that a CPU's backbone takes at once: more are no faster, and their feature maps take more memory."""
 FIT_BATCH = 64
 """Embeddings that are gathered before the moments take them in; fewer make it slower."""
+FIT_BYTES = 48 * 2**20
+"""Memory from which on fewer will do."""
 
 
 def batch_size(input_size: Size) -> int:
@@ -73,7 +78,8 @@ def learn(
             keep(columns)
         n_read += len(batch)
         pending.append(columns)
-        if sum(part[0].shape[1] for part in pending) >= FIT_BATCH:
+        n_bytes = sum(part.nbytes for columns in pending for part in columns)
+        if sum(part[0].shape[1] for part in pending) >= FIT_BATCH or n_bytes >= FIT_BYTES:
             update(moments, _join(pending))
             pending = []
         advance(len(batch))
@@ -97,7 +103,9 @@ def map_batch(batch: Sequence[Loaded], distances: Tensor, input_size: Size) -> t
 
 def embed(backbone: Backbone, hierarchy: Hierarchy, batch: Sequence[Loaded]) -> list[Tensor]:
     """Embeddings of a batch, per level (positions, B, d)."""
-    columns = hierarchy.select(backbone.features(_pixels(batch)))
+    pixels = _pixels(batch)
+    size = AT_ONCE if backbone.device.type == "cpu" else len(batch)
+    columns = _join([hierarchy.select(backbone.features(pixels[i : i + size])) for i in range(0, len(batch), size)])
     _check_finite(columns, batch)
     return columns
 
@@ -127,6 +135,8 @@ def _check_finite(features: Sequence[Tensor], batch: Sequence[Loaded]) -> None:
 
 def _join(parts: Sequence[list[Tensor]]) -> list[Tensor]:
     """Batches of embeddings, per level, as one."""
+    if len(parts) == 1:
+        return parts[0]
     return [torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)]
 
 

@@ -42,8 +42,10 @@ class Factor:
     own: list[Tensor]
 
 
-def factorise(moments: Moments, *, regularization: Regularization) -> Factor:
+def factorise(moments: Moments, *, regularization: Regularization, in_place: bool = False) -> Factor:
     """Factor the regularised covariance of every cell, in float64, stored in float32.
+
+    `in_place` takes the memory of the moments' scatter for it, and leaves them without: half of what is needed else.
 
     Source: PaDiM section III-B, equation 1. Raises TrainingSetError for fewer than two images, or where a covariance is
     not positive definite.
@@ -56,10 +58,11 @@ def factorise(moments: Moments, *, regularization: Regularization) -> Factor:
     factor = Factor(moments.hierarchy, [mean.float() for mean in moments.mean], [], [])
     shared = shared_scatter(moments)
     for depth, (level, cross, own) in enumerate(zip(levels, moments.cross, moments.own, strict=True)):
-        factor.cross.append(torch.empty_like(cross))
-        factor.own.append(torch.empty_like(own))
+        factor.cross.append(cross if in_place else torch.empty_like(cross))
+        factor.own.append(own if in_place else torch.empty_like(own))
+        n_together = level.children * level.n_channels
         for groups, cells in level.chunks(
-            8 * level.n_coarser * (level.n_coarser + 3 * level.children * level.n_channels)
+            8 * (level.n_coarser * (level.n_coarser + 3 * n_together) + 4 * n_together * level.n_channels)
         ):
             triangle = _triangle(levels[:depth], factor, _parents(level, groups, cross.device))
             blocks = _factor_cells(
@@ -69,6 +72,8 @@ def factorise(moments: Moments, *, regularization: Regularization) -> Factor:
                 regularization.ridge,
             )
             factor.cross[depth][cells], factor.own[depth][cells] = blocks
+    if in_place:
+        moments.cross, moments.own = [], []
     return factor
 
 
