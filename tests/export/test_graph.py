@@ -4,44 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from flawmap import PaDiM
 from flawmap.decision import Decision
-from flawmap.export.graph import JudgingNetwork, ScoringNetwork
-from flawmap.images import Preprocessing, stream
-
-SMALL = {"backbone": "resnet10t", "pretrained": False, "calibrate": None}
+from flawmap.export.graph import JudgingNetwork, pixel_network
 
 
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {"resize": 64},
-        {"resize": (72, 96), "crop": (64, 80), "n_features": 30},
-        {"resize": (61, 83)},  # grids that do not nest
-        {"resize": 65, "crop": 58, "n_features": 40, "layers": ["layer3", "layer1", "act1", "layer4"]},
-        {"resize": 40, "layers": ["layer2"]},
-    ],
-)
-def test_the_network_to_export_computes_what_predict_does(good_images, scratched, parameters):
-    model = PaDiM(**SMALL | parameters).fit(good_images)
-    images = [scratched, *good_images[:2]]
-    canvas = Preprocessing.of(model.resize, None, model.aspect)
-    ready = np.stack([loaded.pixels for loaded in stream(images, canvas)])
-    network = ScoringNetwork(model.backbone_, model.factor_, model.preprocessing).eval()
-    with torch.inference_mode():
-        maps, scores = network(torch.from_numpy(ready))
-    for prediction, anomaly_map, score in zip(model.predict(images), maps, scores, strict=True):
-        np.testing.assert_allclose(anomaly_map, prediction.anomaly_map, rtol=1e-4, atol=1e-4)
-        assert float(score) == pytest.approx(prediction.pred_score, rel=1e-4)
-
-
-def test_the_model_itself_is_left_alone(good_images):
-    model = PaDiM(**SMALL | {"resize": 64}).fit(good_images)
-    before = model.distances(good_images[:1])
-    network = ScoringNetwork(model.backbone_, model.factor_, model.preprocessing)
-    for tensor in network.features.state_dict().values():
+def test_the_model_itself_is_left_alone(small_model, good_images):
+    before = small_model.distances(good_images[:1])
+    for tensor in pixel_network(small_model.backbone_).state_dict().values():
         tensor.zero_()
-    assert np.array_equal(model.distances(good_images[:1]), before)
+    assert np.array_equal(small_model.distances(good_images[:1]), before)
 
 
 @pytest.mark.parametrize("group_sizes", [None, np.repeat(np.float32([3, 1]), 6)])

@@ -17,13 +17,14 @@ from timm.models import PretrainedCfg, create_feature_extractor
 from torch import Tensor, nn
 
 from flawmap.backbones.catalogue import CATALOGUE, CatalogueEntry, describe
-from flawmap.backbones.compiled import CompiledNetwork, Precision
+from flawmap.backbones.compiled import CompiledNetwork, NormalisedNetwork, Precision
 from flawmap.backbones.weights import find_weights, fingerprint, load_weights
 from flawmap.errors import BackboneError, ParameterError
 from flawmap.openvino_module import has_bfloat16
 from flawmap.records import Size
 
 __all__ = [
+    "COMPILE_AFTER",
     "Backbone",
     "Precision",
     "PrecisionChoice",
@@ -76,30 +77,47 @@ class Backbone:
     _n_seen: Counter[Size] = field(default_factory=Counter, repr=False)
 
     def features(self, pixels: NDArray[np.uint8]) -> list[Tensor]:
-        """Feature maps (B, C, h, w) float32 of each layer from RGB images (B, H, W, 3) uint8."""
-        compiled = self._network_for((pixels.shape[1], pixels.shape[2]), len(pixels))
+        """Feature maps (B, C, h, w) of each layer from RGB images (B, H, W, 3) uint8."""
+        size = pixels.shape[1], pixels.shape[2]
+        if size not in self._compiled and self.is_worth_compiling(size, len(pixels)):
+            self._compiled[size] = self.compile(self.from_pixels, size)
+        self._n_seen[size] += len(pixels)
+        compiled = self._compiled.get(size)
         return self._run_torch(pixels) if compiled is None else compiled(pixels)
+
+    @property
+    def from_pixels(self) -> NormalisedNetwork:
+        """The network with its normalisation, from images (N, H, W, 3) uint8 on."""
+        return NormalisedNetwork(self.network, self.mean, self.std)
 
     def expect(self, size: Size, n_images: int) -> None:
         """Make ready for so many images of one size: "auto" then compiles before the first, not after some."""
         self._n_seen[size] += n_images
 
-    def _network_for(self, size: Size, n_images: int) -> CompiledNetwork | None:
-        """The compiled network for images of this size, once it is worth while; None to take torch."""
+    def is_worth_compiling(self, size: Size, n_images: int) -> bool:
+        """Whether OpenVINO is to run so many more images of one size."""
         if self.runtime == "torch":
-            return None
-        self._n_seen[size] += n_images
+            return False
         at_once = self.runtime == "openvino" or self.precision == "bfloat16"
-        if size not in self._compiled and (at_once or self._n_seen[size] > COMPILE_AFTER):
-            try:
-                self._compiled[size] = CompiledNetwork(self.network, self.mean, self.std, size, self.precision)
-            except Exception as error:  # converting runs the network's own code, which may fail in any way
-                if self.runtime == "openvino":
-                    raise BackboneError(
-                        f"{self.name} cannot be compiled by OpenVINO ({error}); use runtime='torch'"
-                    ) from error
-                self._compiled[size] = None
-        return self._compiled.get(size)
+        return at_once or self._n_seen[size] + n_images > COMPILE_AFTER
+
+    def is_compiled(self, size: Size) -> bool:
+        """Whether OpenVINO runs images of one size already."""
+        return self._compiled.get(size) is not None
+
+    def compile(self, network: nn.Module, size: Size) -> CompiledNetwork | None:
+        """A network that begins with this one, compiled; None if OpenVINO cannot and "auto" may do without.
+
+        Raises BackboneError if OpenVINO was asked for.
+        """
+        try:
+            return CompiledNetwork(network, size, self.precision)
+        except Exception as error:  # converting runs the network's own code, which may fail in any way
+            if self.runtime == "openvino":
+                raise BackboneError(
+                    f"{self.name} cannot be compiled by OpenVINO ({error}); use runtime='torch'"
+                ) from error
+            return None
 
     @torch.inference_mode()
     def _run_torch(self, pixels: NDArray[np.uint8]) -> list[Tensor]:

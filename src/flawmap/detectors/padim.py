@@ -9,7 +9,6 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from flawmap.backbones import DEFAULT_BACKBONE, Backbone, PrecisionChoice, Runtime, load_backbone
 from flawmap.decision import FALSE_ALARM_RATE, Decision
@@ -18,9 +17,10 @@ from flawmap.detectors.detector import OnBad
 from flawmap.detectors.model_backbone import matching_backbone
 from flawmap.detectors.padim_file import describe_model, described_hierarchy, pack, unpack
 from flawmap.detectors.padim_fit import Fitting, Method, check_parameters
+from flawmap.detectors.padim_scorer import Scorer
 from flawmap.detectors.presets import PRESETS
-from flawmap.detectors.reduction import learn_components
-from flawmap.embedding import Hierarchy, build_hierarchy, draw_channels, project_hierarchy
+from flawmap.detectors.reduction import choose_channels, learn_components
+from flawmap.embedding import Hierarchy, build_hierarchy, project_hierarchy
 from flawmap.errors import (
     ModelFileError,
     NotFittedError,
@@ -31,7 +31,6 @@ from flawmap.gaussian import (
     Regularization,
     covariance_at,
     mean_at,
-    squared_distances,
     typical_distance,
 )
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, Replay, collect, stream, training_images
@@ -106,7 +105,7 @@ class PaDiM:
         calibrate: Method | None = "leave-one-out",
         false_alarm_rate: float = FALSE_ALARM_RATE,
         groups: str | Callable[[str], Hashable] | None = None,
-        cache_mb: float = 512,
+        cache_mb: float = 448,
     ) -> None:
         self.backbone = backbone
         self.layers = layers
@@ -132,6 +131,7 @@ class PaDiM:
         self.copies_: tuple[str, ...] = ()
         self.duplicates_: tuple[tuple[str, str], ...] = ()
         self._backbone: Backbone | None = None
+        self._last_scorer: Scorer | None = None
         self._stored: FactorDtype = "float32"
 
     @classmethod
@@ -178,7 +178,8 @@ class PaDiM:
             precision=self.precision,
         )
         shapes = backbone.shapes(preprocessing.input_size)
-        channels = self._draw(sum(n for n, _ in shapes))
+        n_total = sum(n for n, _ in shapes)
+        channels = choose_channels(n_total, self.reduction, self.n_features, self.channels, self.seed)
         items, size = collection.items, batch_size or passes.batch_size(preprocessing.input_size)
         if self.reduction == "pca":
             items = list(items)  # which are gone through once more
@@ -187,7 +188,7 @@ class PaDiM:
             backbone,
             hierarchy.to(backbone.device),
             preprocessing.input_size,
-            size,
+            batch_size or passes.batch_size(preprocessing.input_size, hierarchy),
             regularization,
             self.calibrate,
             self.groups,
@@ -217,9 +218,11 @@ class PaDiM:
 
     def distances(self, images: ImageInput, *, batch_size: int | None = None) -> NDArray[np.float32]:
         """Patch distances (N, h, w) on the finest layer's grid, before up-sampling and smoothing (equation 2)."""
-        maps = [distances.cpu().numpy() for _, distances in self._distances(collect(images).items, None, batch_size)]
-        grid = self._fitted()[1].hierarchy.grid
-        return np.concatenate(maps) if maps else np.empty((0, *grid), np.float32)
+        scorer = self._scorer()
+        maps = [
+            scorer.distances(batch).cpu().numpy() for batch in self._batches(collect(images).items, None, batch_size)
+        ]
+        return np.concatenate(maps) if maps else np.empty((0, *scorer.factor.hierarchy.grid), np.float32)
 
     def gaussian(self, row: int, column: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean (d,) and regularised covariance (d, d) of a patch of the finest grid, in the order of `channels_`.
@@ -338,22 +341,6 @@ class PaDiM:
             raise ModelFileError(f"{file.path}: its grids are not those of {record.name}; fit again")
         return model
 
-    def _draw(self, n_total: int) -> NDArray[np.int64]:
-        """The channels used, ascending."""
-        if self.reduction not in ("random", "pca"):
-            raise ParameterError(f"reduction must be 'random' or 'pca', got {self.reduction!r}")
-        if self.reduction == "pca":
-            if self.n_features is None or self.channels is not None:
-                raise ParameterError("reduction='pca' takes n_features, the number of components, and no channels")
-            draw_channels(n_total, self.n_features, self.seed)  # as many components as channels can be drawn
-            return np.arange(n_total)
-        if self.channels is None:
-            return draw_channels(n_total, self.n_features, self.seed)
-        channels = np.asarray(self.channels)
-        if channels.ndim != 1 or not np.issubdtype(channels.dtype, np.integer):
-            raise ParameterError(f"channels must be a list of integers, got shape {channels.shape} of {channels.dtype}")
-        return np.sort(channels.astype(np.int64))
-
     def _reduce(
         self,
         backbone: Backbone,
@@ -390,19 +377,22 @@ class PaDiM:
     def _predict(
         self, items: Iterable[ImageSource], on_bad: OnBad | None, batch_size: int | None
     ) -> Iterator[Prediction]:
-        input_size = self.preprocessing.input_size
-        for batch, distances in self._distances(items, on_bad, batch_size):
-            maps, scores = passes.map_batch(batch, distances, input_size)
+        scorer = self._scorer()
+        for batch in self._batches(items, on_bad, batch_size):
+            maps, scores = scorer(batch)
             for image, score, anomaly_map in zip(batch, scores.tolist(), maps.numpy(), strict=True):
                 prediction = Prediction(image.path, score, anomaly_map, image.placement)
                 yield prediction if self.decision_ is None else self.decision_.judge(prediction)
 
-    def _distances(
+    def _batches(
         self, items: Iterable[ImageSource], on_bad: OnBad | None, batch_size: int | None
-    ) -> Iterator[tuple[list[Loaded], Tensor]]:
-        """Batches of images with their patch distances (B, h, w)."""
-        backbone, factor = self._fitted()
+    ) -> Iterator[list[Loaded]]:
         loaded = stream(items, self.preprocessing, on_bad=on_bad)
-        size = batch_size or max(1, passes.batch_size(self.preprocessing.input_size) // 4)
-        for batch in passes.batches(loaded, size):
-            yield batch, squared_distances(factor, passes.embed(backbone, factor.hierarchy, batch)).sqrt_()
+        return passes.batches(loaded, batch_size or max(1, passes.batch_size(self.preprocessing.input_size) // 4))
+
+    def _scorer(self) -> Scorer:
+        """What makes maps, the same as long as the model is."""
+        backbone, factor = self._fitted()
+        if self._last_scorer is None or self._last_scorer.factor is not factor:
+            self._last_scorer = Scorer(backbone, factor, self.preprocessing.input_size)
+        return self._last_scorer

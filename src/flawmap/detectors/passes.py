@@ -25,11 +25,14 @@ __all__ = [
     "batch_size",
     "batches",
     "blank_padding",
+    "check_finite",
     "embed",
     "feature_maps",
     "learn",
     "map_batch",
+    "pixels_of",
     "pool",
+    "score_maps",
 ]
 
 BATCH_PIXELS = 32 * 256 * 256
@@ -38,13 +41,16 @@ AT_ONCE = 4
 """Images that a CPU's backbone takes at once: more are no faster, and their feature maps take more memory."""
 FIT_BATCH = 64
 """Embeddings that are gathered before the moments take them in; fewer make it slower."""
-FIT_BYTES = 48 * 2**20
-"""Memory from which on fewer will do."""
+FIT_BYTES = 24 * 2**20
+"""Memory of embeddings from which on fewer will do."""
 
 
-def batch_size(input_size: Size) -> int:
-    """Images per step: 32 of 256 x 256, fewer of larger ones."""
-    return max(1, min(32, BATCH_PIXELS // math.prod(input_size)))
+def batch_size(input_size: Size, hierarchy: Hierarchy | None = None) -> int:
+    """Images per step: 32 of 256 x 256, fewer of larger ones, or of larger embeddings."""
+    size = min(32, BATCH_PIXELS // math.prod(input_size))
+    if hierarchy is not None:
+        size = min(size, FIT_BYTES // (4 * sum(level.n_positions * level.n_channels for level in hierarchy.levels)))
+    return max(1, size)
 
 
 def batches(images: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
@@ -78,8 +84,8 @@ def learn(
             keep(columns)
         n_read += len(batch)
         pending.append(columns)
-        n_bytes = sum(part.nbytes for columns in pending for part in columns)
-        if sum(part[0].shape[1] for part in pending) >= FIT_BATCH or n_bytes >= FIT_BYTES:
+        n_bytes = sum(part.nbytes for part in columns)
+        if sum(part[0].shape[1] for part in pending) >= FIT_BATCH or (len(pending) + 1) * n_bytes > FIT_BYTES:
             update(moments, _join(pending))
             pending = []
         advance(len(batch))
@@ -94,8 +100,12 @@ def learn(
 
 
 def map_batch(batch: Sequence[Loaded], distances: Tensor, input_size: Size) -> tuple[Tensor, Tensor]:
-    """Anomaly maps (B, H, W) and image scores (B,) of a batch, on the CPU."""
-    maps = anomaly_maps(distances, input_size).cpu()
+    """Anomaly maps (B, H, W) and image scores (B,) of a batch, on the CPU, from patch distances (B, h, w)."""
+    return score_maps(batch, anomaly_maps(distances, input_size).cpu())
+
+
+def score_maps(batch: Sequence[Loaded], maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from maps whose padding is still to be left out, in place."""
     for image, anomaly_map in zip(batch, maps, strict=True):
         blank_padding(anomaly_map, image.placement.content)
     return maps, image_scores(maps)
@@ -103,17 +113,22 @@ def map_batch(batch: Sequence[Loaded], distances: Tensor, input_size: Size) -> t
 
 def embed(backbone: Backbone, hierarchy: Hierarchy, batch: Sequence[Loaded]) -> list[Tensor]:
     """Embeddings of a batch, per level (positions, B, d)."""
-    pixels = _pixels(batch)
+    pixels = pixels_of(batch)
     size = AT_ONCE if backbone.device.type == "cpu" else len(batch)
-    columns = _join([hierarchy.select(backbone.features(pixels[i : i + size])) for i in range(0, len(batch), size)])
-    _check_finite(columns, batch)
+    columns: list[Tensor] = []
+    for start in range(0, len(batch), size):  # in place: all parts beside the whole would take twice the memory
+        for level, part in enumerate(hierarchy.select(backbone.features(pixels[start : start + size]))):
+            if start == 0:
+                columns.append(part.new_empty(len(part), len(batch), part.shape[2]))
+            columns[level][:, start : start + size] = part
+    check_finite(columns, batch)
     return columns
 
 
 def feature_maps(backbone: Backbone, batch: Sequence[Loaded]) -> list[Tensor]:
     """Feature maps (B, C, h, w) of each layer, finite."""
-    maps = backbone.features(_pixels(batch))
-    _check_finite(maps, batch)
+    maps = backbone.features(pixels_of(batch))
+    check_finite(maps, batch)
     return maps
 
 
@@ -122,11 +137,13 @@ def pool(backbone: Backbone, batch: Sequence[Loaded]) -> list[NDArray[np.float32
     return [features.mean(dim=(2, 3)).cpu().numpy() for features in feature_maps(backbone, batch)]
 
 
-def _pixels(batch: Sequence[Loaded]) -> NDArray[np.uint8]:
+def pixels_of(batch: Sequence[Loaded]) -> NDArray[np.uint8]:
+    """Images (B, h, w, 3) uint8 of a batch."""
     return np.stack([image.pixels for image in batch])
 
 
-def _check_finite(features: Sequence[Tensor], batch: Sequence[Loaded]) -> None:
+def check_finite(features: Sequence[Tensor], batch: Sequence[Loaded]) -> None:
+    """Raise TrainingSetError for NaN or infinity in what comes from a backbone."""
     if not all(bool(torch.isfinite(part.sum())) for part in features):
         raise TrainingSetError(
             f"the backbone's features are not finite for the images from {batch[0].name} on; its weights may be damaged"

@@ -9,17 +9,40 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from flawmap.embedding import build_hierarchy
-from flawmap.errors import TrainingSetError
+from flawmap.embedding import build_hierarchy, draw_channels
+from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.gaussian import Moments, principal_components, update
 from flawmap.projection import concatenate
 
-__all__ = ["learn_components"]
+__all__ = ["choose_channels", "learn_components"]
 
 CHUNK_BYTES = 64 * 2**20
 """How large a block of whole embeddings may be."""
+
+
+def choose_channels(
+    n_total: int, reduction: str, n_features: int | None, channels: ArrayLike | None, seed: int
+) -> NDArray[np.int64]:
+    """Channels of `n_total` concatenated ones that are used, ascending: those given, a draw, or all.
+
+    Principal components are of all. Raises ParameterError for parameters that contradict each other.
+    """
+    if reduction not in ("random", "pca"):
+        raise ParameterError(f"reduction must be 'random' or 'pca', got {reduction!r}")
+    if reduction == "pca":
+        if n_features is None or channels is not None:
+            raise ParameterError("reduction='pca' takes n_features, the number of components, and no channels")
+        draw_channels(n_total, n_features, seed)  # as many components as channels can be drawn
+        return np.arange(n_total)
+    if channels is None:
+        return draw_channels(n_total, n_features, seed)
+    chosen = np.asarray(channels)
+    if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
+        raise ParameterError(f"channels must be a list of integers, got shape {chosen.shape} of {chosen.dtype}")
+    return np.sort(chosen.astype(np.int64))
 
 
 def learn_components(features: Iterable[Sequence[Tensor]], n_features: int) -> Tensor:

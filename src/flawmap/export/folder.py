@@ -10,9 +10,10 @@ from typing import Any, get_args
 from torch import nn
 
 from flawmap.atomic import replace_folder_atomically
+from flawmap.backbones import trace
 from flawmap.detectors import SPADE, AnyDetector, MahalanobisAD, PaDiM
 from flawmap.errors import ModelFileError, ParameterError
-from flawmap.export.graph import JudgingNetwork, ScoringNetwork, TrainedScoringNetwork, WholeImageNetwork, trace
+from flawmap.export.graph import JudgingNetwork, TrainedScoringNetwork, WholeImageNetwork, pixel_network
 from flawmap.export.onnx import write_onnx
 from flawmap.export.openvino import write_openvino
 from flawmap.runtime.graph import JUDGEMENTS, OUTPUTS
@@ -26,6 +27,7 @@ from flawmap.runtime.metadata import (
     Metadata,
     digest,
 )
+from flawmap.scoring_network import ScoringNetwork
 
 __all__ = ["Dtype", "Format", "export_model"]
 
@@ -96,7 +98,7 @@ def export_model(
 def _network(model: AnyDetector) -> nn.Module:
     """The whole way from images to scores."""
     if isinstance(model, PaDiM):
-        return ScoringNetwork(model.backbone_, model.factor_, model.preprocessing)
+        return ScoringNetwork(pixel_network(model.backbone_), model.factor_, model.preprocessing)
     if isinstance(model, MahalanobisAD):
         return WholeImageNetwork(model.backbone_, model.gaussians_, model.preprocessing)
     if isinstance(model, SPADE):

@@ -50,6 +50,13 @@ class Preprocessing:
         """Size of the model's input."""
         return self.crop or self.resize
 
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns that the crop keeps of an image that has been resized, or letterboxed."""
+        placement = self.place(self.resize)  # of an image that has the input's size already
+        (top, left), (height, width) = placement.offset, placement.input_size
+        return slice(top, top + height), slice(left, left + width)
+
     def place(self, image_size: Size) -> Placement:
         """Where the input lies on an image of this size."""
         resized = self.resize

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +23,9 @@ __all__ = ["Loaded", "stream"]
 
 LOOK_AHEAD = 4
 """Images per worker that are read before they are asked for."""
+AHEAD_BYTES = 16 * 2**20
+"""Memory up to which more are, where all of them are there from the start: a caller that is busy with something else
+for a while, such as compiling a network, then finds them ready."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +60,15 @@ def stream(
     """Read and preprocess images, in order. Frames of videos take a thread of their own, which decodes them in order.
 
     Args:
-        items: paths, arrays, PIL images, frames of videos; pulled no faster than they are read.
+        items: paths, arrays, PIL images, frames of videos; of an iterator, pulled no faster than they are read.
         preprocessing: what makes the model's input of them.
         on_bad: is told of each image that cannot be used, which is then left out; None raises its ImageError.
         workers: threads; None for one per processor, at most eight.
     """
     n_workers = workers or min(8, os.cpu_count() or 1)
+    ahead = n_workers * LOOK_AHEAD
+    if isinstance(items, Sequence):
+        ahead = max(ahead, AHEAD_BYTES // (3 * math.prod(preprocessing.input_size)))
     numbered = enumerate(items, start=1)
     pool = ThreadPoolExecutor(n_workers, thread_name_prefix="flawmap-read")
     frame_pool = ThreadPoolExecutor(1, thread_name_prefix="flawmap-read-frames")
@@ -69,7 +76,7 @@ def stream(
     pending: deque[Future[Loaded]] = deque()
     try:
         while True:
-            for number, item in islice(numbered, n_workers * LOOK_AHEAD - len(pending)):
+            for number, item in islice(numbered, ahead - len(pending)):
                 if isinstance(item, VideoFrame):
                     pending.append(frame_pool.submit(_load_frame, frames, item, preprocessing))
                 else:
