@@ -31,7 +31,7 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/gaussian.py
 	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/export.py
+	$(BIN)/flawmap benchmark speed
 	$(BIN)/python benchmarks/trained.py
 
 bench-peers: $(INSTALLED)

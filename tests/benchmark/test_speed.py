@@ -29,7 +29,7 @@ def test_the_usual_script_gives_maps_and_scores():
     backbone = load_backbone("resnet10t", pretrained=False, runtime="torch")
     (_, grid), *_ = backbone.shapes((64, 64))
     plain = PlainPaDiM(backbone, grid, torch.arange(0, 400, 20), (64, 64))
-    maps, scores = plain(torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)))
+    maps, scores = plain(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8))
     assert maps.shape == (2, 64, 64)
     assert torch.equal(maps.amax(dim=(1, 2)), scores)
 
@@ -45,8 +45,28 @@ def test_the_report_holds_every_runtime():
     assert case["alone"].keys() == {"decoding", "backbone float32", "backbone bfloat16"}
     assert case["file_mb_float16"] < 0.6 * case["file_mb"]
     assert set(case["latency"]) == {"1", "8", "1 from file"}
-    for name in ("usual script", "torch float32", "graph float32", "graph bfloat16", "backbone alone, torch float32"):
-        assert case["latency"]["8"][name]["p50"] > 0
+    one, eight = case["latency"]["1"], case["latency"]["8"]
+    assert (
+        set(one)
+        == set(eight)
+        == {
+            "usual script",
+            "predict, torch float32",
+            "predict, OpenVINO float32",
+            "backbone alone, torch float32",
+            "backbone alone, OpenVINO float32",
+            "backbone alone, OpenVINO bfloat16",
+            "graph, OpenVINO float32",
+            "graph, OpenVINO bfloat16",
+            "graph, ONNX Runtime float32",
+        }
+    )
+    assert all(latency["p50"] > 0 for latency in eight.values())
+    script, graph = one["usual script"]["p50"], one["graph, OpenVINO bfloat16"]["p50"]
+    assert case["ratios"]["usual script over graph, bfloat16"] == pytest.approx(script / graph, abs=0.01)
+    fit = case["fits"]["float32"]["seconds"]
+    least = case["alone"]["decoding"] + case["alone"]["backbone float32"]
+    assert case["ratios"]["fit over decoding and backbone alone, float32"] == pytest.approx(fit / least, abs=0.01)
     assert report["paper"]["seconds"]["SPADE"] == 7.10
 
 

@@ -1,13 +1,20 @@
-"""PaDiM's scoring as the usual scripts write it: repeated embeddings, one full inverse per patch, two filters."""
+"""PaDiM's scoring as the usual scripts write it.
+
+A torch network with its channels first, repeated embeddings, one full inverse per patch, up-sampling, scipy's filter.
+"""
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from flawmap.backbones import Backbone
+from flawmap.backbones import Backbone, NormalisedNetwork
 from flawmap.records import Size
 
 __all__ = ["PlainPaDiM"]
@@ -18,14 +25,16 @@ class PlainPaDiM:
 
     def __init__(self, backbone: Backbone, grid: Size, channels: Tensor, input_size: Size) -> None:
         n_positions, n_features = grid[0] * grid[1], len(channels)
-        self._backbone, self._channels, self._input_size = backbone, channels, input_size
+        network = copy.deepcopy(backbone.network).to(memory_format=torch.contiguous_format)
+        self._network = NormalisedNetwork(network, backbone.mean, backbone.std)
+        self._channels, self._input_size = channels, input_size
         self._mean = torch.randn(n_positions, n_features)
         self._inverse = torch.randn(n_positions, n_features, n_features)
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (B, H, W) and scores (B,) of images (B, H, W, 3) uint8."""
-        maps = self._backbone.features(images.numpy())
+    def __call__(self, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """Maps (B, H, W) and scores (B,) of images (B, H, W, 3)."""
+        maps = self._network(torch.from_numpy(images))
         finest = max((part.shape[2:] for part in maps), key=lambda size: size[0] * size[1])
         joined = torch.cat([F.interpolate(part, size=finest, mode="nearest") for part in maps], dim=1)
         embedding = joined[:, self._channels].flatten(2).permute(2, 0, 1)

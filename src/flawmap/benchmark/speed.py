@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawmap.backbones import Backbone, Precision, Runtime, load_backbone
-from flawmap.benchmark.peers import Peer, find_peers
+from flawmap.benchmark.peers import PEERS, Peer, find_peers
 from flawmap.benchmark.plain import PlainPaDiM
 from flawmap.benchmark.timing import Latency, interleaved
-from flawmap.detectors import PaDiM
+from flawmap.detectors import PaDiM, load
 from flawmap.detectors.passes import AT_ONCE
-from flawmap.errors import ParameterError
+from flawmap.errors import MissingDependencyError, ParameterError
 from flawmap.export import export_model
 from flawmap.images import Preprocessing, collect, stream
 from flawmap.runtime import Inspector
@@ -50,6 +50,9 @@ PAPER_MEMORY = {"SPADE": 1.4, "VAE": 0.09, "PaDiM-R18-Rd100": 0.17, "PaDiM-WR50-
 
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+RUNTIMES: tuple[Runtime, ...] = ("torch", "openvino")
+SHOWN = {"torch": "torch", "openvino": "OpenVINO"}
+BATCHES = (1, 8)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,26 @@ class SpeedCase:
     alone: dict[str, float]
     latency: dict[str, dict[str, Latency]] = field(default_factory=dict)
 
+    def ratios(self) -> dict[str, float]:
+        """What the times come to, within this run: medians of one image, and of the fits."""
+        one = {name: latency.p50 for name, latency in self.latency["1"].items()}
+        found: dict[str, float] = {}
+        for precision in PRECISIONS:
+            graph = one[f"graph, OpenVINO {precision}"]
+            found[f"graph over backbone alone, {precision}"] = graph / one[f"backbone alone, OpenVINO {precision}"]
+            for name, time_of_other in one.items():
+                if name == "usual script" or name.split(",")[0] in PEERS:
+                    found[f"{name} over graph, {precision}"] = time_of_other / graph
+        for precision in PRECISIONS:
+            fit = self.fits[precision]
+            if isinstance(fit, Fit):
+                least = self.alone["decoding"] + self.alone[f"backbone {precision}"]
+                found[f"fit over decoding and backbone alone, {precision}"] = fit.seconds / least
+                for name in PEERS:
+                    if isinstance(other := self.fits.get(name), Fit):
+                        found[f"{name}'s fit over fit, {precision}"] = other.seconds / fit.seconds
+        return {name: round(ratio, 2) for name, ratio in found.items()}
+
 
 @dataclass(frozen=True)
 class SpeedReport:
@@ -91,7 +114,10 @@ class SpeedReport:
 
     def to_json(self) -> dict[str, object]:
         """One plain object."""
-        return {**asdict(self), "paper": {"seconds": PAPER_SECONDS, "gigabytes": PAPER_MEMORY}}
+        content = asdict(self)
+        for case, described in zip(self.cases, content["cases"], strict=True):
+            described["ratios"] = case.ratios()
+        return {**content, "paper": {"seconds": PAPER_SECONDS, "gigabytes": PAPER_MEMORY}}
 
 
 def measure_speed(
@@ -141,19 +167,22 @@ def _measure(
         fits=fits,
         alone=alone,
     )
+    tell(f"{name}: exporting and compiling")
+    runners = _runners(model, folder / name)
     with ExitStack() as stack:
         others = _others(stack, pythons if backbone == "resnet18" else {}, n_features, images, folder, case, tell)
-        for batch in (1, 8):
+        for batch in BATCHES:
             tell(f"{name}: scoring {batch}")
-            runs = _runs(model, folder / name, batch)
+            pixels = _random_images(batch)
+            calls: dict[str, Callable[[], object]] = {runner: partial(run, pixels) for runner, run in runners.items()}
             for peer in others:
-                calls = peer.take_images(batch, SIDE)
-                runs |= {f"{peer.name}, {call}": partial(peer.call, call) for call in calls}
-            case.latency[str(batch)] = interleaved(runs, rounds=rounds)
+                calls |= {f"{peer.name}, {call}": partial(peer.call, call) for call in peer.take_images(batch, SIDE)}
+            case.latency[str(batch)] = interleaved(calls, rounds=rounds)
     tell(f"{name}: scoring a file")
+    del runners
     file = next(images.iterdir())
-    inspector = Inspector(folder / name)
-    from_file = {"graph float32": lambda: inspector.inspect([file]), "torch float32": lambda: model.predict(file)}
+    inspector = Inspector(folder / name / "openvino")
+    from_file = {"graph, OpenVINO float32": lambda: inspector.inspect([file]), "predict": lambda: model.predict(file)}
     case.latency["1 from file"] = interleaved(from_file, rounds=rounds)
     return case
 
@@ -183,25 +212,31 @@ def _others(
     return ready
 
 
-def _runs(model: PaDiM, folder: Path, batch: int) -> dict[str, Callable[[], object]]:
-    """Whatever scores a batch, and the backbones alone."""
-    images = _random_images(batch)
-    channels = torch.from_numpy(model.channels_)
-    torch_backbone = _backbone(model, "torch", "float32")
-    plain = PlainPaDiM(torch_backbone, model.factor_.hierarchy.grid, channels, (SIDE, SIDE))
-    runs: dict[str, Callable[[], object]] = {
-        "usual script": lambda: plain(torch.from_numpy(images)),
-        "torch float32": lambda: model.predict(images),
-        "backbone alone, torch float32": lambda: torch_backbone.features(images),
-    }
-    if not folder.exists():
-        export_model(model, folder)
+def _runners(model: PaDiM, folder: Path) -> dict[str, Callable[[NDArray[np.uint8]], object]]:
+    """Whatever scores images, and the backbones alone, each ready for any batch."""
+    plain = PlainPaDiM(
+        _backbone(model, "torch", "float32"),
+        model.factor_.hierarchy.grid,
+        torch.from_numpy(model.channels_),
+        (SIDE, SIDE),
+    )
+    runners: dict[str, Callable[[NDArray[np.uint8]], object]] = {"usual script": plain}
+    file = folder.with_suffix(".flawmap-ready")
+    model.save(file)
+    for runtime in RUNTIMES:
+        runners[f"predict, {SHOWN[runtime]} float32"] = load(file, runtime=runtime).predict
+        runners[f"backbone alone, {SHOWN[runtime]} float32"] = _backbone(model, runtime, "float32").features
+    export_model(model, folder / "openvino")
     for precision in PRECISIONS:
-        inspector = Inspector(folder, precision=precision)
-        alone = _backbone(model, "openvino", precision)
-        runs[f"graph {precision}"] = partial(inspector.score_batch, images)
-        runs[f"backbone alone, OpenVINO {precision}"] = partial(alone.features, images)
-    return runs
+        graph = Inspector(folder / "openvino", precision=precision)
+        runners[f"graph, OpenVINO {precision}"] = graph.score_batch
+    runners["backbone alone, OpenVINO bfloat16"] = _backbone(model, "openvino", "bfloat16").features
+    try:
+        export_model(model, folder / "onnx", format="onnx")
+        runners["graph, ONNX Runtime float32"] = Inspector(folder / "onnx").score_batch
+    except MissingDependencyError:  # of an extra
+        pass
+    return runners
 
 
 def _backbone(model: PaDiM, runtime: Runtime, precision: Precision) -> Backbone:

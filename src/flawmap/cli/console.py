@@ -25,6 +25,8 @@ __all__ = [
     "DeviceOption",
     "JsonOption",
     "QuietOption",
+    "Runtime",
+    "RuntimeOption",
     "SkipBadOption",
     "StrideOption",
     "WeightsOption",
@@ -61,6 +63,17 @@ WeightsOption = Annotated[
         "--weights", metavar="PATH", help="Backbone weights (.safetensors, .pth), or hf-hub:REPO to fetch them."
     ),
 ]
+
+
+class Runtime(StrEnum):
+    """What runs a backbone."""
+
+    auto = "auto"
+    openvino = "openvino"
+    torch = "torch"
+
+
+RuntimeOption = Annotated[Runtime, typer.Option("--runtime", help="What runs the backbone.")]
 
 
 class Aspect(StrEnum):

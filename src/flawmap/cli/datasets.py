@@ -16,6 +16,8 @@ from flawmap.cli.console import (
     DeviceOption,
     JsonOption,
     QuietOption,
+    Runtime,
+    RuntimeOption,
     SkipBadOption,
     StrideOption,
     WeightsOption,
@@ -118,6 +120,7 @@ def timeline(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Picture: .png, .svg or .pdf.")],
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = Runtime.auto,
     stride: StrideOption = 1,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
@@ -131,7 +134,7 @@ def timeline(
     check_writable_target(output)
     data = open_dataset(dataset).every(stride)
     bad = BadImages()
-    detector = load(model, weights=weights, device=device)
+    detector = load(model, weights=weights, device=device, runtime=runtime.value)
     timelines = score_timelines(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
     threshold = detector.decision_.threshold if detector.decision_ else None
     save_timelines(timelines, output, threshold=threshold, title=data.name)

@@ -15,6 +15,8 @@ from flawmap.cli.console import (
     DeviceOption,
     JsonOption,
     QuietOption,
+    Runtime,
+    RuntimeOption,
     SkipBadOption,
     StrideOption,
     WeightsOption,
@@ -45,6 +47,7 @@ def evaluate(
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = Runtime.auto,
     stride: StrideOption = 1,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
@@ -60,7 +63,7 @@ def evaluate(
         check_writable_target(reliability)
     data = open_dataset(dataset).every(stride)
     bad = BadImages()
-    detector = load(model, weights=weights, device=device)
+    detector = load(model, weights=weights, device=device, runtime=runtime.value)
     result: Evaluation = run(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
     if reliability is not None:
         if result.reliability is None:

@@ -17,6 +17,8 @@ from flawmap.cli.console import (
     DeviceOption,
     JsonOption,
     QuietOption,
+    Runtime,
+    RuntimeOption,
     SkipBadOption,
     StrideOption,
     WeightsOption,
@@ -50,14 +52,6 @@ class Calibrate(StrEnum):
     leave_one_out = "leave-one-out"
     holdout = "holdout"
     none = "none"
-
-
-class Runtime(StrEnum):
-    """What runs the backbone."""
-
-    auto = "auto"
-    openvino = "openvino"
-    torch = "torch"
 
 
 class Precision(StrEnum):
@@ -107,7 +101,7 @@ def fit(
     crop: Annotated[str | None, typer.Option(metavar="N|HxW", help="Centre crop after that; none.")] = None,
     aspect: Annotated[Aspect, typer.Option(help="Images of other proportions.")] = Aspect.squash,
     device: DeviceOption = "auto",
-    runtime: Annotated[Runtime | None, typer.Option(help="What runs the backbone; auto.")] = None,
+    runtime: RuntimeOption = Runtime.auto,
     precision: Annotated[
         Precision | None,
         typer.Option(help="Of the backbone, or of a training; float32. auto: bfloat16 where the CPU has it."),
@@ -128,7 +122,7 @@ def fit(
     ] = None,
     cache_mb: Annotated[
         float | None,
-        typer.Option(metavar="MB", help="Memory for images, 512; for a training, or the gallery of spade, 1024."),
+        typer.Option(metavar="MB", help="Memory for images, 448; for a training, or the gallery of spade, 1024."),
     ] = None,
     budget: Annotated[float | None, typer.Option(metavar="MINUTES", help="Time for a training; none.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a training; the paper's.")] = None,
@@ -158,7 +152,7 @@ def fit(
         "crop": parse_size(crop, "--crop"),
     }
     given |= {
-        "runtime": runtime and runtime.value,
+        "runtime": None if runtime == Runtime.auto else runtime.value,
         "precision": precision and precision.value,
         "pretrained": False if random_weights else None,
         "reduction": reduction and reduction.value,

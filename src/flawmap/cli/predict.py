@@ -21,6 +21,8 @@ from flawmap.cli.console import (
     DeviceOption,
     JsonOption,
     QuietOption,
+    Runtime,
+    RuntimeOption,
     SkipBadOption,
     WeightsOption,
     guarded,
@@ -62,6 +64,7 @@ def predict(
     overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Write a picture of each image.")] = True,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = Runtime.auto,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -72,7 +75,7 @@ def predict(
     --skip-bad.
     """
     paths = _outside(output, [Path(str(item)) for item in collect(images).items])
-    scorer = _open(model, weights, device)
+    scorer = _open(model, weights, device, runtime)
     results = Results(output, paths, scorer.map_scale if overlays else None, maps, masks)
     bad = BadImages()
     with results.tables() as add_row, report_progress(not quiet, "Predicting", len(paths)) as advance:
@@ -105,18 +108,20 @@ class Scorer:
     decides: bool
 
 
-def _open(model: Path, weights: str | None, device: str) -> Scorer:
+def _open(model: Path, weights: str | None, device: str, runtime: Runtime) -> Scorer:
     """A model file, which needs torch, or a folder of `flawmap export`, which does not."""
     if model.is_dir():
         from flawmap import Inspector
 
         if weights is not None:
             raise ParameterError(f"{model} is an export and holds its weights; leave out --weights")
+        if runtime != Runtime.auto:
+            raise ParameterError(f"{model} is an export, which its own library runs; leave out --runtime")
         inspector = Inspector(model, device=device)
         return Scorer(inspector.iter_inspect, inspector.metadata.map_scale, inspector.threshold is not None)
     from flawmap import load
 
-    detector = load(model, weights=weights, device=device)
+    detector = load(model, weights=weights, device=device, runtime=runtime.value)
     return Scorer(detector.iter_predict, detector.map_scale, detector.decision_ is not None)
 
 

@@ -14,6 +14,8 @@ from flawmap.cli.console import (
     DeviceOption,
     JsonOption,
     QuietOption,
+    Runtime,
+    RuntimeOption,
     SkipBadOption,
     WeightsOption,
     explain_promise,
@@ -55,6 +57,7 @@ def threshold(
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = Runtime.auto,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -69,7 +72,7 @@ def threshold(
     from flawmap.images import open_dataset
     from flawmap.metrics import OperatingPoint, Rate, best_threshold, error_rates
 
-    detector = load(model, weights=weights, device=device)
+    detector = load(model, weights=weights, device=device, runtime=runtime.value)
     if detector.decision_ is None:
         raise ParameterError(
             f"{model} was not calibrated: fit again, on at least 3 good images, without --calibrate none"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from flawmap.backbones import Runtime
 from flawmap.detectors.detector import Detector, OnBad
 from flawmap.detectors.ganomaly import GANomaly
 from flawmap.detectors.itae import ITAE
@@ -52,7 +53,11 @@ DETECTORS: dict[str, type[AnyDetector]] = {
 
 
 def load(
-    path: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None = None, device: str = "auto"
+    path: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    runtime: Runtime = "auto",
 ) -> AnyDetector:
     """The model of a file that `save` or `flawmap fit` wrote, of the detector that it names.
 
@@ -60,9 +65,11 @@ def load(
         path: the model file.
         weights: the backbone's weights file, if it is no longer where it was when the model was fitted.
         device: "auto" takes a GPU where there is one.
+        runtime: what runs the backbone: "torch", or "openvino" on the CPU; "auto" as in `PaDiM`. A network that was
+            trained is run by torch.
 
     Raises ModelFileError for a file that is damaged, hostile or too new, and WeightsError if the weights it was fitted
     with are not to be found.
     """
     file: ModelFile[Any] = ModelFile(path)
-    return DETECTORS[file.document.detector].from_file(file, weights=weights, device=device)
+    return DETECTORS[file.document.detector].from_file(file, weights=weights, device=device, runtime=runtime)

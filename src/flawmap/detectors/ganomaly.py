@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flawmap.detectors.trained import Paper, Plan, TrainedDetector
+from flawmap.detectors.trained import TrainedDetector
+from flawmap.detectors.trained_plan import Paper, Plan
 from flawmap.networks.ganomaly import Discriminator, GANomalyScorer, GANomalyTraining, Generator
 from flawmap.networks.pixels import GoodImages
 from flawmap.records import Size

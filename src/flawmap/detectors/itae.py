@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from flawmap.detectors import passes
-from flawmap.detectors.trained import Paper, Plan, TrainedDetector
+from flawmap.detectors.trained import TrainedDetector
+from flawmap.detectors.trained_plan import Paper, Plan
 from flawmap.detectors.training_images import ReplayedImages
 from flawmap.networks.itae import ITAEScorer, ITAETraining, UNet, check_size
 from flawmap.networks.pixels import GoodImages

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flawmap.backbones import DEFAULT_BACKBONE, Backbone, feature_levels, load_backbone
+from flawmap.backbones import DEFAULT_BACKBONE, Backbone, Runtime, feature_levels, load_backbone
 from flawmap.decision import FALSE_ALARM_RATE, Decision
 from flawmap.detectors import passes
 from flawmap.detectors.decision_file import decision_record, decision_shapes, decision_tensors, restore_decision
@@ -59,6 +59,7 @@ class MahalanobisAD:
         crop: centre crop after that, an int or (height, width); what it cuts off is not inspected.
         aspect: "squash" fills `resize`; "letterbox" keeps the proportions and pads.
         device: "auto" takes a GPU where there is one.
+        runtime: of the backbone: "torch", or "openvino" on the CPU; "auto" as in `PaDiM`.
         calibrate: "leave-one-out" scores every good image by the model without it, exactly and without a second pass;
             None leaves scores without a decision.
         false_alarm_rate: share of good images that may be flagged.
@@ -84,6 +85,7 @@ class MahalanobisAD:
         crop: int | Size | None = None,
         aspect: Literal["squash", "letterbox"] = "squash",
         device: torch.device | str = "auto",
+        runtime: Runtime = "auto",
         calibrate: Literal["leave-one-out"] | None = "leave-one-out",
         false_alarm_rate: float = FALSE_ALARM_RATE,
     ) -> None:
@@ -96,6 +98,7 @@ class MahalanobisAD:
         self.crop = crop
         self.aspect = aspect
         self.device = device
+        self.runtime = runtime
         self.calibrate = calibrate
         self.false_alarm_rate = false_alarm_rate
         self.decision_: Decision | None = None
@@ -137,6 +140,7 @@ class MahalanobisAD:
             weights=self.weights,
             seed=self.seed,
             device=self.device,
+            runtime=self.runtime,
             most_layers=MAX_LAYERS,
         )
         shapes = backbone.shapes(preprocessing.input_size)
@@ -235,6 +239,7 @@ class MahalanobisAD:
         *,
         weights: str | os.PathLike[str] | None = None,
         device: torch.device | str = "auto",
+        runtime: Runtime = "auto",
     ) -> Self:
         """The model of an opened file; `weights` if the backbone's are not where they were when it was fitted."""
         document, record = file.document, file.document.backbone
@@ -248,6 +253,7 @@ class MahalanobisAD:
             crop=document.preprocessing.crop,
             aspect=document.preprocessing.aspect,
             device=device,
+            runtime=runtime,
         )
         try:
             input_size = model.preprocessing.input_size
@@ -261,7 +267,7 @@ class MahalanobisAD:
         for layer, n in zip(record.layers, document.n_channels, strict=True):
             expected |= {f"{layer}.mean": (n,), f"{layer}.whitening": (n, n)}
         tensors = file.read(expected, torch.device("cpu"))
-        model._backbone = matching_backbone(file, weights, device)
+        model._backbone = matching_backbone(file, weights, device, runtime)
         model._shapes = model._backbone.shapes(input_size)
         if model._shapes != list(zip(document.n_channels, document.grids, strict=True)):
             raise ModelFileError(f"{file.path}: its grids are not those of {record.name}; fit again")

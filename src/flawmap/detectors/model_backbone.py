@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flawmap.backbones import Backbone, load_backbone
+from flawmap.backbones import Backbone, Runtime, load_backbone
 from flawmap.errors import WeightsError
 from flawmap.images import Preprocessing
 from flawmap.model_file import BackboneRecord, ModelFile, PreprocessingRecord
@@ -42,7 +42,7 @@ def library_versions(*others: str) -> dict[str, str]:
 
 
 def matching_backbone(
-    file: ModelFile[Any], weights: str | os.PathLike[str] | None, device: torch.device | str
+    file: ModelFile[Any], weights: str | os.PathLike[str] | None, device: torch.device | str, runtime: Runtime
 ) -> Backbone:
     """The backbone with the very weights the model was fitted with; others would give wrong scores in silence."""
     record = file.document.backbone
@@ -60,6 +60,7 @@ def matching_backbone(
                 weights=candidate,
                 seed=record.seed,
                 device=device,
+                runtime=runtime,
                 precision=record.precision,
                 most_layers=len(record.layers),
             )

@@ -301,6 +301,7 @@ class PaDiM:
         *,
         weights: str | os.PathLike[str] | None = None,
         device: torch.device | str = "auto",
+        runtime: Runtime = "auto",
     ) -> Self:
         """The model of an opened file; `weights` if the backbone's are not where they were when it was fitted."""
         document, record = file.document, file.document.backbone
@@ -322,6 +323,7 @@ class PaDiM:
                 crop=document.preprocessing.crop,
                 aspect=document.preprocessing.aspect,
                 device=device,
+                runtime=runtime,
                 precision=record.precision,
                 calibrate=decided.method if decided else None,
                 false_alarm_rate=(decided.false_alarm_rate if decided else None) or FALSE_ALARM_RATE,
@@ -331,7 +333,7 @@ class PaDiM:
             raise ModelFileError(
                 f"{file.path}: no whole flawmap model file: {error}; fit again or take a backup"
             ) from error
-        model._backbone = matching_backbone(file, weights, device)
+        model._backbone = matching_backbone(file, weights, device, runtime)
         model.factor_, model.decision_ = unpack(file, hierarchy, model._backbone.device)
         model.regularization_ = Regularization(regularization.ridge, regularization.sharing)
         model._stored = document.factor_dtype

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from flawmap.detectors.trained import Paper, Plan, TrainedDetector
+from flawmap.detectors.trained import TrainedDetector
+from flawmap.detectors.trained_plan import Paper, Plan
 from flawmap.detectors.training_images import ReplayedImages
 from flawmap.networks.patch_svdd import LargeEncoder, PatchSVDDNetwork, PatchSVDDScorer, PatchSVDDTraining
 from flawmap.networks.pixels import GoodImages

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flawmap.backbones import DEFAULT_BACKBONE, Backbone, feature_levels, load_backbone
+from flawmap.backbones import DEFAULT_BACKBONE, Backbone, Runtime, feature_levels, load_backbone
 from flawmap.backbones.catalogue import describe
 from flawmap.decision import FALSE_ALARM_RATE, Decision
 from flawmap.detectors import passes, spade_passes
@@ -64,6 +64,7 @@ class SPADE:
         crop: centre crop after that, an int or (height, width); what it cuts off is not inspected.
         aspect: "squash" fills `resize`; "letterbox" keeps the proportions and pads.
         device: "auto" takes a GPU where there is one.
+        runtime: of the backbone: "torch", or "openvino" on the CPU; "auto" as in `PaDiM`.
         calibrate: "leave-one-out" scores every good image by its nearest others, for a threshold that keeps its
             promise; None leaves scores without a decision.
         false_alarm_rate: share of good images that may be flagged.
@@ -95,6 +96,7 @@ class SPADE:
         crop: int | Size | None = None,
         aspect: Literal["squash", "letterbox"] = "squash",
         device: torch.device | str = "auto",
+        runtime: Runtime = "auto",
         calibrate: Literal["leave-one-out"] | None = "leave-one-out",
         false_alarm_rate: float = FALSE_ALARM_RATE,
         cache_mb: float = 1024,
@@ -113,6 +115,7 @@ class SPADE:
         self.crop = crop
         self.aspect = aspect
         self.device = device
+        self.runtime = runtime
         self.calibrate = calibrate
         self.false_alarm_rate = false_alarm_rate
         self.cache_mb = cache_mb
@@ -256,6 +259,7 @@ class SPADE:
         *,
         weights: str | os.PathLike[str] | None = None,
         device: torch.device | str = "auto",
+        runtime: Runtime = "auto",
         cache_mb: float = 1024,
     ) -> Self:
         """The model of an opened file, which must stay where it is; `weights` if the backbone's have moved."""
@@ -276,6 +280,7 @@ class SPADE:
                 crop=document.preprocessing.crop,
                 aspect=document.preprocessing.aspect,
                 device=device,
+                runtime=runtime,
                 cache_mb=cache_mb,
             )
             model._layout = described_layout(document, model.preprocessing.input_size)
@@ -283,7 +288,7 @@ class SPADE:
             raise ModelFileError(
                 f"{file.path}: no whole flawmap model file: {error}; fit again or take a backup"
             ) from error
-        model._backbone = matching_backbone(file, weights, device)
+        model._backbone = matching_backbone(file, weights, device, runtime)
         model._known, model.decision_ = open_known(file, model._layout, model._backbone.device, cache_mb=cache_mb)
         model._shapes = list(zip(document.n_channels, document.grids, strict=True))
         if model._backbone.shapes(model.preprocessing.input_size) != model._shapes:
@@ -311,6 +316,7 @@ class SPADE:
             weights=self.weights,
             seed=self.seed,
             device=self.device,
+            runtime=self.runtime,
             most_layers=MAX_LAYERS + 1,
         )
         return backbone, layers, image_layer

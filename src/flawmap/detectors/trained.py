@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
@@ -15,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flawmap.backbones import pick_device
+from flawmap.backbones import Runtime, pick_device
 from flawmap.decision import FALSE_ALARM_RATE, PIXEL_RATES, Decision, PixelHistogram
 from flawmap.detectors import passes, trained_file
 from flawmap.detectors.detector import OnBad
+from flawmap.detectors.trained_plan import Paper, Plan, check_parameters
 from flawmap.detectors.training_images import ReplayedImages, Split, crop, split_images
-from flawmap.errors import NotFittedError, ParameterError
+from flawmap.errors import NotFittedError
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, Replay, collect, stream, training_images
 from flawmap.model_file import ModelFile, TrainedDocument
 from flawmap.networks.pixels import GoodImages
@@ -28,53 +27,12 @@ from flawmap.progress import Progress, report_progress
 from flawmap.records import Prediction, Size
 from flawmap.training import Schedule, Trainee, TrainingRecord, train
 
-__all__ = ["Paper", "Plan", "TrainedDetector"]
+__all__ = ["TrainedDetector"]
 
-MAX_WIDTH = 4096
-MAX_SIDE = 4096
 SHOWN = 32
 """Training images whose scores set the colours of a model that was not calibrated."""
 
 Scorer = TypeVar("Scorer", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Paper:
-    """What a paper trains with.
-
-    Attributes:
-        resize, crop: preprocessing.
-        width: what the network's size follows from; each detector says of what.
-        epochs, batch_size, learning_rate: of its optimiser.
-        epoch_images: images of an epoch, if that is not all of them once.
-        repeats: times that an epoch goes through all images.
-    """
-
-    resize: int
-    crop: int | None
-    width: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    epoch_images: int | None = None
-    repeats: int = 1
-
-    def epoch_steps(self, n_images: int, batch_size: int) -> int:
-        """Steps of an epoch."""
-        return math.ceil((self.epoch_images or self.repeats * n_images) / batch_size)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is trained: sizes and numbers, with nothing left to be chosen."""
-
-    width: int
-    input_size: Size
-    batch_size: int
-    learning_rate: float
-    epoch_steps: int
-    seed: int
-    device: torch.device
 
 
 class TrainedDetector(ABC, Generic[Scorer]):
@@ -294,6 +252,7 @@ class TrainedDetector(ABC, Generic[Scorer]):
         *,
         weights: str | os.PathLike[str] | None = None,  # noqa: ARG003 (the file holds all there is)
         device: torch.device | str = "auto",
+        runtime: Runtime = "auto",  # noqa: ARG003 (its networks are run by torch)
     ) -> Self:
         """The model of an opened file, which holds all its weights."""
         return trained_file.unpack(cls, file, pick_device(device))
@@ -303,7 +262,8 @@ class TrainedDetector(ABC, Generic[Scorer]):
 
         Raises ParameterError for parameters that cannot be.
         """
-        self._check_parameters()
+        check_parameters(self)
+        self._schedule(1)  # refuses one that cannot be
         with torch.random.fork_rng(devices=[]), torch.device(device):  # the caller's generator is left alone
             torch.manual_seed(self.seed)
             return self.build_scorer(self.width or self.paper.width, self.preprocessing.input_size, n_images)
@@ -317,31 +277,6 @@ class TrainedDetector(ABC, Generic[Scorer]):
 
     def _document(self) -> TrainedDocument:
         return trained_file.describe_model(self)
-
-    def _check_parameters(self) -> None:
-        if self.calibrate not in ("holdout", None):
-            raise ParameterError(
-                f"calibrate must be 'holdout' or None, got {self.calibrate!r}: leaving an image out would mean to "
-                f"train {type(self).__name__} once for each"
-            )
-        if max(self.preprocessing.input_size) > MAX_SIDE:
-            raise ParameterError(
-                f"{type(self).__name__} takes images of up to {MAX_SIDE} pixels a side, got "
-                f"{self.preprocessing.input_size}; give a smaller resize or crop"
-            )
-        if not 0 < self.false_alarm_rate < 1:
-            raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {self.false_alarm_rate}")
-        if not (math.isfinite(self.cache_mb) and self.cache_mb >= 0):
-            raise ParameterError(f"cache_mb must be a finite number >= 0, got {self.cache_mb}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ParameterError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ParameterError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        for name, most in (("width", MAX_WIDTH), ("batch_size", 2**16)):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
-                raise ParameterError(f"{name} must be a number from 1 to {most}, got {value!r}")
-        self._schedule(1)
 
     def _schedule(self, epoch_steps: int) -> Schedule:
         epochs = self.paper.epochs if self.epochs is None else self.epochs

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flawmap.detectors.trained import Paper, Plan, TrainedDetector
+from flawmap.detectors.trained import TrainedDetector
+from flawmap.detectors.trained_plan import Paper, Plan
 from flawmap.networks.pixels import GoodImages
 from flawmap.networks.vae import VAENetwork, VAEScorer, VAETraining
 from flawmap.records import Size
