@@ -103,6 +103,12 @@ class Decision:
         return float(np.interp(math.log(self.pixel_false_alarm_rate), rates, self.pixel_quantiles[::-1]))
 
     @property
+    def map_scale(self) -> tuple[float, float]:
+        """Map values shown as coolest, the median score of good images, and as hottest; the threshold is amid them."""
+        typical = min(float(np.median(self.scores)), 0.9 * self.threshold)
+        return typical, 2 * self.threshold - typical
+
+    @property
     def lowest_rate(self) -> float:
         """Lowest false-alarm rate that so many good images, or groups of them, can promise, 1 / (K + 1)."""
         return 1 / (self.n_groups + 1)

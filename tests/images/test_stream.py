@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from flawmap.errors import ImageError
+from flawmap.errors import ImageError, ParameterError
 from flawmap.images import Preprocessing, stream
 
 SMALL = Preprocessing.of(4)
+stream_module = sys.modules["flawmap.images.stream"]
 
 
 def flat(value):
@@ -106,3 +109,25 @@ def test_the_placement_belongs_to_the_original(tmp_path):
     assert loaded.name == loaded.path == str(tmp_path / "a.png")
     assert loaded.pixels.shape == (6, 6, 3)
     assert (loaded.placement.image_size, loaded.placement.offset) == ((10, 30), (1, 1))
+
+
+def test_files_are_read_ahead_up_to_a_memory(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    read = []
+    load = stream_module._load
+    monkeypatch.setattr(stream_module, "_load", lambda number, *rest: (read.append(number), load(number, *rest))[1])
+    monkeypatch.setattr(stream_module, "AHEAD_BYTES", 20 * 4 * 4 * 3)
+    images = stream([tmp_path / "a.png"] * 100, SMALL, workers=2)
+    next(images)
+    for _ in range(500):
+        if len(read) == 20:
+            break
+        time.sleep(0.01)
+    assert len(read) == 20
+    images.close()
+
+
+@pytest.mark.parametrize("workers", [0, -1, 2.0, True])
+def test_a_number_of_threads_that_is_none_is_refused(workers):
+    with pytest.raises(ParameterError, match="workers must be a number from 1"):
+        next(stream([flat(0)], SMALL, workers=workers))

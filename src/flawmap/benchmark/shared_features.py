@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from flawmap.anomaly_map import anomaly_maps
 from flawmap.backbones import Backbone
 from flawmap.benchmark.class_images import ClassImages
 from flawmap.detectors import PaDiM, passes
-from flawmap.detectors.reduction import learn_components
-from flawmap.embedding import Hierarchy, build_hierarchy, draw_channels, project_hierarchy
+from flawmap.detectors.reduction import reduced_hierarchy
+from flawmap.embedding import draw_channels
 from flawmap.errors import ParameterError
 from flawmap.gaussian import (
     Factor,
@@ -140,7 +139,11 @@ def score_shared(
 
 def _learn(model: PaDiM, features: SharedFeatures, advance: Advance) -> Factor:
     layers = features.layers_of(model)
-    hierarchy = _reduce(model, features, layers)
+    shapes = [features.shapes[layer] for layer in layers]
+    channels = draw_channels(sum(n for n, _ in shapes), model.n_features, model.seed)
+    hierarchy = reduced_hierarchy(
+        shapes, channels, model.reduction, model.n_features, features.train(passes.FIT_BATCH, layers)
+    )
     moments, probe = Moments.empty(hierarchy), Probe(hierarchy)
     regularization = Regularization.of(model.regularization)
     for maps in features.train(passes.FIT_BATCH, layers):
@@ -150,13 +153,3 @@ def _learn(model: PaDiM, features: SharedFeatures, advance: Advance) -> Factor:
         update(moments, columns)
         advance(len(maps[0]))
     return factorise(moments, regularization=regularization or choose_regularization(moments, probe))
-
-
-def _reduce(model: PaDiM, features: SharedFeatures, layers: Sequence[int]) -> Hierarchy:
-    shapes = [features.shapes[layer] for layer in layers]
-    grids, n_channels = [grid for _, grid in shapes], [n for n, _ in shapes]
-    channels = draw_channels(sum(n_channels), model.n_features, model.seed)
-    if model.reduction == "random" or model.n_features is None:
-        return build_hierarchy(grids, n_channels, channels)
-    maps: Any = features.train(passes.FIT_BATCH, layers)
-    return project_hierarchy(grids, learn_components(maps, model.n_features))

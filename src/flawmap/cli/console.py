@@ -30,6 +30,7 @@ __all__ = [
     "SkipBadOption",
     "StrideOption",
     "WeightsOption",
+    "WorkersOption",
     "check_writable_target",
     "explain_promise",
     "guarded",
@@ -74,6 +75,10 @@ class Runtime(StrEnum):
 
 
 RuntimeOption = Annotated[Runtime, typer.Option("--runtime", help="What runs the backbone.")]
+
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", metavar="N", min=1, help="Threads that read images; one per processor.")
+]
 
 
 class Aspect(StrEnum):

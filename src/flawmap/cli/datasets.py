@@ -21,6 +21,7 @@ from flawmap.cli.console import (
     SkipBadOption,
     StrideOption,
     WeightsOption,
+    WorkersOption,
     check_writable_target,
     guarded,
     messages,
@@ -121,6 +122,7 @@ def timeline(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = Runtime.auto,
+    workers: WorkersOption = None,
     stride: StrideOption = 1,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
@@ -134,7 +136,7 @@ def timeline(
     check_writable_target(output)
     data = open_dataset(dataset).every(stride)
     bad = BadImages()
-    detector = load(model, weights=weights, device=device, runtime=runtime.value)
+    detector = load(model, weights=weights, device=device, runtime=runtime.value, workers=workers)
     timelines = score_timelines(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
     threshold = detector.decision_.threshold if detector.decision_ else None
     save_timelines(timelines, output, threshold=threshold, title=data.name)

@@ -20,6 +20,7 @@ from flawmap.cli.console import (
     SkipBadOption,
     StrideOption,
     WeightsOption,
+    WorkersOption,
     check_writable_target,
     guarded,
     messages,
@@ -48,6 +49,7 @@ def evaluate(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = Runtime.auto,
+    workers: WorkersOption = None,
     stride: StrideOption = 1,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
@@ -63,7 +65,7 @@ def evaluate(
         check_writable_target(reliability)
     data = open_dataset(dataset).every(stride)
     bad = BadImages()
-    detector = load(model, weights=weights, device=device, runtime=runtime.value)
+    detector = load(model, weights=weights, device=device, runtime=runtime.value, workers=workers)
     result: Evaluation = run(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
     if reliability is not None:
         if result.reliability is None:

@@ -22,6 +22,7 @@ from flawmap.cli.console import (
     SkipBadOption,
     StrideOption,
     WeightsOption,
+    WorkersOption,
     check_writable_target,
     explain_promise,
     guarded,
@@ -102,6 +103,7 @@ def fit(
     aspect: Annotated[Aspect, typer.Option(help="Images of other proportions.")] = Aspect.squash,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = Runtime.auto,
+    workers: WorkersOption = None,
     precision: Annotated[
         Precision | None,
         typer.Option(help="Of the backbone, or of a training; float32. auto: bfloat16 where the CPU has it."),
@@ -161,6 +163,7 @@ def fit(
         "image_layer": image_layer,
         "coreset": coreset,
         "cache_mb": cache_mb,
+        "workers": workers,
         "budget": budget,
         "epochs": epochs,
         "steps": steps,

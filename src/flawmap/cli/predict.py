@@ -25,6 +25,7 @@ from flawmap.cli.console import (
     RuntimeOption,
     SkipBadOption,
     WeightsOption,
+    WorkersOption,
     guarded,
     messages,
     print_json,
@@ -65,6 +66,7 @@ def predict(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = Runtime.auto,
+    workers: WorkersOption = None,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -75,7 +77,7 @@ def predict(
     --skip-bad.
     """
     paths = _outside(output, [Path(str(item)) for item in collect(images).items])
-    scorer = _open(model, weights, device, runtime)
+    scorer = _open(model, weights, device, runtime, workers)
     results = Results(output, paths, scorer.map_scale if overlays else None, maps, masks)
     bad = BadImages()
     with results.tables() as add_row, report_progress(not quiet, "Predicting", len(paths)) as advance:
@@ -108,7 +110,7 @@ class Scorer:
     decides: bool
 
 
-def _open(model: Path, weights: str | None, device: str, runtime: Runtime) -> Scorer:
+def _open(model: Path, weights: str | None, device: str, runtime: Runtime, workers: int | None) -> Scorer:
     """A model file, which needs torch, or a folder of `flawmap export`, which does not."""
     if model.is_dir():
         from flawmap import Inspector
@@ -117,11 +119,11 @@ def _open(model: Path, weights: str | None, device: str, runtime: Runtime) -> Sc
             raise ParameterError(f"{model} is an export and holds its weights; leave out --weights")
         if runtime != Runtime.auto:
             raise ParameterError(f"{model} is an export, which its own library runs; leave out --runtime")
-        inspector = Inspector(model, device=device)
+        inspector = Inspector(model, device=device, workers=workers)
         return Scorer(inspector.iter_inspect, inspector.metadata.map_scale, inspector.threshold is not None)
     from flawmap import load
 
-    detector = load(model, weights=weights, device=device, runtime=runtime.value)
+    detector = load(model, weights=weights, device=device, runtime=runtime.value, workers=workers)
     return Scorer(detector.iter_predict, detector.map_scale, detector.decision_ is not None)
 
 

@@ -18,6 +18,7 @@ from flawmap.cli.console import (
     RuntimeOption,
     SkipBadOption,
     WeightsOption,
+    WorkersOption,
     explain_promise,
     guarded,
     messages,
@@ -58,6 +59,7 @@ def threshold(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = Runtime.auto,
+    workers: WorkersOption = None,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -72,7 +74,7 @@ def threshold(
     from flawmap.images import open_dataset
     from flawmap.metrics import OperatingPoint, Rate, best_threshold, error_rates
 
-    detector = load(model, weights=weights, device=device, runtime=runtime.value)
+    detector = load(model, weights=weights, device=device, runtime=runtime.value, workers=workers)
     if detector.decision_ is None:
         raise ParameterError(
             f"{model} was not calibrated: fit again, on at least 3 good images, without --calibrate none"

@@ -58,6 +58,7 @@ def load(
     weights: str | os.PathLike[str] | None = None,
     device: str = "auto",
     runtime: Runtime = "auto",
+    workers: int | None = None,
 ) -> AnyDetector:
     """The model of a file that `save` or `flawmap fit` wrote, of the detector that it names.
 
@@ -67,9 +68,12 @@ def load(
         device: "auto" takes a GPU where there is one.
         runtime: what runs the backbone: "torch", or "openvino" on the CPU; "auto" as in `PaDiM`. A network that was
             trained is run by torch.
+        workers: threads that read images; None for one per processor, at most eight.
 
     Raises ModelFileError for a file that is damaged, hostile or too new, and WeightsError if the weights it was fitted
     with are not to be found.
     """
     file: ModelFile[Any] = ModelFile(path)
-    return DETECTORS[file.document.detector].from_file(file, weights=weights, device=device, runtime=runtime)
+    model = DETECTORS[file.document.detector].from_file(file, weights=weights, device=device, runtime=runtime)
+    model.workers = workers
+    return model

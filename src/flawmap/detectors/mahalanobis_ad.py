@@ -63,6 +63,7 @@ class MahalanobisAD:
         calibrate: "leave-one-out" scores every good image by the model without it, exactly and without a second pass;
             None leaves scores without a decision.
         false_alarm_rate: share of good images that may be flagged.
+        workers: threads that read images; None for one per processor, at most eight.
 
     Attributes after `fit`:
         gaussians_: the Gaussian of each level (`flawmap.gaussian.PooledGaussian`).
@@ -88,6 +89,7 @@ class MahalanobisAD:
         runtime: Runtime = "auto",
         calibrate: Literal["leave-one-out"] | None = "leave-one-out",
         false_alarm_rate: float = FALSE_ALARM_RATE,
+        workers: int | None = None,
     ) -> None:
         self.backbone = backbone
         self.layers = layers
@@ -101,6 +103,7 @@ class MahalanobisAD:
         self.runtime = runtime
         self.calibrate = calibrate
         self.false_alarm_rate = false_alarm_rate
+        self.workers = workers
         self.decision_: Decision | None = None
         self.outliers_: tuple[str, ...] = ()
         self.copies_: tuple[str, ...] = ()
@@ -144,7 +147,7 @@ class MahalanobisAD:
             most_layers=MAX_LAYERS,
         )
         shapes = backbone.shapes(preprocessing.input_size)
-        replay = Replay(collection.items, preprocessing, cache_mb=0, on_bad=on_bad)
+        replay = Replay(collection.items, preprocessing, cache_mb=0, on_bad=on_bad, workers=self.workers)
         names: list[str] = []
         parts: list[list[NDArray[np.float32]]] = []
         with report_progress(progress, "Learning", collection.count) as advance:
@@ -308,7 +311,8 @@ class MahalanobisAD:
         """Batches of images with their distances (B, levels)."""
         backbone = self._fitted()
         size = batch_size or max(1, passes.batch_size(self.preprocessing.input_size) // 4)
-        for batch in passes.batches(stream(items, self.preprocessing, on_bad=on_bad), size):
+        loaded = stream(items, self.preprocessing, on_bad=on_bad, workers=self.workers)
+        for batch in passes.batches(loaded, size):
             levels = passes.pool(backbone, batch)
             columns = [gaussian.distances(vectors) for gaussian, vectors in zip(self.gaussians_, levels, strict=True)]
             yield batch, np.stack(columns, axis=1)

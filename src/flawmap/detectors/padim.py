@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from flawmap.backbones import DEFAULT_BACKBONE, Backbone, PrecisionChoice, Runtime, load_backbone
 from flawmap.decision import FALSE_ALARM_RATE, Decision
@@ -19,8 +20,7 @@ from flawmap.detectors.padim_file import describe_model, described_hierarchy, pa
 from flawmap.detectors.padim_fit import Fitting, Method, check_parameters
 from flawmap.detectors.padim_scorer import Scorer
 from flawmap.detectors.presets import PRESETS
-from flawmap.detectors.reduction import choose_channels, learn_components
-from flawmap.embedding import Hierarchy, build_hierarchy, project_hierarchy
+from flawmap.detectors.reduction import choose_channels, reduced_hierarchy
 from flawmap.errors import (
     ModelFileError,
     NotFittedError,
@@ -72,6 +72,7 @@ class PaDiM:
             the path. None: every image stands alone.
         cache_mb: memory for images and their embeddings between the two passes of a calibrated fit; those beyond it
             are read and computed again.
+        workers: threads that read images; None for one per processor, at most eight.
 
     Attributes after `fit`:
         factor_: the Gaussians (`flawmap.gaussian.Factor`). channels_: (d,) indices into the concatenated layers.
@@ -106,6 +107,7 @@ class PaDiM:
         false_alarm_rate: float = FALSE_ALARM_RATE,
         groups: str | Callable[[str], Hashable] | None = None,
         cache_mb: float = 448,
+        workers: int | None = None,
     ) -> None:
         self.backbone = backbone
         self.layers = layers
@@ -126,6 +128,7 @@ class PaDiM:
         self.false_alarm_rate = false_alarm_rate
         self.groups = groups
         self.cache_mb = cache_mb
+        self.workers = workers
         self.decision_: Decision | None = None
         self.outliers_: tuple[str, ...] = ()
         self.copies_: tuple[str, ...] = ()
@@ -183,7 +186,8 @@ class PaDiM:
         items, size = collection.items, batch_size or passes.batch_size(preprocessing.input_size)
         if self.reduction == "pca":
             items = list(items)  # which are gone through once more
-        hierarchy = self._reduce(backbone, shapes, channels, items, size, on_bad)
+        features = self._features(backbone, items, size, on_bad)  # which only principal components look at
+        hierarchy = reduced_hierarchy(shapes, channels, self.reduction, self.n_features, features)
         fitting = Fitting(
             backbone,
             hierarchy.to(backbone.device),
@@ -194,7 +198,8 @@ class PaDiM:
             self.groups,
             self.seed,
         )
-        replay = Replay(items, preprocessing, cache_mb=self.cache_mb if self.calibrate else 0, on_bad=on_bad)
+        cache_mb = self.cache_mb if self.calibrate else 0
+        replay = Replay(items, preprocessing, cache_mb=cache_mb, on_bad=on_bad, workers=self.workers)
         learnt = fitting.run(replay, collection.count, progress)
         self._backbone, self.shapes_, self.channels_ = backbone, shapes, channels
         self.factor_, self.regularization_, self.n_images_ = learnt.factor, learnt.regularization, learnt.count
@@ -266,14 +271,12 @@ class PaDiM:
 
     @property
     def map_scale(self) -> tuple[float, float]:
-        """Anomaly-map values shown as coolest and hottest, the same for every image.
+        """Anomaly-map values shown as coolest and hottest, the same for every image: `Decision.map_scale`.
 
-        The threshold is in the middle, the median score of good images is coolest; a model that was not calibrated
-        shows 1.5 to 8 times a typical good patch's distance.
+        A model that was not calibrated shows 1.5 to 8 times a typical good patch's distance.
         """
         if self.decision_ is not None:
-            typical = min(float(np.median(self.decision_.scores)), 0.9 * self.decision_.threshold)
-            return typical, 2 * self.decision_.threshold - typical
+            return self.decision_.map_scale
         typical = typical_distance(self._fitted()[1], regularization=self.regularization_, count=self.n_images_)
         return 1.5 * typical, 8 * typical
 
@@ -343,25 +346,13 @@ class PaDiM:
             raise ModelFileError(f"{file.path}: its grids are not those of {record.name}; fit again")
         return model
 
-    def _reduce(
-        self,
-        backbone: Backbone,
-        shapes: Sequence[tuple[int, Size]],
-        channels: NDArray[np.int64],
-        items: Iterable[ImageSource],
-        batch_size: int,
-        on_bad: OnBad | None,
-    ) -> Hierarchy:
-        """The embedding: some channels of the layers, or principal components of all, learnt from the images."""
-        grids = [grid for _, grid in shapes]
-        if self.reduction == "random" or self.n_features is None:
-            return build_hierarchy(grids, [n for n, _ in shapes], channels)
-        loaded = stream(items, self.preprocessing, on_bad=on_bad and (lambda _: None))  # the next pass tells of them
-        maps = (
-            backbone.features(np.stack([image.pixels for image in batch]))
-            for batch in passes.batches(loaded, batch_size)
-        )
-        return project_hierarchy(grids, learn_components(maps, self.n_features))
+    def _features(
+        self, backbone: Backbone, items: Iterable[ImageSource], batch_size: int, on_bad: OnBad | None
+    ) -> Iterator[list[Tensor]]:
+        """Feature maps of all images, for what is learnt before the Gaussians."""
+        quietly = on_bad and (lambda _: None)  # the next pass tells of them
+        loaded = stream(items, self.preprocessing, on_bad=quietly, workers=self.workers)
+        return (backbone.features(passes.pixels_of(batch)) for batch in passes.batches(loaded, batch_size))
 
     def _calibrated(self) -> Decision:
         self._fitted()
@@ -389,7 +380,7 @@ class PaDiM:
     def _batches(
         self, items: Iterable[ImageSource], on_bad: OnBad | None, batch_size: int | None
     ) -> Iterator[list[Loaded]]:
-        loaded = stream(items, self.preprocessing, on_bad=on_bad)
+        loaded = stream(items, self.preprocessing, on_bad=on_bad, workers=self.workers)
         return passes.batches(loaded, batch_size or max(1, passes.batch_size(self.preprocessing.input_size) // 4))
 
     def _scorer(self) -> Scorer:

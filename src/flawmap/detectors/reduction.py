@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from flawmap.embedding import build_hierarchy, draw_channels
+from flawmap.embedding import Hierarchy, build_hierarchy, draw_channels, project_hierarchy
 from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.gaussian import Moments, principal_components, update
 from flawmap.projection import concatenate
+from flawmap.records import Size
 
-__all__ = ["choose_channels", "learn_components"]
+__all__ = ["choose_channels", "learn_components", "reduced_hierarchy"]
 
 CHUNK_BYTES = 64 * 2**20
 """How large a block of whole embeddings may be."""
@@ -43,6 +44,23 @@ def choose_channels(
     if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
         raise ParameterError(f"channels must be a list of integers, got shape {chosen.shape} of {chosen.dtype}")
     return np.sort(chosen.astype(np.int64))
+
+
+def reduced_hierarchy(
+    shapes: Sequence[tuple[int, Size]],
+    channels: NDArray[np.int64],
+    reduction: str,
+    n_features: int | None,
+    features: Iterable[Sequence[Tensor]],
+) -> Hierarchy:
+    """The embedding of layers of these channels and grids: of some channels, or of principal components of all.
+
+    The latter are learnt from `features`, batches of the layers' maps, which are not looked at otherwise.
+    """
+    grids, n_channels = [grid for _, grid in shapes], [n for n, _ in shapes]
+    if reduction == "random" or n_features is None:
+        return build_hierarchy(grids, n_channels, channels)
+    return project_hierarchy(grids, learn_components(features, n_features))
 
 
 def learn_components(features: Iterable[Sequence[Tensor]], n_features: int) -> Tensor:

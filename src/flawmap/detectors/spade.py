@@ -70,6 +70,7 @@ class SPADE:
         false_alarm_rate: share of good images that may be flagged.
         cache_mb: memory for the gallery; what does not fit is read from a file: a temporary one after `fit` (in
             TMPDIR), the model file after `load`.
+        workers: threads that read images; None for one per processor, at most eight.
 
     Attributes after `fit`:
         n_images_: number of good images learnt from. n_neighbors_: K.
@@ -100,6 +101,7 @@ class SPADE:
         calibrate: Literal["leave-one-out"] | None = "leave-one-out",
         false_alarm_rate: float = FALSE_ALARM_RATE,
         cache_mb: float = 1024,
+        workers: int | None = None,
     ) -> None:
         self.backbone = backbone
         self.layers = layers
@@ -119,6 +121,7 @@ class SPADE:
         self.calibrate = calibrate
         self.false_alarm_rate = false_alarm_rate
         self.cache_mb = cache_mb
+        self.workers = workers
         self.decision_: Decision | None = None
         self.outliers_: tuple[str, ...] = ()
         self.copies_: tuple[str, ...] = ()
@@ -156,7 +159,7 @@ class SPADE:
         shapes = backbone.shapes(preprocessing.input_size)
         place = backbone.layers.index(image_layer)
         layout = Layout.of(shapes, len(layers), place, variant=self.variant, coreset=self.coreset)
-        replay = Replay(collection.items, preprocessing, cache_mb=0, on_bad=on_bad)
+        replay = Replay(collection.items, preprocessing, cache_mb=0, on_bad=on_bad, workers=self.workers)
         sample = Sample(self.n_mapped if self.calibrate else 0, self.seed)
         with report_progress(progress, "Learning", collection.count) as advance:
             batches = passes.batches(replay.first(), batch_size or passes.batch_size(preprocessing.input_size))
@@ -377,7 +380,8 @@ class SPADE:
     ) -> Iterator[tuple[list[Loaded], Tensor, list[Tensor]]]:
         """Batches of images with their scores (B,) and patch distances (B, h, w) per pyramid."""
         backbone, layout, known = self._fitted()
-        for batch in passes.batches(stream(items, self.preprocessing, on_bad=on_bad), batch_size or QUERY_IMAGES):
+        loaded = stream(items, self.preprocessing, on_bad=on_bad, workers=self.workers)
+        for batch in passes.batches(loaded, batch_size or QUERY_IMAGES):
             yield batch, *spade_passes.patch_distances(backbone, layout, known, batch, n_neighbors=self.n_neighbors_)
 
     def _document(self) -> SpadeDocument:

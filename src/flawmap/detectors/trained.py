@@ -60,6 +60,7 @@ class TrainedDetector(ABC, Generic[Scorer]):
         groups: what belongs together, and is held out together; see `PaDiM`.
         checkpoint: a file that keeps the training after every epoch; if it exists, the training goes on from it.
         cache_mb: memory for good images; those beyond it are read from their files again at each step.
+        workers: threads that read images; None for one per processor, at most eight.
 
     Attributes after `fit`:
         n_images_: number of good images learnt from. record_: what the training came to.
@@ -95,6 +96,7 @@ class TrainedDetector(ABC, Generic[Scorer]):
         groups: str | Callable[[str], Hashable] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         cache_mb: float = 1024,
+        workers: int | None = None,
     ) -> None:
         self.resize = resize
         self.crop = crop
@@ -114,6 +116,7 @@ class TrainedDetector(ABC, Generic[Scorer]):
         self.groups = groups
         self.checkpoint = checkpoint
         self.cache_mb = cache_mb
+        self.workers = workers
         self.decision_: Decision | None = None
         self.outliers_: tuple[str, ...] = ()
         self.copies_: tuple[str, ...] = ()
@@ -152,7 +155,7 @@ class TrainedDetector(ABC, Generic[Scorer]):
         self.blank_scorer(2, device="meta")  # refuses what cannot be before anything is read
         collection = collect(training_images(images) if isinstance(images, (str, os.PathLike)) else images)
         whole = Preprocessing(preprocessing.resize, None, preprocessing.aspect)
-        replay = Replay(collection.items, whole, cache_mb=self.cache_mb, on_bad=on_bad)
+        replay = Replay(collection.items, whole, cache_mb=self.cache_mb, on_bad=on_bad, workers=self.workers)
         split = split_images(
             replay,
             collection.count,
@@ -227,14 +230,13 @@ class TrainedDetector(ABC, Generic[Scorer]):
     def map_scale(self) -> tuple[float, float] | None:
         """Map values shown as coolest and hottest, the same for every image; None for a detector without maps.
 
-        The threshold is in the middle; a model that was not calibrated shows 1 to 4 times the median score of what it
+        They are `Decision.map_scale`; a model that was not calibrated shows 1 to 4 times the median score of what it
         has learnt.
         """
         if not self.localises:
             return None
         if self.decision_ is not None:
-            typical = min(float(np.median(self.decision_.scores)), 0.9 * self.decision_.threshold)
-            return typical, 2 * self.decision_.threshold - typical
+            return self.decision_.map_scale
         return self.usual_score_, 4 * self.usual_score_
 
     def describe(self) -> dict[str, object]:
@@ -354,7 +356,7 @@ class TrainedDetector(ABC, Generic[Scorer]):
         self, items: Iterable[ImageSource], on_bad: OnBad | None, batch_size: int | None
     ) -> Iterator[Prediction]:
         _ = self.scorer_
-        loaded = stream(items, self.preprocessing, on_bad=on_bad)
+        loaded = stream(items, self.preprocessing, on_bad=on_bad, workers=self.workers)
         for batch in passes.batches(loaded, batch_size or self._predict_batch()):
             for image, anomaly_map, score in self._score(batch):
                 prediction = Prediction(image.path, score, anomaly_map, image.placement)

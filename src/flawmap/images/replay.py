@@ -39,10 +39,12 @@ class Replay:
         *,
         cache_mb: float,
         on_bad: Callable[[ImageError], None] | None = None,
+        workers: int | None = None,
     ) -> None:
         self._items = items
         self._preprocessing = preprocessing
         self._on_bad = on_bad
+        self._workers = workers
         # one block, touched as it fills: many small arrays among the large ones of a fit would fragment the memory
         self._free = np.empty(int(cache_mb * 2**20), np.uint8)
         self._again: dict[int, Loaded | str | VideoFrame] = {}  # place in the first pass: what was kept, or the file
@@ -52,7 +54,7 @@ class Replay:
 
     def first(self) -> Iterator[Loaded]:
         """All images; bad ones raise, or are told of and left out."""
-        for image in stream(self._items, self._preprocessing, on_bad=self._on_bad):
+        for image in stream(self._items, self._preprocessing, on_bad=self._on_bad, workers=self._workers):
             digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=16).digest()
             if (earlier := self._seen.setdefault(digest, len(self.names))) < len(self.names):
                 self.copies.append((earlier, len(self.names)))
@@ -75,7 +77,8 @@ class Replay:
     def second(self, places: Iterable[int]) -> Iterator[Loaded]:
         """The images at some of `places`, in the order asked for; ImageError if a file has become unreadable."""
         ahead, wanted = tee(self._again[place] for place in places)
-        read = stream((entry for entry in ahead if not isinstance(entry, Loaded)), self._preprocessing)
+        from_files = (entry for entry in ahead if not isinstance(entry, Loaded))
+        read = stream(from_files, self._preprocessing, workers=self._workers)
         for entry in wanted:
             yield entry if isinstance(entry, Loaded) else next(read)
 

@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.errors import ImageError
+from flawmap.errors import ImageError, ParameterError
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource, read_image
 from flawmap.images.video import FrameReader, VideoFrame
@@ -63,8 +63,10 @@ def stream(
         items: paths, arrays, PIL images, frames of videos; of an iterator, pulled no faster than they are read.
         preprocessing: what makes the model's input of them.
         on_bad: is told of each image that cannot be used, which is then left out; None raises its ImageError.
-        workers: threads; None for one per processor, at most eight.
+        workers: threads; None for one per processor, at most eight. ParameterError for none.
     """
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise ParameterError(f"workers must be a number from 1, or None for one per processor; got {workers!r}")
     n_workers = workers or min(8, os.cpu_count() or 1)
     ahead = n_workers * LOOK_AHEAD
     if isinstance(items, Sequence):

@@ -34,6 +34,7 @@ class Inspector:
         threads: processors to use; None for all.
         precision: "auto" is that of the fit, which thresholds belong to; "bfloat16" computes an OpenVINO graph in 16
             bits, for speed, where the processor has them: scores then differ by about a hundredth; "float32".
+        workers: threads that read images; None for one per processor, at most eight.
 
     Attributes:
         metadata: the checked content of metadata.json.
@@ -49,8 +50,10 @@ class Inspector:
         device: str = "auto",
         threads: int | None = None,
         precision: PrecisionChoice = "auto",
+        workers: int | None = None,
     ) -> None:
         self.folder = Path(folder).expanduser()
+        self.workers = workers
         self.metadata = Metadata.read(self.folder)
         self._rule: Rule | None = None if self.metadata.decision is None else self.metadata.decision.rule()
         self._graph = open_graph(self.folder, self.metadata, device, threads, precision)
@@ -98,7 +101,10 @@ class Inspector:
             raise ParameterError(f"batch_size must be a number from 1, got {batch_size}")
         collection = collect(images)
         live = collection.count is None
-        loaded = self._load_live(collection, on_bad) if live else stream(collection.items, self._canvas, on_bad=on_bad)
+        if live:
+            loaded = self._load_live(collection, on_bad)
+        else:
+            loaded = stream(collection.items, self._canvas, on_bad=on_bad, workers=self.workers)
         return self._inspect(loaded, batch_size or (1 if live else BATCH))
 
     def score_batch(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
