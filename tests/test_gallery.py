@@ -74,7 +74,7 @@ def test_a_file_that_is_damaged_under_its_reader_is_named(tmp_path):
     with pytest.raises(ModelFileError, match="image 2 of the gallery holds NaN"):
         gallery.row(1)
     path.write_bytes(values.tobytes()[:-4])
-    with pytest.raises(ModelFileError, match="cut short while it was in use"):
+    with pytest.raises(ModelFileError, match="was changed while it was in use"):
         gallery.row(2)
     with pytest.raises(ModelFileError, match="cannot be read"):
         Gallery.open(tmp_path / "gone", 0, 3, ROW, cache_mb=0)

@@ -76,7 +76,7 @@ def test_other_files_are_refused(path, tmp_path):
         load(path)
     with pytest.raises(ModelFileError, match="no such model file"):
         load(tmp_path / "nowhere.flawmap")
-    with pytest.raises(ModelFileError, match="cannot be read"):
+    with pytest.raises(ModelFileError, match="is a folder, not a model file"):
         load(tmp_path)
 
 

@@ -41,6 +41,7 @@ class Gallery:
         self._start = 0
         self._n_in_file = 0
         self._name = ""
+        self._written: tuple[int, int] | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -52,6 +53,7 @@ class Gallery:
         except OSError as error:
             raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error
         weakref.finalize(gallery, gallery._file.close)
+        gallery._written = gallery._version(gallery._file)
         gallery._name, gallery._start, gallery._n_in_file = str(path), start, n_rows
         for row in range(min(n_rows, len(gallery._block))):
             gallery._block[row] = gallery._read(row)
@@ -93,6 +95,12 @@ class Gallery:
         for index in range(len(self)):
             yield self._values(index)
 
+    @staticmethod
+    def _version(file: BinaryIO) -> tuple[int, int]:
+        """What changes with a file's content: when it was last written, and its size."""
+        status = os.fstat(file.fileno())
+        return status.st_mtime_ns, status.st_size
+
     def _values(self, index: int) -> NDArray[np.float32]:
         return self._block[index] if index < self._n_in_memory else self._read(index)
 
@@ -103,6 +111,8 @@ class Gallery:
             raise IndexError(f"row {index} of {len(self)}")
         try:
             with self._lock:
+                if self._written is not None and self._version(self._file) != self._written:
+                    raise ModelFileError(f"{name}: was changed while it was in use; load the model again")
                 self._file.seek(self._start + index * values.nbytes, os.SEEK_SET)
                 while rest and (count := self._file.readinto(rest)):  # type: ignore[attr-defined]
                     rest = rest[count:]

@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal
+from typing import Annotated, Any, Generic, Literal, TypeGuard
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -230,29 +230,30 @@ class ModelFile(Generic[D]):
     Attributes:
         path: where it lies.
         document: what it says of itself, of the type that its detector has.
-        shapes: shape of each tensor.
+        shapes, dtypes: shape of each tensor, and its type as safetensors calls it.
         starts: its first byte in the file; to be trusted once `read` has checked the shapes.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        header, data = self._read_header()
+        header, data, size = self._read_header()
         self.document: D = self._read_document(header)
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         self.starts: dict[str, int] = {}
+        end = data
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            if (
-                not isinstance(entry, dict)
-                or entry.get("dtype") not in DTYPES
-                or not isinstance(entry.get("shape"), list)
-            ):
+            if not isinstance(entry, dict) or entry.get("dtype") not in DTYPES:
                 raise self._damaged(f"tensor '{name}' is not of {', '.join(DTYPES)}")
-            self.shapes[name] = tuple(entry["shape"])
-            offsets = entry.get("data_offsets")
-            if isinstance(offsets, list) and offsets and isinstance(offsets[0], int):  # checked by `read`
-                self.starts[name] = data + offsets[0]
+            shape, offsets = entry.get("shape"), entry.get("data_offsets")
+            if not (_are_numbers(shape) and _are_numbers(offsets) and len(offsets) == 2):
+                raise self._damaged(f"tensor '{name}' has no shape, or no place in the file")
+            self.shapes[name], self.dtypes[name] = tuple(shape), entry["dtype"]
+            self.starts[name], end = data + offsets[0], max(end, data + offsets[1])
+        if size < end:  # more is refused by `read`
+            raise self._damaged(f"it ends after {size} bytes of {end}")
 
     @staticmethod
     def write(
@@ -288,7 +289,8 @@ class ModelFile(Generic[D]):
         try:
             with safe_open(self.path, framework="pt", device=str(device)) as file:
                 for name in (name for name in expected if name not in leave):
-                    tensors[name] = file.get_tensor(name).float()
+                    # a copy: what is mapped would change, or end the process, with a file that is overwritten in place
+                    tensors[name] = file.get_tensor(name).to(torch.float32, copy=True)
         except (OSError, SafetensorError) as error:
             raise self._damaged(_reason(error)) from error
         for name, tensor in tensors.items():
@@ -296,8 +298,8 @@ class ModelFile(Generic[D]):
                 raise self._damaged(f"tensor '{name}' holds NaN or infinite values")
         return tensors
 
-    def _read_header(self) -> tuple[dict[str, Any], int]:
-        """The safetensors header, 8 bytes of length and then JSON, checked; and its end in the file."""
+    def _read_header(self) -> tuple[dict[str, Any], int, int]:
+        """The safetensors header, 8 bytes of length and then JSON, checked; its end in the file; the file's size."""
         try:
             size = self.path.stat().st_size
             with self.path.open("rb") as stream:
@@ -308,13 +310,18 @@ class ModelFile(Generic[D]):
                 header = json.loads(stream.read(length))
         except FileNotFoundError as error:
             raise ModelFileError(f"{self.path}: no such model file; `flawmap fit` makes one") from error
+        except IsADirectoryError as error:
+            raise ModelFileError(
+                f"{self.path}: is a folder, not a model file of `flawmap fit`; an export is for `flawmap predict` and "
+                f"`Inspector`"
+            ) from error
         except OSError as error:
             raise ModelFileError(f"{self.path}: cannot be read ({_reason(error)})") from error
         except (ValueError, RecursionError) as error:
             raise self._damaged("its header is not JSON") from error
         if not isinstance(header, dict):
             raise self._damaged("its header is not a JSON object")
-        return header, 8 + length
+        return header, 8 + length, size
 
     def _read_document(self, header: dict[str, Any]) -> Any:  # noqa: ANN401 (the type that its detector has)
         metadata = header.get("__metadata__")
@@ -341,6 +348,10 @@ class ModelFile(Generic[D]):
 
     def _damaged(self, reason: str) -> ModelFileError:
         return ModelFileError(f"{self.path}: no whole flawmap model file: {reason}; fit again or take a backup")
+
+
+def _are_numbers(values: object) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _reason(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from flawmap.decision import Decision
 from flawmap.detectors.decision_file import decision_shapes, restore_decision
 from flawmap.detectors.padim_file import MAX_POSITIONS
 from flawmap.detectors.spade_passes import Known, Layout
-from flawmap.errors import ParameterError
+from flawmap.errors import ModelFileError, ParameterError
 from flawmap.gallery import Gallery
 from flawmap.model_file import ModelFile, SpadeDocument
 from flawmap.records import Size
@@ -51,5 +51,7 @@ def open_known(
     }
     expected |= decision_shapes(document.decision)
     tensors = file.read(expected, device, leave={"gallery"})
+    if file.dtypes["gallery"] != "F32":
+        raise ModelFileError(f"{file.path}: its gallery is of {file.dtypes['gallery']}, expected F32; fit again")
     gallery = Gallery.open(file.path, file.starts["gallery"], document.n_images, layout.n_values, cache_mb=cache_mb)
     return Known(tensors["pooled"], gallery), restore_decision(file, tensors)
