@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flawmap import neighbours
-from flawmap.neighbours import PatchSearch, build_pyramid, greedy_coreset, nearest_images
+from flawmap.neighbours import PatchSearch, build_pyramid, greedy_coreset, nearest_distances, nearest_images
 
 GRIDS = {
     "nested": [(8, 12), (4, 6), (2, 3)],
@@ -107,3 +107,15 @@ def test_a_coreset_is_that_of_the_plain_greedy_algorithm():
     assert greedy_coreset(points, 12).tolist() == sorted(kept)
     assert greedy_coreset(points, 40).tolist() == list(range(40))
     assert greedy_coreset(torch.ones(5, 2), 3).unique().numel() == 3
+
+
+@pytest.mark.parametrize("block", [None, 12 * 7])
+def test_near_neighbours_of_one_grid_are_measured_exactly(monkeypatch, block):
+    if block is not None:  # the gallery in parts of seven
+        monkeypatch.setattr(neighbours, "BLOCK_VALUES", block)
+    generator = torch.Generator().manual_seed(0)
+    gallery = torch.randn(50, 6, generator=generator)
+    queries = torch.stack([gallery[:12], gallery[12:24]]) + 1e-3
+    found = nearest_distances(queries, gallery)
+    expected = (queries - gallery[:24].view(2, 12, 6)).norm(dim=2)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)

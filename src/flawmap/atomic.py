@@ -19,7 +19,8 @@ _unfinished: set[tuple[int, Path]] = set()  # (process, temporary path): what an
 def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
 
-    Two processes that write the same path do not disturb each other: the last to finish stays. Raises OSError.
+    Two processes that write the same path do not disturb each other: the last to finish stays. Raises OSError, which
+    names the path.
     """
     target = Path(path)
     temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(8)}.partial"
@@ -34,6 +35,10 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.chmod(mode)
         temporary.replace(target)
+    except OSError as error:
+        if error.filename is None or Path(os.fsdecode(error.filename)) == temporary:
+            error.filename = str(target)  # a write says what went wrong, and not where
+        raise
     finally:
         with suppress(OSError):  # what went wrong before matters more
             temporary.unlink(missing_ok=True)

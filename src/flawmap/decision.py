@@ -37,8 +37,8 @@ class PixelHistogram:
         counts: (BINS,) values in each bin; the first also holds all smaller ones, the last all larger ones.
     """
 
-    BINS = 8192
-    LOWEST, HIGHEST = 1e-4, 1e6
+    BINS = 24576
+    LOWEST, HIGHEST = 1e-8, 1e18
 
     def __init__(self) -> None:
         self.counts = np.zeros(self.BINS, np.int64)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.errors import ModelFileError
+from flawmap.images import reserve_memory
 
 __all__ = ["Gallery"]
 
@@ -35,7 +36,9 @@ class Gallery:
     def __init__(self, n_values: int, *, cache_mb: float) -> None:
         self.n_values = n_values
         # one block, touched as it fills: many arrays among the large ones of a fit would fragment the memory
-        self._block = np.empty((int(cache_mb * 2**20) // (4 * n_values), n_values), np.float32)
+        block = reserve_memory(cache_mb).view(np.float32)
+        n_rows = len(block) // n_values
+        self._block = block[: n_rows * n_values].reshape(n_rows, n_values)
         self._n_in_memory = 0
         self._file: BinaryIO | None = None
         self._start = 0

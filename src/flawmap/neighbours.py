@@ -1,10 +1,11 @@
 """Nearest neighbours of images and of patches: exact, by matrix products, without an index.
 
-|a - b|^2 = |a|^2 + |b|^2 - 2 a.b finds the neighbour, and the difference a - b measures it, so nothing is lost where
-two vectors are nearly equal. Embeddings of several layers (Cohen & Hoshen 2020, section 3.3) are never concatenated:
-where the grids divide each other, the squared distance of two fine patches is that of their own channels plus that of
-the coarser cells they lie in, which is found once for all their children. For the three layers of a Wide ResNet-50-2
-this takes a sixth of the products, and less time than an exact index over the concatenation (faiss's IndexFlatL2).
+|a - b|^2 = |a|^2 + |b|^2 - 2 a.b finds the neighbour, and the difference a - b measures it. Rounding to float32 may
+thus name a neighbour that is farther than the nearest by a millionth of |a|^2, less than what a camera's noise does;
+its distance is right. Embeddings of several layers (Cohen & Hoshen 2020, section 3.3) are never concatenated: where the
+grids divide each other, the squared distance of two fine patches is that of their own channels plus that of the coarser
+cells they lie in, which is found once for all their children. For the three layers of a Wide ResNet-50-2 this takes a
+sixth of the products, and less time than an exact index over the concatenation (faiss's IndexFlatL2).
 """
 
 from __future__ import annotations
@@ -17,10 +18,17 @@ from torch import Tensor
 
 from flawmap.records import Size
 
-__all__ = ["PatchSearch", "Pyramid", "build_pyramid", "greedy_coreset", "nearest_images"]
+__all__ = [
+    "PatchSearch",
+    "Pyramid",
+    "build_pyramid",
+    "greedy_coreset",
+    "nearest_distances",
+    "nearest_images",
+]
 
 BLOCK_VALUES = 16 * 2**20
-"""Products computed at a time, 64 MB."""
+"""Products computed at a time, or for each image, 64 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +125,26 @@ def nearest_images(gallery: Tensor, queries: Tensor, k: int, *, own: Tensor | No
     return places, squared
 
 
+def nearest_distances(queries: Tensor, gallery: Tensor) -> Tensor:
+    """Distances (B, P) of each image's patches (B, P, d) to the nearest of a gallery (G, d).
+
+    In operations that graph formats have, whatever the number of images.
+    """
+    mean = gallery.mean(dim=0)
+    n_known = max(1, BLOCK_VALUES // queries.shape[1])
+    shape = queries.shape[:2]
+    gallery, queries = gallery - mean, (queries - mean).flatten(0, 1)  # products around zero lose less to rounding
+    nearest, least = queries, torch.full_like(queries[:, :1], torch.inf)
+    for start in range(0, len(gallery), n_known):  # a graph holds each part once, however many queries there are
+        known = gallery[start : start + n_known]
+        products = _products(queries, known, known.square().sum(dim=1))
+        places = products.argmin(dim=1)
+        values = products.gather(1, places[:, None])
+        nearest = torch.where(values < least, known.index_select(0, places), nearest)
+        least = torch.minimum(values, least)
+    return (queries - nearest).square().sum(dim=1).sqrt().view(shape)
+
+
 class PatchSearch:
     """The nearest of all gallery patches to each patch of one image, over galleries offered one after the other.
 
@@ -156,9 +184,9 @@ class PatchSearch:
 
 def _search(block: Sequence[Tensor], gallery: Sequence[Tensor], norms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """For each finest patch the least |b|^2 - 2 a.b, and the parent (or itself, without levels above) of that patch."""
-    sums = torch.addmm(norms[0], block[0], gallery[0].T, alpha=-2)
+    sums = _products(block[0], gallery[0], norms[0])
     for level in range(1, len(block)):
-        products = torch.addmm(norms[level], block[level], gallery[level].T, alpha=-2)
+        products = _products(block[level], gallery[level], norms[level])
         family = products.view(-1, sums.shape[0], products.shape[1] // sums.shape[1], sums.shape[1])
         if level == len(block) - 1:  # the least of the siblings first: what lies above them is the same
             sums = family.amin(2).add_(sums).flatten(0, 1)
@@ -167,6 +195,11 @@ def _search(block: Sequence[Tensor], gallery: Sequence[Tensor], norms: Sequence[
             sums = products
     least = sums.min(1)
     return least.values, least.indices
+
+
+def _products(queries: Tensor, known: Tensor, norms: Tensor) -> Tensor:
+    """|b|^2 - 2 a.b (Q, G) of vectors a (Q, d) and b (G, d), of which `norms` holds |b|^2: least for the nearest b."""
+    return torch.addmm(norms, queries, known.T, alpha=-2)
 
 
 def _measure(block: Sequence[Tensor], gallery: Sequence[Tensor], patches: Tensor, parents: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ __all__ = ["Mixed", "Schedule", "Shuffle", "Trainee", "TrainingRecord", "random_
 
 CHECKPOINT_SECONDS = 120.0
 """Longest time between two checkpoints, where an epoch takes longer."""
+MOST_MINUTES = 10**7
 LEAST_GAIN = 1e-3
 """Share by which an epoch's mean loss must fall below the best one to count as better."""
 CHECKPOINT_VERSION = 1
@@ -81,8 +82,11 @@ class Schedule:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ParameterError(f"{name} must be a number from 1, got {value!r}")
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise ParameterError(f"the budget must be a positive number of minutes, got {self.minutes}")
+        is_time = isinstance(self.minutes, (int, float)) and 0 < self.minutes <= MOST_MINUTES
+        if self.minutes is not None and not is_time:
+            raise ParameterError(
+                f"the budget must be a positive number of minutes up to {MOST_MINUTES}, got {self.minutes!r}"
+            )
 
     @property
     def last_step(self) -> int:
@@ -188,7 +192,7 @@ def train(
     belongs to another training; the last good checkpoint stays in each case.
     """
     keeper = None if checkpoint is None else _Checkpoint(checkpoint, dict(settings or {}))
-    record = TrainingRecord() if keeper is None else keeper.resume(trainee)
+    record = TrainingRecord() if keeper is None else keeper.resume(trainee, schedule)
     total = schedule.last_step if schedule.minutes is None else math.ceil(60 * schedule.minutes)
     trainee.network.train()
     with report_progress(progress, "Training", total) as advance:
@@ -265,7 +269,7 @@ class _Checkpoint:
                 f"({getattr(error, 'strerror', None) or error}). {kept} and run the same again to go on"
             ) from error
 
-    def resume(self, trainee: Trainee) -> TrainingRecord:
+    def resume(self, trainee: Trainee, schedule: Schedule) -> TrainingRecord:
         """Put the trainee where the file says, if there is one."""
         if not self.path.exists():
             return TrainingRecord()
@@ -276,11 +280,16 @@ class _Checkpoint:
                 if document["version"] != CHECKPOINT_VERSION:
                     raise self._refused(f"is of format {document['version']}, this flawmap reads {CHECKPOINT_VERSION}")
                 self._check_settings(document["settings"])
-                record = TrainingRecord(**document["record"])
+                record = _checked_record(TrainingRecord(**document["record"]), schedule.epoch_steps)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise self._refused("is no whole checkpoint of a training") from error
-        self._restore(trainee, tensors)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise TrainingError(
+                f"{self.path}: is no whole checkpoint of a training; name another file to keep it in, or delete this "
+                f"one if nothing else needs it"
+            ) from error
+        if record.steps > schedule.last_step:
+            raise self._refused(f"is at step {record.steps}, beyond the {schedule.last_step} that were asked for")
+        self._restore(trainee, tensors, record)
         return record
 
     def _check_settings(self, found: object) -> None:
@@ -291,27 +300,52 @@ class _Checkpoint:
         what = ", ".join(f"{name}: {known.get(name)!r} there, {self._settings[name]!r} here" for name in names[:3])
         raise self._refused(f"is of another training ({what or 'with other settings'})")
 
-    def _restore(self, trainee: Trainee, tensors: dict[str, Tensor]) -> None:
+    def _restore(self, trainee: Trainee, tensors: dict[str, Tensor], record: TrainingRecord) -> None:
         weights = {name.removeprefix(NETWORK): value for name, value in tensors.items() if name.startswith(NETWORK)}
-        own = trainee.network.state_dict()
-        if {name: value.shape for name, value in weights.items()} != {name: v.shape for name, v in own.items()}:
+        kinds = {name: (value.shape, value.dtype) for name, value in weights.items()}
+        if kinds != {name: (value.shape, value.dtype) for name, value in trainee.network.state_dict().items()}:
             raise self._refused("holds the weights of another network")
+        if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+            raise self._refused("holds numbers that are not finite")
+        states = [_state_of(number, optimizer, tensors) for number, optimizer in enumerate(trainee.optimizers)]
+        n_used = sum(len(values) for state in states for values in state.values())
+        if n_used + len(weights) != len(tensors) or (record.steps and not all(states)):
+            raise self._refused("does not hold what its optimisers need to go on")
         trainee.network.load_state_dict(weights)
-        for number, optimizer in enumerate(trainee.optimizers):
-            content = optimizer.state_dict()
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, value in tensors.items():
-                kind, _, rest = name.partition("/")
-                if kind == f"optimizer{number}":
-                    place, _, key = rest.partition("/")
-                    state.setdefault(int(place), {})[key] = value
-            optimizer.load_state_dict({**content, "state": state})
+        for optimizer, state in zip(trainee.optimizers, states, strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
     def _refused(self, what: str) -> TrainingError:
         return TrainingError(f"{self.path}: {what}; delete it to train anew, or name another checkpoint")
 
 
-NETWORK = "network/"
+NETWORK, OPTIMIZER = "network/", "optimizer"
+
+
+def _checked_record(record: TrainingRecord, epoch_steps: int) -> TrainingRecord:
+    """The record of a file; ValueError if it contradicts itself."""
+    values = (record.steps, record.seconds, *record.losses, *record.pending)
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        raise ValueError("numbers that are none")
+    whole, part = divmod(record.steps, epoch_steps)
+    if record.steps < 0 or record.seconds < 0 or (len(record.losses), len(record.pending)) != (whole, part):
+        raise ValueError("as many losses as steps were expected")
+    return record
+
+
+def _state_of(
+    number: int, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    """What Adam has kept of each parameter that has had a gradient, where that is whole."""
+    state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, parameter in enumerate(parameters):
+        shapes = {"step": (), "exp_avg": tuple(parameter.shape), "exp_avg_sq": tuple(parameter.shape)}
+        kept = {key: tensors.get(f"{OPTIMIZER}{number}/{place}/{key}") for key in shapes}
+        found = {key: value for key, value in kept.items() if value is not None and tuple(value.shape) == shapes[key]}
+        if len(found) == len(shapes):
+            state[place] = found
+    return state
 
 
 def _tensors(trainee: Trainee) -> dict[str, Tensor]:
@@ -319,5 +353,5 @@ def _tensors(trainee: Trainee) -> dict[str, Tensor]:
     tensors = {f"{NETWORK}{name}": value for name, value in trainee.network.state_dict().items()}
     for number, optimizer in enumerate(trainee.optimizers):
         for place, values in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer{number}/{place}/{key}": value for key, value in values.items()}
+            tensors |= {f"{OPTIMIZER}{number}/{place}/{key}": value for key, value in values.items()}
     return tensors

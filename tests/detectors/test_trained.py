@@ -386,12 +386,12 @@ def test_an_export_says_what_the_model_says(kind, model, good_images, scratched,
         pytest.skip("takes ten seconds; the graph is the one that OpenVINO runs")
     folder = export_model(model, tmp_path / "export", format=format)
     inspector = Inspector(folder)
-    images = [*good_images[:3], scratched]
+    images = [*good_images[:2], scratched]  # the third is held out, and its score the threshold itself
     for found, expected in zip(inspector.inspect(images), model.predict(images), strict=True):
-        assert found.pred_score == pytest.approx(expected.pred_score, rel=1e-2, abs=1e-5)
+        assert found.pred_score == pytest.approx(expected.pred_score, rel=1e-3, abs=1e-5)
         assert found.pred_label == expected.pred_label
         if model.localises:
-            np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=2e-2, atol=1e-3)
+            np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=1e-3, atol=1e-3)
         else:
             assert (found.anomaly_map, found.pred_mask, found.regions) == (None, None, ())
     assert inspector.metadata.map_scale == (None if model.map_scale is None else pytest.approx(model.map_scale))

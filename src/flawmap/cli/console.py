@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
@@ -33,6 +33,7 @@ __all__ = [
     "WorkersOption",
     "check_writable_target",
     "explain_promise",
+    "fail",
     "guarded",
     "messages",
     "parse_size",
@@ -135,7 +136,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-def fail(message: str, code: int = 1) -> None:
+def fail(message: str, code: int = 1) -> NoReturn:
     """Print one line of error and exit."""
     messages.print(f"[bold red]error:[/] {escape(message)}")
     raise typer.Exit(code)

@@ -25,6 +25,7 @@ from flawmap.cli.console import (
     WorkersOption,
     check_writable_target,
     explain_promise,
+    fail,
     guarded,
     messages,
     parse_size,
@@ -177,6 +178,8 @@ def fit(
     given = {name: value for name, value in given.items() if value is not None}
     if calibrate is not None:
         given["calibrate"] = None if calibrate is Calibrate.none else calibrate.value
+    if checkpoint is not None and checkpoint.absolute() == output.absolute():
+        raise ParameterError("--checkpoint and --output name one file; the model would replace the training")
     keeps = detector in TRAINED and checkpoint is None
     unfinished = output.with_name(f"{output.name}.checkpoint") if keeps else None
     if unfinished is not None:
@@ -198,7 +201,13 @@ def fit(
     bad = BadImages()
     started = time.perf_counter()
     images = good if stride == 1 else open_dataset(good).every(stride).train
-    model.fit(images, progress=not quiet, on_bad=bad if skip_bad else None)
+    try:
+        model.fit(images, progress=not quiet, on_bad=bad if skip_bad else None)
+    except KeyboardInterrupt:
+        kept = checkpoint or unfinished
+        if kept is None or not kept.exists():
+            raise
+        fail(f"interrupted; the training is kept in {kept}, and the same command goes on from there", 130)
     model.save(output, **saving)
     if unfinished is not None:
         unfinished.unlink(missing_ok=True)

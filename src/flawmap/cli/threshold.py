@@ -118,7 +118,8 @@ def threshold(
     elif not quiet:
         explain_promise(decision, false_alarm_rate or decision.false_alarm_rate or 1.0)
         flagged = Rate.of(int((decision.scores > decision.threshold).sum()), len(decision.scores))
-        messages.print(f"Good parts it learnt from, each left out in turn: {flagged} flagged.")
+        scored = "held out when it learnt" if detector.calibrate == "holdout" else "each left out in turn"
+        messages.print(f"Good parts that it was given, {scored}: {flagged} flagged.")
         if errors is not None:
             messages.print(
                 f"Labelled images: good parts flagged {errors.false_alarm_rate}; defects missed {errors.miss_rate}"

@@ -6,12 +6,14 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from typing import Protocol, Self
 
+import numpy as np
+
 from flawmap.errors import ImageError, ParameterError
 from flawmap.images import ImageInput, Preprocessing
 from flawmap.progress import Progress
 from flawmap.records import Prediction
 
-__all__ = ["Detector", "OnBad", "check_calibration"]
+__all__ = ["Detector", "OnBad", "check_calibration", "check_number", "check_seed"]
 
 OnBad = Callable[[ImageError], None]
 """Is told of each image that cannot be used, which is then left out; without it, the first such image raises."""
@@ -56,3 +58,16 @@ def check_calibration(calibrate: object, methods: Collection[object], false_alar
         raise ParameterError(f"calibrate must be {' or '.join(map(repr, methods))}, got {calibrate!r}")
     if not 0 < false_alarm_rate < 1:
         raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise ParameterError for what is no seed of every generator of random numbers."""
+    check_number("seed", seed, least=0, most=2**63 - 1)
+
+
+def check_number(name: str, value: object, *, least: int = 1, most: int | None = None) -> None:
+    """Raise ParameterError for a parameter that is no whole number from `least` to `most`."""
+    is_number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_number or int(value) < least or (most is not None and int(value) > most):  # type: ignore[call-overload]
+        limit = "" if most is None else f" to {most}"
+        raise ParameterError(f"{name} must be a whole number from {least}{limit}, got {value!r}")

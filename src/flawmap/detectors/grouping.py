@@ -64,7 +64,10 @@ class Grouping:
 
 
 class HoldOut:
-    """Whether a group is held out: one of every four, at random, so that the share is kept for any number."""
+    """Whether a group is held out: one of every four, at random, so that the share is kept for any number.
+
+    Of the first four it is the third: fewer than two groups teach nothing, and three are to give a threshold.
+    """
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -76,6 +79,6 @@ class HoldOut:
         if group not in self._held:
             turn = len(self._held) % HELD_OUT
             if turn == 0:
-                self._chosen = int(self._rng.integers(HELD_OUT))
+                self._chosen = int(self._rng.integers(HELD_OUT)) if self._held else 2
             self._held[group] = turn == self._chosen
         return self._held[group]

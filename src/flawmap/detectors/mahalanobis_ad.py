@@ -14,7 +14,7 @@ from flawmap.backbones import DEFAULT_BACKBONE, Backbone, Runtime, feature_level
 from flawmap.decision import FALSE_ALARM_RATE, Decision
 from flawmap.detectors import passes
 from flawmap.detectors.decision_file import decision_record, decision_shapes, decision_tensors, restore_decision
-from flawmap.detectors.detector import OnBad, check_calibration
+from flawmap.detectors.detector import OnBad, check_calibration, check_seed
 from flawmap.detectors.model_backbone import (
     backbone_record,
     library_versions,
@@ -134,6 +134,7 @@ class MahalanobisAD:
         Raises TrainingSetError for fewer than two images, and if all look alike.
         """
         check_calibration(self.calibrate, ("leave-one-out", None), self.false_alarm_rate)
+        check_seed(self.seed)
         preprocessing = self.preprocessing
         collection = collect(training_images(images) if isinstance(images, (str, os.PathLike)) else images)
         backbone = load_backbone(

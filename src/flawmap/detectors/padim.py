@@ -167,7 +167,7 @@ class PaDiM:
             batch_size: images per step; None to choose by the input size.
         """
         regularization = Regularization.of(self.regularization)
-        check_parameters(self.calibrate, self.cache_mb, self.false_alarm_rate)
+        check_parameters(self.calibrate, self.cache_mb, self.false_alarm_rate, self.seed)
         preprocessing = self.preprocessing
         collection = collect(training_images(images) if isinstance(images, (str, os.PathLike)) else images)
         backbone = load_backbone(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -14,11 +13,10 @@ from flawmap.backbones import Backbone
 from flawmap.decision import PIXEL_RATES, Decision
 from flawmap.detectors import passes
 from flawmap.detectors.calibration import Calibration, Calibrator, is_large
-from flawmap.detectors.detector import check_calibration
+from flawmap.detectors.detector import check_calibration, check_seed
 from flawmap.detectors.grouping import Grouping, HoldOut
 from flawmap.detectors.kept_embeddings import KeptEmbeddings
 from flawmap.embedding import Hierarchy
-from flawmap.errors import ParameterError
 from flawmap.gaussian import (
     MIN_IMAGES,
     Factor,
@@ -28,7 +26,7 @@ from flawmap.gaussian import (
     choose_regularization,
     factorise,
 )
-from flawmap.images import Loaded, Replay
+from flawmap.images import Loaded, Replay, check_cache
 from flawmap.progress import Progress, report_progress
 from flawmap.records import Size
 
@@ -37,11 +35,11 @@ __all__ = ["Fitting", "Learnt", "Method", "check_parameters"]
 Method = Literal["leave-one-out", "holdout"]
 
 
-def check_parameters(calibrate: object, cache_mb: float, false_alarm_rate: float) -> None:
+def check_parameters(calibrate: object, cache_mb: float, false_alarm_rate: float, seed: object) -> None:
     """ParameterError for values that cannot be meant."""
+    check_seed(seed)
     check_calibration(calibrate, ("leave-one-out", "holdout", None), false_alarm_rate)
-    if not (math.isfinite(cache_mb) and cache_mb >= 0):
-        raise ParameterError(f"cache_mb must be a finite number >= 0, got {cache_mb}")
+    check_cache(cache_mb)
 
 
 @dataclass(frozen=True, eq=False)

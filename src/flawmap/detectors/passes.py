@@ -14,7 +14,7 @@ from torch import Tensor
 from flawmap.anomaly_map import anomaly_maps, image_scores
 from flawmap.backbones import Backbone
 from flawmap.embedding import Hierarchy
-from flawmap.errors import TrainingSetError
+from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.gaussian import Moments, Probe, update
 from flawmap.images import Loaded
 from flawmap.records import Size
@@ -55,6 +55,8 @@ def batch_size(input_size: Size, hierarchy: Hierarchy | None = None) -> int:
 
 def batches(images: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
     """Images in lists of so many."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ParameterError(f"batch_size must be a number from 1, got {size!r}")
     while batch := list(islice(images, size)):
         yield batch
 
@@ -113,23 +115,35 @@ def score_maps(batch: Sequence[Loaded], maps: Tensor) -> tuple[Tensor, Tensor]:
 
 def embed(backbone: Backbone, hierarchy: Hierarchy, batch: Sequence[Loaded]) -> list[Tensor]:
     """Embeddings of a batch, per level (positions, B, d)."""
-    pixels = pixels_of(batch)
-    size = AT_ONCE if backbone.device.type == "cpu" else len(batch)
     columns: list[Tensor] = []
-    for start in range(0, len(batch), size):  # in place: all parts beside the whole would take twice the memory
-        for level, part in enumerate(hierarchy.select(backbone.features(pixels[start : start + size]))):
-            if start == 0:
+    for here, maps in _in_parts(backbone, batch):  # in place: all parts beside the whole would take twice the memory
+        for level, part in enumerate(hierarchy.select(maps)):
+            if here.start == 0:
                 columns.append(part.new_empty(len(part), len(batch), part.shape[2]))
-            columns[level][:, start : start + size] = part
+            columns[level][:, here] = part
     check_finite(columns, batch)
     return columns
 
 
 def feature_maps(backbone: Backbone, batch: Sequence[Loaded]) -> list[Tensor]:
     """Feature maps (B, C, h, w) of each layer, finite."""
-    maps = backbone.features(pixels_of(batch))
-    check_finite(maps, batch)
-    return maps
+    whole: list[Tensor] = []
+    for here, maps in _in_parts(backbone, batch):
+        for layer, part in enumerate(maps):
+            if here.start == 0:
+                whole.append(part.new_empty(len(batch), *part.shape[1:]))
+            whole[layer][here] = part
+    check_finite(whole, batch)
+    return whole
+
+
+def _in_parts(backbone: Backbone, batch: Sequence[Loaded]) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Feature maps of a few images at a time, and which of the batch they are."""
+    pixels = pixels_of(batch)
+    size = AT_ONCE if backbone.device.type == "cpu" else len(batch)
+    for start in range(0, len(batch), size):
+        here = slice(start, start + size)
+        yield here, backbone.features(pixels[here])
 
 
 def pool(backbone: Backbone, batch: Sequence[Loaded]) -> list[NDArray[np.float32]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, Self
@@ -12,28 +11,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flawmap.backbones import DEFAULT_BACKBONE, Backbone, Runtime, feature_levels, load_backbone
-from flawmap.backbones.catalogue import describe
+from flawmap.backbones import DEFAULT_BACKBONE, Backbone, Runtime
 from flawmap.decision import FALSE_ALARM_RATE, Decision
 from flawmap.detectors import passes, spade_passes
 from flawmap.detectors.decision_file import decision_record, decision_tensors
-from flawmap.detectors.detector import OnBad, check_calibration
+from flawmap.detectors.detector import OnBad
 from flawmap.detectors.model_backbone import backbone_record, library_versions, matching_backbone, preprocessing_record
 from flawmap.detectors.presets import SPADE_PRESETS
 from flawmap.detectors.spade_file import described_layout, open_known
+from flawmap.detectors.spade_parameters import check_parameters, count_neighbors, load_layers
 from flawmap.detectors.spade_passes import QUERY_IMAGES, Known, Layout, Sample, Variant
-from flawmap.errors import ModelFileError, NotFittedError, ParameterError, TrainingSetError
+from flawmap.errors import ModelFileError, NotFittedError, ParameterError
 from flawmap.gaussian import MIN_IMAGES
-from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, Replay, collect, stream, training_images
+from flawmap.images import (
+    ImageInput,
+    ImageSource,
+    Loaded,
+    Preprocessing,
+    Replay,
+    collect,
+    stream,
+    training_images,
+)
 from flawmap.model_file import ModelFile, SpadeDocument
 from flawmap.progress import Progress, report_progress
 from flawmap.records import Prediction, Size
 from flawmap.tensor_stream import Streamed
 
 __all__ = ["SPADE"]
-
-MAX_LAYERS = 5
-USUAL_NEIGHBORS: dict[Variant, int] = {"paper": 50, "port": 5}
 
 
 class SPADE:
@@ -152,10 +157,12 @@ class SPADE:
         Raises TrainingSetError for fewer than two images, ParameterError for fewer than `n_neighbors`, ModelFileError
         if the gallery outgrows both `cache_mb` and the disk.
         """
-        self._check_parameters()
+        check_parameters(self)
         preprocessing = self.preprocessing
         collection = collect(training_images(images) if isinstance(images, (str, os.PathLike)) else images)
-        backbone, layers, image_layer = self._load_backbone()
+        if collection.count is not None:
+            count_neighbors(self, collection.count)  # before the work, and again without the bad images
+        backbone, layers, image_layer = load_layers(self)
         shapes = backbone.shapes(preprocessing.input_size)
         place = backbone.layers.index(image_layer)
         layout = Layout.of(shapes, len(layers), place, variant=self.variant, coreset=self.coreset)
@@ -166,7 +173,7 @@ class SPADE:
             known, names = spade_passes.learn(
                 backbone, layout, batches, cache_mb=self.cache_mb, sample=sample, advance=advance
             )
-        n_neighbors = self._count_neighbors(len(names))
+        n_neighbors = count_neighbors(self, len(names))
         decision: Decision | None = None
         if self.calibrate and len(names) >= MIN_IMAGES:
             with report_progress(progress, "Calibrating", len(sample.kept)) as advance:
@@ -300,58 +307,6 @@ class SPADE:
         model.n_images_, model.n_neighbors_ = document.n_images, document.n_neighbors
         return model
 
-    def _load_backbone(self) -> tuple[Backbone, tuple[str, ...], str]:
-        """The backbone, the layers whose patches are compared, and the one that is pooled."""
-        if isinstance(self.layers, str):
-            raise ParameterError(f"layers must be a list of names, got the text {self.layers!r}")
-        levels = feature_levels(self.backbone) if self.layers is None or self.image_layer is None else ()
-        usual = describe(self.backbone).layers or levels[1:4]
-        layers = tuple(self.layers) if self.layers is not None else usual
-        if not 1 <= len(layers) <= MAX_LAYERS:
-            raise ParameterError(f"layers must be one to {MAX_LAYERS} distinct names, got {list(layers)}")
-        image_layer = self.image_layer
-        if image_layer is None:
-            image_layer = next(level for level in reversed(levels) if level not in ("bn1", "bn2"))
-        backbone = load_backbone(
-            self.backbone,
-            layers=layers if image_layer in layers else (*layers, image_layer),
-            pretrained=self.pretrained,
-            weights=self.weights,
-            seed=self.seed,
-            device=self.device,
-            runtime=self.runtime,
-            most_layers=MAX_LAYERS + 1,
-        )
-        return backbone, layers, image_layer
-
-    def _count_neighbors(self, n_images: int) -> int:
-        """K; raises for too few good images."""
-        if n_images < 2:
-            raise TrainingSetError(
-                f"SPADE compares with similar images and needs at least 2 good images, got {n_images} usable; "
-                f"a few dozen are a good start"
-            )
-        if self.n_neighbors is None:
-            return min(USUAL_NEIGHBORS[self.variant], n_images)
-        if self.n_neighbors > n_images:
-            raise ParameterError(
-                f"n_neighbors={self.n_neighbors} is more than the {n_images} good images; lower it, or leave it out"
-            )
-        return self.n_neighbors
-
-    def _check_parameters(self) -> None:
-        check_calibration(self.calibrate, ("leave-one-out", None), self.false_alarm_rate)
-        if self.variant not in USUAL_NEIGHBORS:
-            raise ParameterError(f"variant must be 'paper' or 'port', got {self.variant!r}")
-        if self.n_neighbors is not None and self.n_neighbors < 1:
-            raise ParameterError(f"n_neighbors must be at least 1, got {self.n_neighbors}")
-        if self.n_mapped < 1:
-            raise ParameterError(f"n_mapped must be at least 1, got {self.n_mapped}")
-        if self.coreset is not None and not 0 < self.coreset <= 1:
-            raise ParameterError(f"coreset must lie between 0 and 1, got {self.coreset}")
-        if not (math.isfinite(self.cache_mb) and self.cache_mb >= 0):
-            raise ParameterError(f"cache_mb must be a finite number >= 0, got {self.cache_mb}")
-
     def _calibrated(self) -> Decision:
         self._fitted()
         if self.decision_ is None:
@@ -371,6 +326,8 @@ class SPADE:
         input_size = self.preprocessing.input_size
         for batch, scores, distances in self._distances(items, on_bad, batch_size):
             maps = spade_passes.map_batch(batch, distances, input_size).numpy()
+            if not np.isfinite(maps).all():  # NaN would pass for good
+                raise ModelFileError(f"distances from {batch[0].name} on are not finite: the gallery is damaged")
             for image, score, anomaly_map in zip(batch, scores.tolist(), maps, strict=True):
                 prediction = Prediction(image.path, score, anomaly_map, image.placement)
                 yield prediction if self.decision_ is None else self.decision_.judge(prediction)

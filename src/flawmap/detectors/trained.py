@@ -19,7 +19,7 @@ from flawmap.detectors import passes, trained_file
 from flawmap.detectors.detector import OnBad
 from flawmap.detectors.trained_plan import Paper, Plan, check_parameters
 from flawmap.detectors.training_images import ReplayedImages, Split, crop, split_images
-from flawmap.errors import NotFittedError
+from flawmap.errors import NotFittedError, ParameterError, TrainingError
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, Replay, collect, stream, training_images
 from flawmap.model_file import ModelFile, TrainedDocument
 from flawmap.networks.pixels import GoodImages
@@ -252,11 +252,13 @@ class TrainedDetector(ABC, Generic[Scorer]):
         cls,
         file: ModelFile[TrainedDocument],
         *,
-        weights: str | os.PathLike[str] | None = None,  # noqa: ARG003 (the file holds all there is)
+        weights: str | os.PathLike[str] | None = None,
         device: torch.device | str = "auto",
         runtime: Runtime = "auto",  # noqa: ARG003 (its networks are run by torch)
     ) -> Self:
-        """The model of an opened file, which holds all its weights."""
+        """The model of an opened file, which holds all its weights; ParameterError if others are given."""
+        if weights is not None:
+            raise ParameterError(f"{file.path}: holds the network that was trained, and takes no other weights")
         return trained_file.unpack(cls, file, pick_device(device))
 
     def blank_scorer(self, n_images: int, *, device: str = "cpu") -> Scorer:
@@ -379,4 +381,13 @@ class TrainedDetector(ABC, Generic[Scorer]):
         device = next(scorer.parameters()).device
         outputs: tuple[Tensor, ...] = scorer(torch.from_numpy(np.ascontiguousarray(images)).to(device))
         *maps, scores = (output.cpu().numpy() for output in outputs)
+        if not all(np.isfinite(values).all() for values in (*maps, scores)):  # NaN would pass for good
+            raise TrainingError(
+                f"the trained network's scores are not finite: the training broke down. Train anew, with a lower "
+                f"learning rate{self._without_checkpoint()}"
+            )
         return (maps[0] if maps else None), scores
+
+    def _without_checkpoint(self) -> str:
+        """That a checkpoint of a training that broke down is to be deleted, where there may be one."""
+        return "" if self.checkpoint is None else f", and delete {self.checkpoint} first"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flawmap.detectors.detector import check_number, check_seed
 from flawmap.errors import ParameterError
+from flawmap.images import check_cache
 from flawmap.records import Size
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ __all__ = ["Paper", "Plan", "check_parameters"]
 
 MAX_WIDTH = 4096
 MAX_SIDE = 4096
+LEAST_BATCH = 2
+"""Batch normalisation learns from the spread within a batch."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,17 @@ def check_parameters(model: TrainedDetector[Any]) -> None:
         )
     if not 0 < model.false_alarm_rate < 1:
         raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {model.false_alarm_rate}")
-    if not (math.isfinite(model.cache_mb) and model.cache_mb >= 0):
-        raise ParameterError(f"cache_mb must be a finite number >= 0, got {model.cache_mb}")
+    check_cache(model.cache_mb)
+    if model.checkpoint is not None:
+        folder = Path(model.checkpoint).expanduser().absolute().parent
+        if not folder.is_dir() or Path(model.checkpoint).expanduser().is_dir():
+            raise ParameterError(f"checkpoint must name a file in a folder that is there, got {model.checkpoint}")
     if model.precision not in ("float32", "bfloat16"):
         raise ParameterError(f"precision must be 'float32' or 'bfloat16', got {model.precision!r}")
     if model.learning_rate is not None and not 0 < model.learning_rate < math.inf:
         raise ParameterError(f"learning_rate must be a positive number, got {model.learning_rate}")
-    for name, most in (("width", MAX_WIDTH), ("batch_size", 2**16)):
-        value = getattr(model, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
-            raise ParameterError(f"{name} must be a number from 1 to {most}, got {value!r}")
+    check_seed(model.seed)
+    if model.width is not None:
+        check_number("width", model.width, most=MAX_WIDTH)
+    if model.batch_size is not None:
+        check_number("batch_size", model.batch_size, least=LEAST_BATCH, most=2**16)

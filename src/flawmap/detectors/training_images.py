@@ -43,7 +43,10 @@ def split_images(
     seed: int,
     progress: Progress,
 ) -> Split:
-    """Read all good images once, and part them. Raises TrainingSetError for fewer than two to learn from."""
+    """Read all good images once, and part them.
+
+    Raises TrainingSetError for fewer than two to learn from, and for ones that cannot be read again.
+    """
     grouping, held_out = Grouping(groups), HoldOut(seed) if hold_out else None
     digests: list[bytes] = []
     with report_progress(progress, "Reading", count) as advance:
@@ -53,6 +56,11 @@ def split_images(
             advance(1)
     grouping.check()
     again = set(replay.places)
+    if len(again) < grouping.n_images:
+        raise TrainingSetError(
+            f"{grouping.n_images - len(again)} of {grouping.n_images} images came from an iterator and did not fit "
+            f"into cache_mb; a training sees them many times: give files or a list, or a larger cache_mb"
+        )
     held = [group for key, group in grouping.members.items() if held_out is not None and held_out(key)]
     out = {place for group in held for place in group}
     learnt = sorted(again - out)
@@ -63,7 +71,7 @@ def split_images(
     group_of = {place: number for number, group in enumerate(grouping.members.values()) for place in group}
     return Split(
         learnt,
-        [kept for group in held if (kept := [place for place in group if place in again])],
+        held,
         tuple(replay.names[later] for first, later in replay.copies if group_of[first] != group_of[later]),
         hashlib.sha256(b"".join(digests[place] for place in learnt)).hexdigest(),
     )

@@ -11,7 +11,7 @@ from torch import nn
 
 from flawmap.atomic import replace_folder_atomically
 from flawmap.backbones import trace
-from flawmap.detectors import SPADE, AnyDetector, MahalanobisAD, PaDiM
+from flawmap.detectors import SPADE, AnyDetector, MahalanobisAD, PaDiM, PatchSVDD
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.export.graph import JudgingNetwork, TrainedScoringNetwork, WholeImageNetwork, pixel_network
 from flawmap.export.onnx import write_onnx
@@ -123,6 +123,8 @@ def _check(model: AnyDetector, folder: Path, format: str, dtype: str, resize_ins
     """Raise before any work is done for what cannot be."""
     _check_choice("format", format, get_args(Format))
     _check_choice("dtype", dtype, get_args(Dtype))
+    if dtype == "float16" and isinstance(model, PatchSVDD):
+        raise ParameterError("distances between embeddings of Patch SVDD are too small for float16; export float32")
     if resize_inside and model.aspect == "letterbox":
         raise ParameterError("the resize of a letterbox depends on each image and cannot be inside the graph")
     known = {METADATA_FILE, *(name for files in FILES.values() for name in files)}

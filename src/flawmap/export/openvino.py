@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,11 @@ def write_openvino(
         output.get_tensor().set_names({name})
     if resize_inside:
         model = _resize_first(openvino, model, image_size)
-    openvino.save_model(model, folder / FILES["openvino"][0], compress_to_fp16=half)
+    path = folder / FILES["openvino"][0]
+    try:
+        openvino.save_model(model, path, compress_to_fp16=half)
+    except RuntimeError as error:  # how its streams tell of a full disk
+        raise OSError(errno.EIO, f"OpenVINO cannot write the graph: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _resize_first(openvino: Any, model: Any, size: Size) -> Any:  # noqa: ANN401 (a module, openvino.Model)

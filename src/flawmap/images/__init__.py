@@ -4,7 +4,7 @@ from flawmap.images.datasets import Dataset, Sample, open_dataset, training_imag
 from flawmap.images.masks import ClassMask, MaskFrame, MaskSource
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource, read_image, read_mask
-from flawmap.images.replay import Replay
+from flawmap.images.replay import Replay, check_cache, reserve_memory
 from flawmap.images.source import ImageCollection, ImageInput, collect
 from flawmap.images.stream import Loaded, stream
 from flawmap.images.video import FrameReader, VideoFrame
@@ -23,10 +23,12 @@ __all__ = [
     "Replay",
     "Sample",
     "VideoFrame",
+    "check_cache",
     "collect",
     "open_dataset",
     "read_image",
     "read_mask",
+    "reserve_memory",
     "stream",
     "training_images",
 ]

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import tee
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.errors import ImageError
+from flawmap.errors import ImageError, ParameterError
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource
 from flawmap.images.stream import Loaded, stream
-from flawmap.images.video import VideoFrame
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "check_cache", "reserve_memory"]
 
+MAX_CACHE_MB = 2**22
 ALIGNMENT = 64
 """Bytes to a multiple of which each part of the memory is rounded up, as vector instructions like it."""
+
+
+def check_cache(cache_mb: float) -> None:
+    """ParameterError for no amount of memory in megabytes."""
+    if not (math.isfinite(cache_mb) and 0 <= cache_mb <= MAX_CACHE_MB):
+        raise ParameterError(f"cache_mb must be a number from 0 to {MAX_CACHE_MB}, got {cache_mb}")
+
+
+def reserve_memory(cache_mb: float) -> NDArray[np.uint8]:
+    """So many megabytes, which are not taken before they are used; ParameterError if there can never be so many."""
+    check_cache(cache_mb)
+    try:
+        return np.empty(int(cache_mb * 2**20), np.uint8)
+    except MemoryError as error:
+        raise ParameterError(f"cache_mb={cache_mb:g} is more memory than there is; give less") from error
 
 
 class Replay:
     """Images for two passes.
 
-    Images beyond the budget that have no file, as a generator may give, are left out of the second pass.
+    Beyond the budget those of a list are read again, from files or from the list; those that an iterator gave, and that
+    have no file, are left out of the second pass.
 
     Attributes:
         names: of the images of the first pass, in its order.
@@ -46,8 +63,8 @@ class Replay:
         self._on_bad = on_bad
         self._workers = workers
         # one block, touched as it fills: many small arrays among the large ones of a fit would fragment the memory
-        self._free = np.empty(int(cache_mb * 2**20), np.uint8)
-        self._again: dict[int, Loaded | str | VideoFrame] = {}  # place in the first pass: what was kept, or the file
+        self._free = reserve_memory(cache_mb)
+        self._again: dict[int, Loaded | ImageSource] = {}  # place in the first pass: what was kept, or its source
         self._seen: dict[bytes, int] = {}
         self.names: list[str] = []
         self.copies: list[tuple[int, int]] = []
@@ -66,6 +83,8 @@ class Replay:
                 self._free = self._free[:0]
                 if image.source is not None:
                     self._again[len(self.names)] = image.source
+                elif isinstance(self._items, Sequence):
+                    self._again[len(self.names)] = self._items[image.number - 1]
             self.names.append(image.name)
             yield image
 
@@ -77,8 +96,8 @@ class Replay:
     def second(self, places: Iterable[int]) -> Iterator[Loaded]:
         """The images at some of `places`, in the order asked for; ImageError if a file has become unreadable."""
         ahead, wanted = tee(self._again[place] for place in places)
-        from_files = (entry for entry in ahead if not isinstance(entry, Loaded))
-        read = stream(from_files, self._preprocessing, workers=self._workers)
+        to_read = (entry for entry in ahead if not isinstance(entry, Loaded))
+        read = stream(to_read, self._preprocessing, workers=self._workers)
         for entry in wanted:
             yield entry if isinstance(entry, Loaded) else next(read)
 

@@ -33,12 +33,14 @@ class Loaded:
     """An image made ready for the model.
 
     Attributes:
+        number: its place among the images asked for, from 1, bad ones counted.
         name: its path, or "image 3" for the third of images in memory; for messages.
         source: its path, or a frame of a video: what it can be read from again; None if it came from memory.
         pixels: (h, w, 3) uint8, the model's input.
         placement: where that lies on the original.
     """
 
+    number: int
     name: str
     source: str | VideoFrame | None
     pixels: NDArray[np.uint8]
@@ -80,7 +82,7 @@ def stream(
         while True:
             for number, item in islice(numbered, ahead - len(pending)):
                 if isinstance(item, VideoFrame):
-                    pending.append(frame_pool.submit(_load_frame, frames, item, preprocessing))
+                    pending.append(frame_pool.submit(_load_frame, number, frames, item, preprocessing))
                 else:
                     pending.append(pool.submit(_load, number, item, preprocessing))
             if not pending:
@@ -103,9 +105,9 @@ def _load(number: int, item: ImageSource, preprocessing: Preprocessing) -> Loade
     path = os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
     name = path or f"image {number}"
     pixels, placement = preprocessing.apply(read_image(item, name=name))
-    return Loaded(name, path, pixels, placement)
+    return Loaded(number, name, path, pixels, placement)
 
 
-def _load_frame(frames: FrameReader, frame: VideoFrame, preprocessing: Preprocessing) -> Loaded:
+def _load_frame(number: int, frames: FrameReader, frame: VideoFrame, preprocessing: Preprocessing) -> Loaded:
     pixels, placement = preprocessing.apply(frames.read(frame))
-    return Loaded(str(frame), frame, pixels, placement)
+    return Loaded(number, str(frame), frame, pixels, placement)

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, leaky_relu, linear
 
 from flawmap.anomaly_map import image_scores
-from flawmap.errors import ParameterError
+from flawmap.errors import ParameterError, TrainingError
+from flawmap.neighbours import nearest_distances
 from flawmap.networks.pixels import GoodImages
 from flawmap.records import Size
 from flawmap.training import Mixed, Shuffle, random_numbers
@@ -44,7 +45,6 @@ __all__ = [
     "SmallEncoder",
     "embed_patches",
     "nearby_corners",
-    "nearest_distances",
     "neighbour_corners",
     "patch_grid",
     "spread_operator",
@@ -60,8 +60,8 @@ DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 
 SLOPE = 0.1
 NOISE = 0.02
 """Standard deviation of the shift in colour and of the noise, for pixels in 0..1."""
-BLOCK_VALUES = 16 * 2**20
-"""Products computed at a time for each image, 64 MB."""
+COLLAPSED = 1e-6
+"""Spread of embeddings, between -1 and 1, that is none."""
 
 
 class SmallEncoder(nn.Module):
@@ -327,42 +327,25 @@ class PatchSVDDScorer(nn.Module):
             self.get_buffer(f"gallery_{side}")[start : start + len(patches)] = patches
 
     def set_units(self) -> None:
-        """Take the units from the galleries."""
+        """Take the units from the galleries; TrainingError if all patches have become alike."""
         for side in self.grids:
             spread = self.get_buffer(f"gallery_{side}").var(dim=0, correction=0).sum().sqrt()
-            self.get_buffer(f"unit_{side}").copy_(spread.clamp_min(1e-12))
+            if float(spread) < COLLAPSED:
+                raise TrainingError(
+                    f"the training broke down: its patches of {side} pixels all have one embedding, from which nothing "
+                    f"can differ. Train anew, with a lower learning rate"
+                )
+            self.get_buffer(f"unit_{side}").copy_(spread)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Maps and scores."""
         product: Tensor | None = None
         for side, features in self.embed(images).items():
-            distances = nearest_distances(features, self.get_buffer(f"gallery_{side}")) / self.get_buffer(
-                f"unit_{side}"
-            )
+            patches = features.flatten(2).transpose(1, 2)
+            nearest = nearest_distances(patches, self.get_buffer(f"gallery_{side}")) / self.get_buffer(f"unit_{side}")
+            distances = nearest.view(-1, *self.grids[side])
             maps = self.get_buffer(f"rows_{side}") @ distances @ self.get_buffer(f"columns_{side}")
             product = maps if product is None else product * maps
         if product is None:
             raise ValueError("no patches")
         return product, image_scores(product)
-
-
-def nearest_distances(features: Tensor, gallery: Tensor) -> Tensor:
-    """Distances (B, h, w) of embeddings (B, D, h, w) to the nearest of a gallery (G, D).
-
-    |b|^2 - 2 a.b finds the neighbour, around the gallery's mean, where the products lose least to rounding; the
-    difference a - b measures it.
-    """
-    mean = gallery.mean(dim=0)
-    gallery = gallery - mean
-    queries = (features - mean[:, None, None]).permute(0, 2, 3, 1)
-    rows = queries.flatten(0, 2)
-    n_known = max(1, BLOCK_VALUES // (features.shape[2] * features.shape[3]))
-    nearest, least = rows, torch.full_like(rows[:, :1], torch.inf)
-    for start in range(0, len(gallery), n_known):  # a graph holds each part once, however many queries there are
-        known = gallery[start : start + n_known]
-        products = torch.addmm(known.square().sum(dim=1), rows, known.T, alpha=-2)
-        places = products.argmin(dim=1)
-        values = products.gather(1, places[:, None])
-        nearest = torch.where(values < least, known.index_select(0, places), nearest)
-        least = torch.minimum(values, least)
-    return (rows - nearest).square().sum(dim=1).sqrt().view(queries.shape[:3])

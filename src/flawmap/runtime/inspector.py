@@ -133,7 +133,7 @@ class Inspector:
                     raise
                 on_bad(error)
             else:
-                yield Loaded(name, path, pixels, placement)
+                yield Loaded(number, name, path, pixels, placement)
 
     def _inspect(self, loaded: Iterator[Loaded], size: int) -> Iterator[Prediction]:
         while batch := list(islice(loaded, size)):
