@@ -40,6 +40,12 @@ def test_a_missing_folder_is_an_error(tmp_path):
     assert not atomic._unfinished
 
 
+def test_what_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(OSError, match="No space") as raised, replace_atomically(tmp_path / "a.txt"):
+        raise OSError(28, "No space left on device")
+    assert raised.value.filename == str(tmp_path / "a.txt")
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file object the interrupt orphans
 def test_an_interrupt_at_any_line_leaves_the_old_file_or_the_new_one(tmp_path):
     target = tmp_path / "a.txt"

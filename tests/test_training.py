@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import resource
 import signal
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flawmap import training
@@ -167,6 +169,42 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path):
             run(Line(), 1, checkpoint=path)
 
 
+def test_checkpoints_that_contradict_themselves_are_refused(tmp_path):
+    path = tmp_path / "c"
+    run(Line(), 2, checkpoint=path)
+    with safe_open(path, framework="pt") as file:
+        document = json.loads(file.metadata()["training"])
+    tensors = load_file(path)
+
+    def resume(changes, dropped=None, epochs=4, **values):
+        record = {**document["record"], **changes}
+        kept = {name: value for name, value in {**tensors, **values}.items() if name != dropped}
+        save_file(kept, path, {"training": json.dumps({**document, "record": record})})
+        return run(Line(), epochs, checkpoint=path)
+
+    for changes in (
+        {"steps": -1},
+        {"steps": 21},
+        {"losses": [1.0]},
+        {"seconds": math.nan},
+        {"losses": "ab"},
+        {"steps": "20"},
+    ):
+        with pytest.raises(TrainingError, match="no whole checkpoint of a training; name another file"):
+            resume(changes)
+    with pytest.raises(TrainingError, match="step 20, beyond the 10"):
+        resume({}, epochs=1)
+    with pytest.raises(TrainingError, match="what its optimisers need"):
+        resume({}, dropped="optimizer0/0/exp_avg")
+    with pytest.raises(TrainingError, match="what its optimisers need"):
+        resume({}, **{"optimizer0/0/exp_avg": torch.zeros(3)})
+    with pytest.raises(TrainingError, match="not finite"):
+        resume({}, **{"optimizer0/0/exp_avg": torch.full_like(tensors["optimizer0/0/exp_avg"], torch.nan)})
+    with pytest.raises(TrainingError, match="another network"):
+        resume({}, **{"network/0.weight": tensors["network/0.weight"].double()})
+    assert resume({}).steps == 40
+
+
 def test_a_budget_ends_a_training_and_the_same_steps_repeat_it(tmp_path):
     line = Line(pause=0.002)
     told = []
@@ -222,7 +260,16 @@ def test_images_come_in_shuffled_passes():
 
 @pytest.mark.parametrize(
     "values",
-    [{"epochs": 0}, {"epoch_steps": 0}, {"minutes": 0}, {"minutes": math.nan}, {"steps": 0}, {"patience": 1.5}],
+    [
+        {"epochs": 0},
+        {"epoch_steps": 0},
+        {"minutes": 0},
+        {"minutes": math.nan},
+        {"minutes": 1e9},
+        {"minutes": "5"},
+        {"steps": 0},
+        {"patience": 1.5},
+    ],
 )
 def test_impossible_schedules_are_refused(values):
     with pytest.raises(ParameterError):

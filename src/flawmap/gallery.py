@@ -36,9 +36,9 @@ class Gallery:
     def __init__(self, n_values: int, *, cache_mb: float) -> None:
         self.n_values = n_values
         # one block, touched as it fills: many arrays among the large ones of a fit would fragment the memory
-        block = reserve_memory(cache_mb).view(np.float32)
-        n_rows = len(block) // n_values
-        self._block = block[: n_rows * n_values].reshape(n_rows, n_values)
+        block = reserve_memory(cache_mb)
+        n_rows = len(block) // (4 * n_values)
+        self._block = block[: 4 * n_rows * n_values].view(np.float32).reshape(n_rows, n_values)
         self._n_in_memory = 0
         self._file: BinaryIO | None = None
         self._start = 0

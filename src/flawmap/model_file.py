@@ -25,6 +25,7 @@ from flawmap.tensor_stream import Streamed, write_tensors
 
 __all__ = [
     "FORMAT_VERSION",
+    "WHOLE_IMAGE",
     "BackboneRecord",
     "DecisionRecord",
     "Document",
@@ -92,7 +93,7 @@ class DecisionRecord(_Record):
     n_scores: int = Field(ge=1)
     threshold: float
     false_alarm_rate: float | None = Field(gt=0, lt=1)
-    pixel_false_alarm_rate: float = Field(gt=0, lt=1)
+    pixel_false_alarm_rate: float | None = Field(gt=0, lt=1)  # None if there are no maps
 
 
 class Document(_Record):
@@ -221,6 +222,8 @@ DOCUMENTS: dict[str, type[AnyDocument]] = {
     "itae": TrainedDocument,
 }
 """Documents by the detector that they describe."""
+WHOLE_IMAGE = frozenset({"mahalanobis-ad", "ganomaly", "itae"})
+"""Detectors that judge whole images and localise nothing."""
 D = TypeVar("D", bound=AnyDocument, default=Document)
 
 

@@ -38,7 +38,9 @@ def test_every_command_works_with_every_detector(detector, good_folder, dataset,
     model, out = tmp_path / "m.flawmap", tmp_path / "out"
     fitted = json.loads(run("fit", good_folder, "-o", model, "--detector", detector, *FIT, "--json").stdout)
     assert fitted["n_images"] == 12
-    assert json.loads(run("info", model, "--json").stdout)["detector"] == detector
+    document = json.loads(run("info", model, "--json").stdout)
+    assert (document["detector"], document["localises"]) == (detector, detector != "mahalanobis-ad")
+    assert (document["decision"]["pixel_false_alarm_rate"] is None) == (detector == "mahalanobis-ad")
     assert detector in run("info", model).stdout
     said = run("predict", model, dataset / "test", "-o", out, "--maps").stderr.replace("\n", " ")
     with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:

@@ -73,6 +73,12 @@ def test_a_scratch_scores_above_good_parts(model, good_images, scratched):
     assert bad.p_value == pytest.approx(1 / 13)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "0", True])
+def test_a_seed_is_a_whole_number(kind, seed):
+    with pytest.raises(ParameterError, match="seed must be a whole number from 0"):
+        make(kind, seed=seed).fit("/no/such/folder")
+
+
 def test_a_map_is_where_the_image_is_or_there_is_none(model, scratched):
     prediction = model.predict(scratched)
     if model.map_scale is None:

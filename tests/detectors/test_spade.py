@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 
 from flawmap import SPADE, load
 from flawmap.backbones import load_backbone
+from flawmap.detectors import spade_passes
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.model_file import ModelFile
 
@@ -102,11 +103,11 @@ def test_neighbours_are_as_many_as_asked_or_as_there_are(good_images):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"n_neighbors": 0}, "at least 1"),
+        ({"n_neighbors": 0}, "n_neighbors must be a whole number from 1"),
         ({"variant": "other"}, "'paper' or 'port'"),
         ({"coreset": 0}, "between 0 and 1"),
         ({"coreset": 2}, "between 0 and 1"),
-        ({"n_mapped": 0}, "at least 1"),
+        ({"n_mapped": 0}, "n_mapped must be a whole number from 1"),
         ({"cache_mb": -1}, "cache_mb must be"),
     ],
 )
@@ -122,13 +123,19 @@ def test_the_pixel_threshold_is_of_a_seeded_draw_in_one_pass(good_images):
     assert len(fits[0].leave_one_out_scores_) == 12
 
 
+def test_more_neighbours_than_images_are_refused_before_the_work(good_images, monkeypatch):
+    monkeypatch.setattr(spade_passes, "learn", lambda *_, **__: pytest.fail("learnt"))
+    with pytest.raises(ParameterError, match="n_neighbors=13 is more than the 12"):
+        SPADE(**SMALL, n_neighbors=13).fit(good_images)
+
+
 def test_a_gallery_damaged_after_loading_is_named(good_images, tmp_path):
     path = tmp_path / "m.flawmap"
     SPADE(**SMALL).fit(good_images).save(path)
     model = SPADE.from_file(ModelFile(path), cache_mb=0)
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 100)
-    with pytest.raises(ModelFileError, match="cut short while it was in use"):
+    with pytest.raises(ModelFileError, match="was changed while it was in use"):
         model.predict(good_images)
 
 

@@ -32,6 +32,7 @@ from flawmap.errors import (
     TrainingSetError,
 )
 from flawmap.metrics import image_auroc
+from flawmap.networks.patch_svdd import PatchSVDDScorer
 
 KINDS = {
     VAE: {"width": 4, "batch_size": 4},
@@ -166,6 +167,10 @@ def test_copies_and_groups(kind, good_images, good_folder):
         ({"patience": 0}, "patience must be"),
         ({"width": 0}, "width must be"),
         ({"batch_size": 1.5}, "batch_size must be"),
+        ({"batch_size": 1}, "batch_size must be a whole number from 2"),
+        ({"seed": -1}, "seed must be"),
+        ({"budget": 1e300}, "positive number of minutes up to"),
+        ({"checkpoint": "/no/such/folder/c"}, "a folder that is there"),
         ({"learning_rate": -1}, "learning_rate must be"),
         ({"precision": "float16"}, "precision must be"),
     ],
@@ -196,6 +201,32 @@ def test_the_papers_settings_are_the_default():
         assert (preprocessing.resize, preprocessing.crop) == (resize, crop)
         assert (paper.epochs, paper.batch_size, paper.learning_rate) == (epochs, batch_size, learning_rate)
         assert paper.epoch_steps(320, batch_size) == steps  # 10,000 images; each image 100 times; once
+
+
+def test_the_preset_is_the_default(kind):
+    preset = kind.from_preset(f"{kind.kind}-paper", width=4, steps=1)
+    assert (preset.preprocessing, preset.width, preset.epochs) == (kind().preprocessing, 4, None)
+    with pytest.raises(ParameterError, match=f"unknown preset 'vae'; there are {kind.kind}-paper"):
+        kind.from_preset("vae")
+
+
+def test_images_that_cannot_be_read_again_are_refused(kind, good_images):
+    with pytest.raises(TrainingSetError, match="11 of 12 images came from an iterator"):
+        make(kind, cache_mb=0.02).fit(iter(good_images))
+    assert make(kind, cache_mb=0.02, steps=1).fit(list(good_images)).n_images_ == 9
+
+
+def test_scores_that_are_no_numbers_are_no_scores(kind, good_images, monkeypatch, tmp_path):
+    network = type(make(kind).blank_scorer(2))
+    forward = network.forward
+    monkeypatch.setattr(network, "forward", lambda *given: tuple(out * torch.nan for out in forward(*given)))
+    with pytest.raises(TrainingError, match=rf"scores are not finite.*delete {tmp_path / 'c'} first"):
+        make(kind, steps=1, checkpoint=tmp_path / "c").fit(good_images)
+
+
+def test_other_weights_are_not_taken(path):
+    with pytest.raises(ParameterError, match=r"part\.flawmap: .*takes no other weights"):
+        load(path, weights="resnet18.safetensors")
 
 
 def test_a_letterbox_leaves_its_padding_out_of_maps(kind, good_images, scratched):
@@ -335,7 +366,8 @@ def test_commands_take_every_detector(kind, good_folder, tmp_path, scratched):
     small = ["--width", "4", "--batch-size", "4", "--steps", "1", "--resize", "64", "--budget", "5"]
     fitted = json.loads(run("fit", tmp_path / "part", "-o", file, "--detector", kind.kind, *small, "--json", "--quiet"))
     assert (fitted["n_images"], fitted["training"]["steps"]) == (9, 1)
-    assert json.loads(run("info", file, "--json"))["decision"]["method"] == "holdout"
+    document = json.loads(run("info", file, "--json"))
+    assert (document["decision"]["method"], document["localises"]) == ("holdout", kind.localises)
     run("threshold", file, "--false-alarm-rate", "0.3")
     figures = json.loads(run("evaluate", file, tmp_path / "part", "--json", "--quiet"))
     assert 0 <= figures["image_auroc"] <= 1
@@ -360,6 +392,42 @@ def test_options_of_other_detectors_are_refused(good_folder, tmp_path, options, 
     result = CliRunner().invoke(app, ["fit", str(good_folder), "-o", str(tmp_path / "m.flawmap"), *options])
     assert result.exit_code == 1
     assert message in " ".join(result.output.split())
+
+
+def test_a_checkpoint_is_not_the_model(good_folder, tmp_path):
+    file = str(tmp_path / "m")
+    arguments = ["fit", str(good_folder), "-o", file, "--detector", "itae", "--checkpoint", file]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "--checkpoint and --output name one file" in " ".join(result.output.split())
+
+
+def test_ctrl_c_names_the_checkpoint(good_folder, tmp_path, monkeypatch):
+    def interrupted(self, *_, **__):
+        self.checkpoint.write_bytes(b"")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ITAE, "fit", interrupted)
+    arguments = ["fit", str(good_folder), "-o", str(tmp_path / "m"), "--detector", "itae", "-q"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 130
+    said = result.output.replace("\n", "")
+    assert f"the training is kept in {tmp_path / 'm.checkpoint'}".replace(" ", "") in said.replace(" ", "")
+
+
+def test_patches_that_have_become_alike_are_said_to_be(good_images, monkeypatch):
+    def embed(self, images):
+        return {side: torch.ones(len(images), 8, *grid) for side, grid in self.grids.items()}
+
+    monkeypatch.setattr(PatchSVDDScorer, "embed", embed)
+    with pytest.raises(TrainingError, match="patches of 32 pixels all have one embedding"):
+        make(PatchSVDD, steps=1).fit(good_images)
+
+
+def test_16_bits_are_refused_where_they_do_not_serve(good_images, tmp_path):
+    with pytest.raises(ParameterError, match="too small for float16"):
+        export_model(make(PatchSVDD, steps=1).fit(good_images), tmp_path / "export", dtype="float16")
+    assert not (tmp_path / "export").exists()
 
 
 LEARNING = {

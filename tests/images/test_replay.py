@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flawmap.errors import ImageError
+from flawmap.errors import ImageError, ParameterError
 from flawmap.images import Preprocessing, Replay
 
 SMALL = Preprocessing.of(4)
@@ -63,6 +63,21 @@ def test_a_generator_is_replayed_as_far_as_it_was_kept():
     assert values(replay.first()) == [0, 1, 2, 3, 4]
     assert values(replay.second(replay.places)) == [0, 1, 2]
     assert replay.places == [0, 1, 2]
+
+
+def test_a_list_is_replayed_whole():
+    images = [np.full((4, 4, 3), i, np.uint8) for i in range(5)]
+    images.insert(1, np.zeros((4, 4), np.float32))
+    told = []
+    replay = Replay(images, SMALL, cache_mb=2 * IMAGE_MB, on_bad=told.append)
+    assert values(replay.first()) == values(replay.second(replay.places)) == [0, 1, 2, 3, 4]
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("cache_mb", [-1, np.nan, np.inf, 1e9])
+def test_impossible_amounts_of_memory_are_refused(cache_mb):
+    with pytest.raises(ParameterError, match="cache_mb must be a number from 0 to"):
+        Replay([], SMALL, cache_mb=cache_mb)
 
 
 def test_what_else_is_kept_comes_out_of_the_same_budget(paths):

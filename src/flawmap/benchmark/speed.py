@@ -221,7 +221,8 @@ def _runners(model: PaDiM, folder: Path) -> dict[str, Callable[[NDArray[np.uint8
         (SIDE, SIDE),
     )
     runners: dict[str, Callable[[NDArray[np.uint8]], object]] = {"usual script": plain}
-    file = folder.with_suffix(".flawmap-ready")
+    folder.mkdir()
+    file = folder / "model.flawmap"
     model.save(file)
     for runtime in RUNTIMES:
         runners[f"predict, {SHOWN[runtime]} float32"] = load(file, runtime=runtime).predict

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from flawmap.backbones import load_backbone, pick_device
-from flawmap.detectors import ITAE, PRESETS, SPADE, VAE, Detector, GANomaly, MahalanobisAD, PaDiM, PatchSVDD
+from flawmap.detectors import ITAE, SPADE, VAE, Detector, GANomaly, MahalanobisAD, PaDiM, PatchSVDD
 from flawmap.detectors.trained import TrainedDetector
 
 __all__ = ["ABLATIONS", "OWN", "TRAINED", "Settings", "System", "own_name", "systems", "systems_without_data"]
@@ -103,7 +103,7 @@ def systems(settings: Settings) -> dict[str, System]:
         return [PaDiM(layers=part, seed=seed, **size, **backbone, **common, **options) for part in parts]
 
     def preset(seed: int, size: dict[str, Any], *, name: str) -> Sequence[PaDiM]:
-        return [PaDiM(**{**PRESETS[name], "seed": seed, **size, **common})]
+        return [PaDiM.from_preset(name, **{"seed": seed, **size, **common})]
 
     def spade(seed: int, size: dict[str, Any]) -> Sequence[SPADE]:
         image_layer = None if settings.weights is None else layers[-1]

@@ -46,18 +46,9 @@ def make_detector(name: str | None, preset: str | None, given: Mapping[str, obje
 
     Raises ParameterError for an option that the detector has no use for, and for a preset of another detector.
     """
-    from flawmap.detectors import (
-        DETECTORS,
-        MAHALANOBIS_AD_PRESETS,
-        PRESETS,
-        SPADE,
-        SPADE_PRESETS,
-        MahalanobisAD,
-        PaDiM,
-    )
+    from flawmap.detectors import DETECTORS, PRESETS
 
-    presets = {"padim": PRESETS, "spade": SPADE_PRESETS, "mahalanobis-ad": MAHALANOBIS_AD_PRESETS}
-    owners = {preset_name: owner for owner, names in presets.items() for preset_name in names}
+    owners = {preset_name: owner for owner, names in PRESETS.items() for preset_name in names}
     if preset is not None and ("backbone" in given or "layers" in given):
         raise ParameterError("--preset names its own backbone and layers; give either it or --backbone and --layers")
     if preset is not None and preset not in owners:
@@ -72,6 +63,4 @@ def make_detector(name: str | None, preset: str | None, given: Mapping[str, obje
             flag = OPTIONS.get(option, option.replace("_", "-"))
             raise ParameterError(f"--{flag} is not for {chosen}; leave it out")
     arguments: dict[str, Any] = dict(given)
-    if preset is not None and issubclass(kind, PaDiM | SPADE | MahalanobisAD):
-        return kind.from_preset(preset, **arguments)
-    return kind(**arguments)
+    return kind(**arguments) if preset is None else kind.from_preset(preset, **arguments)

@@ -80,7 +80,8 @@ def fit(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="padim-r18-rd100, padim-wr50-rd550, padim-effnet-b5, spade-wr50 or mahalanobis-ad-effnet-b4."
+            help="padim-r18-rd100, padim-wr50-rd550, padim-effnet-b5, spade-wr50, mahalanobis-ad-effnet-b4, or vae-, "
+            "patch-svdd-, ganomaly- or itae-paper."
         ),
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Backbone; efficientnet_lite0 if none is given.")] = None,

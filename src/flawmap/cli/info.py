@@ -19,13 +19,14 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a MODEL is and what it was fitted on."""
-    from flawmap.model_file import ModelFile
+    from flawmap.model_file import WHOLE_IMAGE, ModelFile
 
     file: ModelFile[Any] = ModelFile(model)
     channels = getattr(file.document, "channels", None)  # of PaDiM alone
     content: dict[str, Any] = {
         "path": str(model),
         "bytes": model.stat().st_size,
+        "localises": file.document.detector not in WHOLE_IMAGE,
         **file.document.model_dump(mode="json", exclude={"channels"}),
     }
     if channels is not None:

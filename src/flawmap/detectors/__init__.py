@@ -12,7 +12,7 @@ from flawmap.detectors.itae import ITAE
 from flawmap.detectors.mahalanobis_ad import MahalanobisAD
 from flawmap.detectors.padim import PaDiM
 from flawmap.detectors.patch_svdd import PatchSVDD
-from flawmap.detectors.presets import MAHALANOBIS_AD_PRESETS, PRESETS, SPADE_PRESETS
+from flawmap.detectors.presets import PRESETS
 from flawmap.detectors.spade import SPADE
 from flawmap.detectors.trained import TrainedDetector
 from flawmap.detectors.vae import VAE
@@ -21,10 +21,8 @@ from flawmap.model_file import ModelFile
 __all__ = [
     "DETECTORS",
     "ITAE",
-    "MAHALANOBIS_AD_PRESETS",
     "PRESETS",
     "SPADE",
-    "SPADE_PRESETS",
     "VAE",
     "AnyDetector",
     "Detector",

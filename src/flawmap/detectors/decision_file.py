@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flawmap.decision import PIXEL_RATES, Decision
+from flawmap.decision import PIXEL_FALSE_ALARM_RATE, PIXEL_RATES, Decision
 from flawmap.errors import ModelFileError
 from flawmap.model_file import DecisionRecord, ModelFile
 
@@ -27,7 +27,7 @@ def decision_record(decision: Decision | None, method: Literal["leave-one-out", 
         n_scores=len(decision.scores),
         threshold=decision.threshold,
         false_alarm_rate=decision.false_alarm_rate,
-        pixel_false_alarm_rate=decision.pixel_false_alarm_rate,
+        pixel_false_alarm_rate=decision.pixel_false_alarm_rate if decision.localises else None,
     )
 
 
@@ -69,6 +69,6 @@ def restore_decision(file: ModelFile[Any], tensors: dict[str, Tensor]) -> Decisi
         arrays.get(PIXEL_QUANTILES, np.zeros(0, np.float32)),
         record.threshold,
         record.false_alarm_rate,
-        record.pixel_false_alarm_rate,
+        record.pixel_false_alarm_rate or PIXEL_FALSE_ALARM_RATE,
         sizes,
     )

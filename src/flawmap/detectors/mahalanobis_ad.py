@@ -21,7 +21,7 @@ from flawmap.detectors.model_backbone import (
     matching_backbone,
     preprocessing_record,
 )
-from flawmap.detectors.presets import MAHALANOBIS_AD_PRESETS
+from flawmap.detectors.presets import preset_arguments
 from flawmap.errors import ModelFileError, NotFittedError, ParameterError, TrainingSetError
 from flawmap.gaussian import MIN_IMAGES, PooledGaussian, learn_pooled
 from flawmap.images import (
@@ -112,9 +112,7 @@ class MahalanobisAD:
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> Self:  # noqa: ANN401 (the arguments of __init__)
         """A detector as the paper configures it; `changes` are further arguments, such as `weights`."""
-        if preset not in MAHALANOBIS_AD_PRESETS:
-            raise ParameterError(f"unknown preset '{preset}'; there are {', '.join(MAHALANOBIS_AD_PRESETS)}")
-        return cls(**{**MAHALANOBIS_AD_PRESETS[preset], **changes})
+        return cls(**{**preset_arguments("mahalanobis-ad", preset), **changes})
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -19,7 +19,7 @@ from flawmap.detectors.model_backbone import matching_backbone
 from flawmap.detectors.padim_file import describe_model, described_hierarchy, pack, unpack
 from flawmap.detectors.padim_fit import Fitting, Method, check_parameters
 from flawmap.detectors.padim_scorer import Scorer
-from flawmap.detectors.presets import PRESETS
+from flawmap.detectors.presets import preset_arguments
 from flawmap.detectors.reduction import choose_channels, reduced_hierarchy
 from flawmap.errors import (
     ModelFileError,
@@ -140,9 +140,7 @@ class PaDiM:
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> Self:  # noqa: ANN401 (the arguments of __init__)
         """A detector as the paper configures it; `changes` are further arguments, such as `weights`."""
-        if preset not in PRESETS:
-            raise ParameterError(f"unknown preset '{preset}'; there are {', '.join(PRESETS)}")
-        return cls(**{**PRESETS[preset], **changes})
+        return cls(**{**preset_arguments("padim", preset), **changes})
 
     @property
     def preprocessing(self) -> Preprocessing:

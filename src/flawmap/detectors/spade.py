@@ -17,7 +17,7 @@ from flawmap.detectors import passes, spade_passes
 from flawmap.detectors.decision_file import decision_record, decision_tensors
 from flawmap.detectors.detector import OnBad
 from flawmap.detectors.model_backbone import backbone_record, library_versions, matching_backbone, preprocessing_record
-from flawmap.detectors.presets import SPADE_PRESETS
+from flawmap.detectors.presets import preset_arguments
 from flawmap.detectors.spade_file import described_layout, open_known
 from flawmap.detectors.spade_parameters import check_parameters, count_neighbors, load_layers
 from flawmap.detectors.spade_passes import QUERY_IMAGES, Known, Layout, Sample, Variant
@@ -135,9 +135,7 @@ class SPADE:
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> Self:  # noqa: ANN401 (the arguments of __init__)
         """A detector as the paper configures it; `changes` are further arguments, such as `weights`."""
-        if preset not in SPADE_PRESETS:
-            raise ParameterError(f"unknown preset '{preset}'; there are {', '.join(SPADE_PRESETS)}")
-        return cls(**{**SPADE_PRESETS[preset], **changes})
+        return cls(**{**preset_arguments("spade", preset), **changes})
 
     @property
     def preprocessing(self) -> Preprocessing:

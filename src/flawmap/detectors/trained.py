@@ -17,6 +17,7 @@ from flawmap.backbones import Runtime, pick_device
 from flawmap.decision import FALSE_ALARM_RATE, PIXEL_RATES, Decision, PixelHistogram
 from flawmap.detectors import passes, trained_file
 from flawmap.detectors.detector import OnBad
+from flawmap.detectors.presets import preset_arguments
 from flawmap.detectors.trained_plan import Paper, Plan, check_parameters
 from flawmap.detectors.training_images import ReplayedImages, Split, crop, split_images
 from flawmap.errors import NotFittedError, ParameterError, TrainingError
@@ -121,6 +122,11 @@ class TrainedDetector(ABC, Generic[Scorer]):
         self.outliers_: tuple[str, ...] = ()
         self.copies_: tuple[str, ...] = ()
         self._scorer: Scorer | None = None
+
+    @classmethod
+    def from_preset(cls, preset: str, **changes: Any) -> Self:  # noqa: ANN401 (the arguments of __init__)
+        """A detector as its paper trains it; `changes` are further arguments, such as `budget`."""
+        return cls(**{**preset_arguments(cls.kind, preset), **changes})
 
     @classmethod
     @abstractmethod
