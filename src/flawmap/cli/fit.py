@@ -108,7 +108,9 @@ def fit(
     workers: WorkersOption = None,
     precision: Annotated[
         Precision | None,
-        typer.Option(help="Of the backbone, or of a training; float32. auto: bfloat16 where the CPU has it."),
+        typer.Option(
+            help="Of the backbone, or of a training; float32. auto, of a backbone: bfloat16 where the CPU has it."
+        ),
     ] = None,
     dtype: Annotated[
         Dtype | None, typer.Option(help="How the file stores its factors; float32, 16 bits halve it.")

@@ -4,8 +4,9 @@ Layers, initial weights and losses are those of the authors' code (samet-akcay/g
 as in DCGAN, weights drawn from N(0, 0.02), Adam at 2e-4 with beta1 0.5, the adversarial loss by matching the
 discriminator's features (equation 1), losses weighted 1, 50, 1 (equation 4), and a discriminator that is drawn anew
 when its loss falls below 1e-5. Differences, none of which changes what is learnt: the discriminator gives logits and
-its loss takes them, and scores are not scaled to 0..1 by the test set's extremes. The last epoch counts, never the best
-on test images.
+its loss takes them, and scores are not scaled to 0..1 by the test set's extremes. Two that do: images are scored with
+the running statistics of batch normalisation, where the authors' code normalises by the batch that is being tested, and
+leaves the last one out; and the last epoch counts, never the best on test images.
 
 The paper's MNIST and CIFAR images are 32 x 32; sides of 64, 128 and 256 follow by more of the same layers. Its score is
 of the whole image (equation 5); it does not localise.
