@@ -54,7 +54,7 @@ messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages, but for errors.")]
-SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out images, and masks, that cannot be used.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
 StrideOption = Annotated[
     int, typer.Option("--stride", metavar="N", min=1, help="Of a data set only every N-th image, of each clip.")

@@ -79,7 +79,7 @@ def check(
 ) -> None:
     """Compare a data set on disk with what is published of it, and name every file that is wrong.
 
-    Exit code 1 if something is broken.
+    Exit code 0 if nothing is broken, whatever is noted; 1 if something is; 2 for wrong usage.
     """
     if dataset not in LAYOUTS:
         raise DatasetError(f"unknown data set '{dataset}'; there are {', '.join(LAYOUTS)}")
