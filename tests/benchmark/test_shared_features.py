@@ -59,14 +59,16 @@ def test_the_sum_is_that_of_the_three_models_maps(parts, tmp_path, small_inputs)
         np.testing.assert_allclose(summed, sum(one[index] for one in each), rtol=1e-5)
 
 
-def test_what_is_stored_leaves_no_file_behind(parts, tmp_path, small_inputs):
+@pytest.mark.usefixtures("small_inputs")
+def test_what_is_stored_leaves_no_file_behind(parts, tmp_path):
     (tmp_path / "0.float32").write_bytes(b"somebody's")
     features = share(read_class("mvtec_ad", parts / "screw"), tmp_path, 10**9)
     assert features._stored[0].nbytes > 0
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("0.float32", b"somebody's")]
 
 
-def test_without_room_it_fails_at_once(parts, tmp_path, small_inputs):
+@pytest.mark.usefixtures("small_inputs")
+def test_without_room_it_fails_at_once(parts, tmp_path):
     resource = pytest.importorskip("resource")
     images, limits = read_class("mvtec_ad", parts / "screw"), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))

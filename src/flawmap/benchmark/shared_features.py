@@ -130,8 +130,8 @@ def _reserve(folder: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
             return np.memmap(file, np.float32, "r+", shape=shape)
     except OSError as error:
         raise ParameterError(
-            f"{folder}: cannot hold {n_bytes / 1e9:.2g} GB of features ({error.strerror}); make room, write the results "
-            f"to another disk, or let features take less of it (--cache-gb; with 0 they are computed anew each time)"
+            f"{folder}: cannot hold {n_bytes / 1e9:.2g} GB of features ({error.strerror}); make room, write the "
+            "results to another disk, or let features take less of it (--cache-gb; 0 computes them anew each time)"
         ) from error
 
 

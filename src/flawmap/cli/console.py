@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -178,5 +179,11 @@ def check_writable_target(path: Path) -> None:
     """Raise early, before minutes of work, if a file cannot be written there."""
     if path.is_dir():
         raise ParameterError(f"{path} is a folder; give the name of a file to write")
-    if not path.absolute().parent.is_dir():
-        raise ParameterError(f"{path.absolute().parent}: no such folder; make it first")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ParameterError(f"{folder}: no such folder; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ParameterError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from error
