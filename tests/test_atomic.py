@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from flawmap import atomic
-from flawmap.atomic import replace_atomically, replace_folder_atomically
+from flawmap.atomic import remove_leftovers, replace_atomically, replace_folder_atomically
 
 
 def names(folder):
@@ -115,3 +115,12 @@ def test_an_error_leaves_the_old_folder(tmp_path, monkeypatch):
         (temporary / "new.txt").write_text("new")
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["old.txt"]
+
+
+def test_only_leftovers_of_the_very_file_are_removed(tmp_path):
+    own = ".tables.md.0123456789abcdef.partial"
+    foreign = [".tables.md.partial", ".tables.html.0123456789abcdef.partial", ".a.partial", "tables.md", f"{own}.bak"]
+    for name in (own, *foreign):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "tables.md")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(foreign)

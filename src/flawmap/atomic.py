@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replace_atomically", "replace_folder_atomically"]
+__all__ = ["remove_leftovers", "replace_atomically", "replace_folder_atomically"]
 
 _unfinished: set[tuple[int, Path]] = set()  # (process, temporary path): what an interrupt can leave at any instruction
 
@@ -43,6 +44,14 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         with suppress(OSError):  # what went wrong before matters more
             temporary.unlink(missing_ok=True)
         _unfinished.discard(entry)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what writers of this very file have left beside it when they were killed; there must be none at work."""
+    own = re.compile(rf"\.{re.escape(path.name[:100])}\.[0-9a-f]{{16}}\.partial")
+    for left in path.parent.glob(".*.partial"):
+        if own.fullmatch(left.name) and left.is_file():
+            left.unlink()
 
 
 @contextmanager

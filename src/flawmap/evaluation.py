@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flawmap.detectors import Detector, OnBad
-from flawmap.errors import DatasetError
+from flawmap.errors import DatasetError, ImageError
 from flawmap.images import Preprocessing, Sample, read_mask
 from flawmap.metrics import PixelScores, Rate, Reliability, image_auroc, reliability
 from flawmap.progress import Progress, report_progress
@@ -78,7 +81,8 @@ def evaluate(
     """Score labelled images and compare with their labels and masks, in one streaming pass.
 
     Masks take the same resize (nearest) and crop as the images. Pixel figures leave out anomalous images that have no
-    mask, with a warning, and are None if there is no mask at all.
+    mask, with a warning, and are None if there is no mask at all. `on_bad` is told of each image and each mask that
+    cannot be used; None raises ImageError. An image with such a mask counts as one without.
     """
     if not samples:
         raise DatasetError("there are no labelled images to evaluate on")
@@ -87,7 +91,7 @@ def evaluate(
     with report_progress(progress, "Evaluating", len(samples)) as advance:
         for prediction in model.iter_predict([sample.path for sample in samples], on_bad=on_bad):
             sample = by_path[str(prediction.path)]
-            _take(groups.setdefault(sample.type, _Group()), sample, prediction, model.preprocessing)
+            _take(groups.setdefault(sample.type, _Group()), sample, prediction, model.preprocessing, on_bad)
             advance(1)
     return _summarise(groups.pop("good"), groups)
 
@@ -106,7 +110,9 @@ def labelled_scores(
     return labels, scores
 
 
-def _take(group: _Group, sample: Sample, prediction: Prediction, preprocessing: Preprocessing) -> None:
+def _take(
+    group: _Group, sample: Sample, prediction: Prediction, preprocessing: Preprocessing, on_bad: OnBad | None
+) -> None:
     group.scores.append(prediction.pred_score)
     if prediction.pred_label is not None:
         group.labels.append(prediction.pred_label)
@@ -116,16 +122,30 @@ def _take(group: _Group, sample: Sample, prediction: Prediction, preprocessing: 
         group.n_without_map += 1
     elif not sample.is_anomalous:
         group.pixels.add(prediction.anomaly_map, None)
-    elif sample.mask_path is None:
+    elif (mask := _mask(sample, prediction, on_bad)) is None:
         group.n_without_mask += 1
     else:
+        group.pixels.add(prediction.anomaly_map, preprocessing.apply_mask(mask, prediction.placement))
+
+
+def _mask(sample: Sample, prediction: Prediction, on_bad: OnBad | None) -> NDArray[np.bool_] | None:
+    """The mask of an image, or None; ImageError for one that cannot be used, unless `on_bad` is told of it."""
+    if sample.mask_path is None:
+        return None
+    try:
         mask = read_mask(sample.mask_path)
         if mask.shape != prediction.image_size:
-            raise DatasetError(
-                f"{sample.mask_path}: the mask is {mask.shape[0]} x {mask.shape[1]}, but its image {sample.path} is "
-                f"{prediction.image_size[0]} x {prediction.image_size[1]}"
+            raise ImageError(
+                str(sample.mask_path),
+                f"the mask is {mask.shape[0]} x {mask.shape[1]}, but its image {sample.path} is "
+                f"{prediction.image_size[0]} x {prediction.image_size[1]}",
             )
-        group.pixels.add(prediction.anomaly_map, preprocessing.apply_mask(mask, prediction.placement))
+    except ImageError as error:
+        if on_bad is None:
+            raise
+        on_bad(error)
+        return None
+    return mask
 
 
 def _summarise(good: _Group, types: dict[str, _Group]) -> Evaluation:
@@ -133,20 +153,14 @@ def _summarise(good: _Group, types: dict[str, _Group]) -> Evaluation:
     warnings = []
     if any(group.n_without_map for group in (good, *types.values())):
         warnings.append("the detector judges whole images and makes no maps: there are no pixel figures")
-    whole = PixelScores()
-    whole.merge(good.pixels)
     by_type = {}
     for name, group in sorted(types.items()):
         if has_masks and group.n_without_mask:
             warnings.append(f"{name}: {group.n_without_mask} of {len(group.scores)} images have no mask")
-        pixels = PixelScores()
-        if group.n_masked:
-            pixels.merge(good.pixels)
-            pixels.merge(group.pixels)
-            whole.merge(group.pixels)
-        by_type[name] = _figures(good.scores, group.scores, pixels if group.n_masked else None, len(group.scores))
+        by_type[name] = _figures(good, group.scores, [group.pixels] if group.n_masked else [], len(group.scores))
+    masked = [group.pixels for group in types.values() if group.n_masked]
     scores = [score for group in types.values() for score in group.scores]
-    overall = _figures(good.scores, scores, whole if has_masks else None, len(good.scores) + len(scores))
+    overall = _figures(good, scores, masked, len(good.scores) + len(scores))
     labels = [label for group in types.values() for label in group.labels]
     return Evaluation(
         **asdict(overall),
@@ -158,12 +172,13 @@ def _summarise(good: _Group, types: dict[str, _Group]) -> Evaluation:
     )
 
 
-def _figures(good: list[float], anomalous: list[float], pixels: PixelScores | None, n_images: int) -> Figures:
+def _figures(good: _Group, scores: list[float], masked: list[PixelScores], n_images: int) -> Figures:
+    """Figures over the good images and anomalous ones, given by their scores and their pixels."""
     return Figures(
         n_images=n_images,
-        image_auroc=image_auroc([0] * len(good) + [1] * len(anomalous), good + anomalous)
-        if good or anomalous
+        image_auroc=image_auroc([0] * len(good.scores) + [1] * len(scores), good.scores + scores)
+        if good.scores or scores
         else None,
-        pixel_auroc=pixels.auroc() if pixels is not None else None,
-        pro_score=pixels.pro() if pixels is not None else None,
+        pixel_auroc=good.pixels.auroc(masked) if masked else None,
+        pro_score=good.pixels.pro(masked) if masked else None,
     )

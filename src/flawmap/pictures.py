@@ -68,10 +68,10 @@ def contact_sheet(title: str, sections: Sequence[tuple[str, Sequence[Tile]]], *,
     height = 3 * MARGIN + 24 + sum(r * cell[1] + 34 for r in rows)
     sheet = Image.new("RGB", (columns * cell[0] + 2 * MARGIN, height), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), title, INK, font=bold)
+    draw.text((MARGIN, MARGIN), _shortened(title, bold, sheet.width - 2 * MARGIN), INK, font=bold)
     top = 2 * MARGIN + 24
     for (heading, tiles), n_rows in zip(sections, rows, strict=True):
-        draw.text((MARGIN, top), heading, INK, font=bold)
+        draw.text((MARGIN, top), _shortened(heading, bold, sheet.width - 2 * MARGIN), INK, font=bold)
         top += 30
         for i, tile in enumerate(tiles):
             x, y = MARGIN + i % columns * cell[0], top + i // columns * cell[1]
@@ -79,6 +79,15 @@ def contact_sheet(title: str, sections: Sequence[tuple[str, Sequence[Tile]]], *,
                 thumbnail = Image.fromarray(content)
                 thumbnail.thumbnail((TILE - 2, TILE), Image.Resampling.BICUBIC)
                 sheet.paste(thumbnail, (x + j * TILE, y))
-            draw.text((x, y + TILE + 3), tile.caption, INK, font=font)
+            draw.text((x, y + TILE + 3), _shortened(tile.caption, font, 2 * TILE), INK, font=font)
         top += n_rows * cell[1] + 4
     return sheet
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text, or its two ends, so that it is no wider than that many pixels."""
+    shown, kept = text, len(text)
+    while kept > 1 and font.getlength(shown) > width:
+        kept -= 1
+        shown = f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
+    return shown

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flawmap.atomic import replace_atomically
 from flawmap.detectors import Detector, OnBad
-from flawmap.errors import DatasetError, MissingDependencyError
+from flawmap.errors import DatasetError, MissingDependencyError, ParameterError
 from flawmap.images import Sample
 from flawmap.progress import Progress, report_progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Timeline", "save_timelines", "score_timelines"]
+__all__ = ["Timeline", "check_picture", "save_timelines", "score_timelines"]
 
 PANEL_INCHES = (9.0, 1.8)
 MAX_PANELS = 40
@@ -31,7 +31,7 @@ class Timeline:
     """Scores of a clip's frames, in order.
 
     Attributes:
-        frames: place of each scored frame among the clip's frames that were given, from 0.
+        frames: place of each scored frame among all frames of the clip, from 0.
         scores: its image score.
         anomalous: whether it is labelled anomalous.
     """
@@ -42,15 +42,27 @@ class Timeline:
 
 
 def score_timelines(
-    model: Detector, samples: Sequence[Sample], *, progress: Progress = False, on_bad: OnBad | None = None
+    model: Detector,
+    samples: Sequence[Sample],
+    *,
+    stride: int = 1,
+    progress: Progress = False,
+    on_bad: OnBad | None = None,
 ) -> dict[str, Timeline]:
-    """Score the frames of each clip (`Sample.group`), in one streaming pass. Raises DatasetError without clips."""
+    """Score every `stride`-th frame of each clip (`Sample.group`), in one streaming pass; `samples` are all frames.
+
+    Raises DatasetError without clips, ParameterError for a stride below 1.
+    """
+    if stride < 1:
+        raise ParameterError(f"the stride must be at least 1, got {stride}")
     places: dict[str, tuple[Sample, str, int]] = {}
     lengths: dict[str, int] = {}
     for sample in samples:
         if sample.group is not None:
-            places[str(sample.path)] = sample, sample.group, lengths.get(sample.group, 0)
-            lengths[sample.group] = lengths.get(sample.group, 0) + 1
+            place = lengths.get(sample.group, 0)
+            lengths[sample.group] = place + 1
+            if place % stride == 0:
+                places[str(sample.path)] = sample, sample.group, place
     if not places:
         raise DatasetError("no test image belongs to a clip; scores over time are for videos")
     timelines = {group: Timeline() for group in lengths}
@@ -65,25 +77,35 @@ def score_timelines(
     return timelines
 
 
+def check_picture(path: str | os.PathLike[str], n_clips: int) -> str:
+    """The format of a picture of clips, before they are scored.
+
+    Raises DatasetError for more than 40 clips or an unknown ending, MissingDependencyError without matplotlib.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "pictures of scores over time need matplotlib: pip install 'flawmap[plots]'"
+        ) from error
+    if n_clips > MAX_PANELS:
+        raise DatasetError(f"{n_clips} clips do not fit into one picture; give at most {MAX_PANELS}")
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    if suffix not in ("png", "svg", "pdf"):
+        raise DatasetError(f"{path}: expected a name ending in .png, .svg or .pdf")
+    return suffix
+
+
 def save_timelines(
     timelines: dict[str, Timeline], path: str | os.PathLike[str], *, threshold: float | None = None, title: str = ""
 ) -> None:
     """Draw a panel for each clip, one above the other, on one scale; anomalous frames are shaded.
 
-    The ending of `path` says the format: .png, .svg, .pdf. Raises DatasetError for more than 40 clips or an unknown
-    ending, MissingDependencyError without matplotlib.
+    The ending of `path` says the format: .png, .svg, .pdf. Raises as `check_picture`.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "pictures of scores over time need matplotlib: pip install 'flawmap[plots]'"
-        ) from error
-    if len(timelines) > MAX_PANELS:
-        raise DatasetError(f"{len(timelines)} clips do not fit into one picture; give at most {MAX_PANELS}")
-    suffix = Path(path).suffix.lower().removeprefix(".")
-    if suffix not in ("png", "svg", "pdf"):
-        raise DatasetError(f"{path}: expected a name ending in .png, .svg or .pdf")
+    suffix = check_picture(path, len(timelines))
+    from matplotlib.figure import Figure
+
     width, height = PANEL_INCHES
     figure = Figure(figsize=(width, height * len(timelines) + 0.6), layout="constrained")
     panels = figure.subplots(len(timelines), 1, sharey=True, squeeze=False)[:, 0]
@@ -96,11 +118,12 @@ def save_timelines(
 
 
 def _draw(axes: Axes, name: str, timeline: Timeline, threshold: float | None) -> None:
+    step = min((after - before for before, after in pairwise(timeline.frames)), default=1)
     axes.plot(timeline.frames, timeline.scores, color="tab:blue", linewidth=1)
     for is_anomalous, run in groupby(zip(timeline.frames, timeline.anomalous, strict=True), key=itemgetter(1)):
         if is_anomalous:
             frames = [frame for frame, _ in run]
-            axes.axvspan(frames[0] - 0.5, frames[-1] + 0.5, color="tab:red", alpha=0.2, linewidth=0)
+            axes.axvspan(frames[0] - step / 2, frames[-1] + step / 2, color="tab:red", alpha=0.2, linewidth=0)
     if threshold is not None:
         axes.axhline(threshold, color="black", linestyle="--", linewidth=0.8)
     axes.set_ylabel(name)

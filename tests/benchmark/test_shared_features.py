@@ -8,7 +8,7 @@ from flawmap.backbones import load_backbone
 from flawmap.benchmark.class_images import RD, read_class
 from flawmap.benchmark.scores import RunScores
 from flawmap.benchmark.shared_features import SharedFeatures, score_shared
-from flawmap.errors import DatasetError
+from flawmap.errors import DatasetError, ParameterError
 from flawmap.evaluation import evaluate
 from flawmap.images import open_dataset
 
@@ -19,7 +19,7 @@ LAYERS = ("layer1", "layer2", "layer3")
 def share(images, tmp_path, limit):
     backbone = load_backbone("resnet10t", pretrained=False, runtime="torch")
     preprocessing = PaDiM(**PLAIN, **images.input).preprocessing
-    features = SharedFeatures(images, backbone, preprocessing, folder=tmp_path / "f", limit_bytes=limit)
+    features = SharedFeatures(images, backbone, preprocessing, folder=tmp_path, limit_bytes=limit)
     features.compute(lambda _: None)
     return features
 
@@ -57,6 +57,27 @@ def test_the_sum_is_that_of_the_three_models_maps(parts, tmp_path, small_inputs)
     each = [maps_of([model], features) for model in models]
     for index, summed in total.items():
         np.testing.assert_allclose(summed, sum(one[index] for one in each), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("small_inputs")
+def test_what_is_stored_leaves_no_file_behind(parts, tmp_path):
+    (tmp_path / "0.float32").write_bytes(b"somebody's")
+    features = share(read_class("mvtec_ad", parts / "screw"), tmp_path, 10**9)
+    assert features._stored[0].nbytes > 0
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("0.float32", b"somebody's")]
+
+
+@pytest.mark.usefixtures("small_inputs")
+def test_without_room_it_fails_at_once(parts, tmp_path):
+    resource = pytest.importorskip("resource")
+    images, limits = read_class("mvtec_ad", parts / "screw"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(ParameterError, match=rf"{tmp_path}: cannot hold .* GB of features .*--cache-gb"):
+            share(images, tmp_path, 10**9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_figures_are_those_of_evaluate(parts, tmp_path, small_inputs):

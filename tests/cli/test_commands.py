@@ -131,6 +131,20 @@ def test_evaluate_refuses_a_mask_of_another_size(model, dataset):
     assert "the mask is 64 x 32, but its image" in fail("evaluate", model, dataset, "-q").stderr.replace("\n", " ")
 
 
+def test_evaluate_goes_on_without_masks_that_cannot_be_used(model, dataset):
+    masks = dataset / "ground_truth"
+    Image.new("L", (32, 64)).save(masks / "spot" / "0_mask.png")
+    (masks / "scratch" / "1_mask.png").write_bytes(b"no image")
+    result = json.loads(succeed("evaluate", model, dataset, "--json", "-q", "--skip-bad").stdout)
+    assert [one["path"] for one in result["skipped"]] == [
+        str(masks / "scratch" / "1_mask.png"),
+        str(masks / "spot" / "0_mask.png"),
+    ]
+    assert (result["n_images"], result["image_auroc"]) == (7, 1)
+    assert result["by_type"]["spot"]["pixel_auroc"] is None
+    assert result["pixel_auroc"] == result["by_type"]["scratch"]["pixel_auroc"] > 0.9
+
+
 def test_other_files_in_the_folder_are_passed_over(good_folder, tmp_path):
     (good_folder / "notes.txt").write_text("shift 3")
     fitted = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--json", "-q")

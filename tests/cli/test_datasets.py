@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -149,8 +150,27 @@ def test_scores_over_time_are_drawn_clip_by_clip(campus, parts, tmp_path):
         "datasets", "timeline", model, f"stc:{campus}/01", "-o", picture, "--json", "-q", "--skip-bad"
     ).stdout
     assert json.loads(skipping)["clips"]["01_0014"]["frames"] == [0, 1, 2, 3, 5]
+    strided = run("datasets", "timeline", model, f"stc:{campus}/01", "-o", picture, "--json", "-q", "--stride", "3")
+    clip = json.loads(strided.stdout)["clips"]["01_0014"]
+    assert (clip["frames"], clip["anomalous"]) == ([0, 3], [False, True])
     odd = run("datasets", "timeline", model, f"stc:{campus}/01", "-o", tmp_path / "a.doc", "-q", "--skip-bad", code=1)
     assert "ending in .png" in odd.stderr.replace("\n", " ")
+
+
+def test_a_timeline_that_cannot_be_drawn_is_refused_before_anything_is_read(tmp_path):
+    pytest.importorskip("matplotlib")
+
+    def refused(output, *options, code=1):
+        said = run("datasets", "timeline", tmp_path / "none", "stc:none/01", "-o", output, *options, code=code).stderr
+        return said.replace("\n", " ")
+
+    assert "ending in .png" in refused(tmp_path / "a.doc")
+    assert "no such folder" in refused(tmp_path / "none" / "a.png")
+    assert "is a folder" in refused(tmp_path)
+    assert "stride" in refused(tmp_path / "a.png", "--stride", "0", code=2)
+    assert str(tmp_path / "none") in refused(tmp_path / "a.png")
+    if Path("/proc/self").is_dir():
+        assert "/proc: cannot be written to" in refused("/proc/a.png")
 
 
 def test_a_manifest_is_learnt_and_evaluated(parts, tmp_path):

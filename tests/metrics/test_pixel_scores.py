@@ -216,7 +216,6 @@ def test_parts_merge_to_the_same_figures_in_any_order(monkeypatch, small):
     if small:
         monkeypatch.setattr(score_counts, "BUFFER", 100)
         monkeypatch.setattr(score_pages, "CROWDED", 3)
-    monkeypatch.setattr(pixel_scores_module, "BLOCK", 7)
     parts = random_parts()
     whole = gathered(parts)
     assert whole.auroc() == pytest.approx(naive_auroc(*zip(*parts, strict=True)), abs=1e-12)
@@ -224,7 +223,9 @@ def test_parts_merge_to_the_same_figures_in_any_order(monkeypatch, small):
     for seed in range(5):
         shuffled = [parts[i] for i in np.random.default_rng(seed).permutation(len(parts))]
         total = gathered(shuffled[:2])
-        for other in (gathered(shuffled[2:5]), PixelScores(), gathered(shuffled[5:])):
+        others = [gathered(shuffled[2:5]), PixelScores(), gathered(shuffled[5:])]
+        assert (total.auroc(others), total.pro(others)) == (whole.auroc(), whole.pro())
+        for other in others:
             total.merge(other)
         assert (total.auroc(), total.pro()) == (whole.auroc(), whole.pro())
         assert (total.n_maps, total.n_regions) == (whole.n_maps, whole.n_regions)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -21,6 +24,16 @@ CURVES = {
     "pixel_roc": ("ROC, pixels", "true-positive rate"),
     "pro": ("PRO curve", "mean per-region overlap"),
 }
+
+LINES = ("-", "--", ":", "-.")
+HATCHES = ("", "////", "....", "xxxx")
+COLOURS = 10
+"""Of matplotlib's cycle; systems beyond them differ by line or hatch."""
+ROW_INCHES = 15.0
+"""Width of a row of bars; more classes go into further rows."""
+BAR_INCHES = 0.15
+COLUMN_INCHES = 2.6
+"""Width of a column of the legend."""
 
 
 def plot_results(runs: Sequence[Run], folder: Path) -> dict[str, Path]:
@@ -47,56 +60,101 @@ def plot_results(runs: Sequence[Run], folder: Path) -> dict[str, Path]:
 
 
 def _plot_growth(runs: Sequence[Run], path: Path) -> None:
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    systems = sorted({run.system for run in runs})
+    figure = Figure(figsize=(10, 4 + _legend_inches(systems, 10)), layout="constrained")
     measures = {"seconds": "seconds an image", "gigabytes": "GB of the model's file"}
     for axes, (measure, what) in zip(figure.subplots(1, 2), measures.items(), strict=True):
-        for system in sorted({run.system for run in runs}):
+        for i, system in enumerate(systems):
             points = sorted((run.n_train, run.figures[measure] or 0.0) for run in runs if run.system == system)
-            axes.plot(*zip(*points, strict=True), marker="o", label=system)
+            axes.plot(*zip(*points, strict=True), marker="o", label=system, **_line(i))
         axes.set_xlabel("good images")
         axes.set_ylabel(what)
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize=8)
+    _add_legend(figure)
     _save(figure, path)
 
 
 def _plot_curves(runs: Sequence[Run], path: Path, title: str) -> None:
-    figure = Figure(figsize=(15, 5), layout="constrained")
+    systems = list(dict.fromkeys(run.system for run in runs))
+    figure = Figure(figsize=(15, 5 + _legend_inches(systems, 15)), layout="constrained")
     for axes, (name, (heading, what)) in zip(figure.subplots(1, 3), CURVES.items(), strict=True):
-        for system in dict.fromkeys(run.system for run in runs):
+        for i, system in enumerate(systems):
             curves = [run.curves[name] for run in runs if run.system == system and name in run.curves]
             if curves:
-                axes.plot(RATES[name], np.mean(curves, axis=0), label=system, linewidth=1.2)
+                axes.plot(RATES[name], np.mean(curves, axis=0), label=system, linewidth=1.2, **_line(i))
         axes.set_title(heading)
         axes.set_xlabel("false-positive rate")
         axes.set_ylabel(what)
         axes.set_ylim(0, 1.01)
-        if axes.has_data():
-            axes.legend(loc="lower right", fontsize=8)
     figure.suptitle(title)
+    _add_legend(figure)
     _save(figure, path)
 
 
 def _plot_bars(runs: Sequence[Run], measure: str, path: Path, dataset: str) -> None:
+    """A group of bars for each class, in as many rows as they need."""
     systems = list(dict.fromkeys(run.system for run in runs))
     categories = sorted({run.category for run in runs})
-    figure = Figure(figsize=(max(6, 0.22 * len(systems) * len(categories) + 3), 4.5), layout="constrained")
-    axes = figure.subplots()
-    width = 0.85 / len(systems)
-    for i, system in enumerate(systems):
-        found = [summarise(runs, system, [category], measure) for category in categories]
-        places = [place + i * width for place, one in enumerate(found) if one]
-        heights = [100 * one.mean for one in found if one]
-        spread = [100 * (one.std or 0) for one in found if one]
-        axes.bar(places, heights, width, yerr=spread, label=system, align="edge")
-    axes.set_xticks([place + 0.425 for place in range(len(categories))], categories, rotation=45, ha="right")
-    low, high = axes.dataLim.y0, axes.dataLim.y1
+    inches = max(0.8, BAR_INCHES * len(systems) + 0.3)  # of a group
+    n_rows = math.ceil(len(categories) / max(1, int(ROW_INCHES / inches)))
+    per_row = math.ceil(len(categories) / n_rows)
+    wide = max(6, inches * per_row + 1)
+    size = wide, 3.5 * n_rows + 1 + _legend_inches(systems, wide)
+    figure = Figure(figsize=size, layout="constrained")
     tops = [100 * value for run in runs if (value := run.figures.get(measure)) is not None]
-    axes.set_ylim(max(min(low, high, min(tops) - 5), 0) if min(tops) < 50 else min(tops) - 5, 100)
-    axes.set_ylabel(f"{MEASURES[measure][0]}, %")
-    axes.set_title(dataset)
-    axes.legend(fontsize=8, ncols=2)
+    rows = figure.subplots(n_rows, 1, sharey=True, squeeze=False)[:, 0]
+    for row, axes in enumerate(rows):
+        shown = categories[row * per_row : (row + 1) * per_row]
+        for i, system in enumerate(systems):
+            _draw_bars(axes, runs, measure, shown, system, (i, 0.85 / len(systems)))
+        axes.set_xticks([place + 0.425 for place in range(len(shown))], shown, rotation=30, ha="right")
+        axes.set_xlim(-0.15, per_row)
+        axes.set_ylim(max(min(tops) - 5, 0), 100)
+        axes.set_ylabel(f"{MEASURES[measure][0]}, %")
+    figure.suptitle(dataset)
+    _add_legend(figure)
     _save(figure, path)
+
+
+def _draw_bars(
+    axes: Axes, runs: Sequence[Run], measure: str, categories: Sequence[str], system: str, slot: tuple[int, float]
+) -> None:
+    """One system's bars; `slot` is its place in a group and its width."""
+    i, width = slot
+    found = [summarise(runs, system, [category], measure) for category in categories]
+    places = [place + i * width for place, one in enumerate(found) if one]
+    heights = [100 * one.mean for one in found if one]
+    spread = [100 * (one.std or 0) for one in found if one]
+    hatch = HATCHES[i // COLOURS % len(HATCHES)]
+    axes.bar(
+        places, heights, width, yerr=spread, label=system, align="edge", color=f"C{i % COLOURS}", hatch=hatch,
+        edgecolor="white", linewidth=0.3,
+    )  # fmt: skip
+
+
+def _line(i: int) -> dict[str, Any]:
+    """How the i-th system is drawn."""
+    return {"color": f"C{i % COLOURS}", "linestyle": LINES[i // COLOURS % len(LINES)]}
+
+
+def _add_legend(figure: Figure) -> None:
+    """One for all axes, below them."""
+    labelled = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }  # fmt: skip
+    if labelled:
+        n_columns = _legend_columns(figure.get_size_inches()[0])
+        figure.legend(list(labelled.values()), list(labelled), loc="outside lower center", ncols=n_columns, fontsize=8)
+
+
+def _legend_columns(width: float) -> int:
+    return max(1, int(width / COLUMN_INCHES))
+
+
+def _legend_inches(systems: Sequence[str], width: float) -> float:
+    return 0.2 * math.ceil(len(systems) / _legend_columns(width)) + 0.2
 
 
 def _save(figure: Figure, path: Path) -> None:

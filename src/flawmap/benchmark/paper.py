@@ -68,7 +68,6 @@ def run_plan(plan: Plan, results: Results, *, progress: Progress = False, tell: 
     outcome.failures.update(dict.fromkeys(left_out(plan), UNTRAINED))
     todo = [left for group in groups(plan, paths) if (left := group.left(results)).todo]
     total = sum(group.count(plan.settings.stride) * (len(group.todo) + 1) for group in todo)
-    shutil.rmtree(plan.output / ".features", ignore_errors=True)  # of a run that was killed; the lock is ours
     with report_progress(progress, "Images", total) as advance:
         for group in todo:
             tell(f"{group.dataset} {group.path.name}" + (f", rotations {group.image_seed}" * (group.dataset == RD)))
@@ -195,7 +194,7 @@ class _Worker:
             images,
             _steady_backbone(model, len(images.train) + len(images.test)),
             model.preprocessing,
-            folder=self._plan.output / ".features",
+            folder=self._plan.output,
             limit_bytes=int(min(self._plan.limit_gb * 1e9, shutil.disk_usage(self._plan.output).free / 2)),
         )
         features.compute(self._advance)
@@ -203,7 +202,6 @@ class _Worker:
 
     def _drop_features(self) -> None:
         self._features = {key: kept for key, kept in self._features.items() if isinstance(kept, FlawmapError)}
-        shutil.rmtree(self._plan.output / ".features", ignore_errors=True)
 
     def _wants_gallery(self, images: ClassImages, system: System) -> bool:
         """One of each class, unless there is one already."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flawmap.atomic import replace_atomically
+from flawmap.atomic import remove_leftovers, replace_atomically
 from flawmap.benchmark.paper import Outcome
 from flawmap.benchmark.paper_tables import PAPER_TABLES
 from flawmap.benchmark.systems import Settings
@@ -37,8 +37,6 @@ def build_tables(names: Sequence[str], outcome: Outcome, settings: Settings) -> 
 
 def write_report(folder: Path, tables: Sequence[Table], outcome: Outcome, *, plots: bool = True) -> list[Path]:
     """Write tables.md, tables.tex and tables.html, each whole or not at all, and plots below plots/."""
-    for left in folder.rglob(".*.partial"):  # by a run that was killed as it wrote
-        left.unlink(missing_ok=True)
     pictures = {}
     if plots:
         from flawmap.benchmark.curves import plot_results
@@ -53,4 +51,6 @@ def write_report(folder: Path, tables: Sequence[Table], outcome: Outcome, *, plo
         with replace_atomically(folder / f"tables.{suffix}") as temporary:
             temporary.write_text(content, encoding="utf-8")
         written.append(folder / f"tables.{suffix}")
+    for path in (*written, *pictures.values()):  # of a run that was killed as it wrote; the lock keeps others out
+        remove_leftovers(path)
     return written

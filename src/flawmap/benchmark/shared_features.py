@@ -6,6 +6,10 @@ neither memory nor disk grows with the data set.
 
 from __future__ import annotations
 
+import errno
+import math
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -44,6 +48,8 @@ Advance = Callable[[int], None]
 class SharedFeatures:
     """Feature maps of a class's training images, then its test images.
 
+    What is stored lies in files without a name in `folder`, which vanish with this object, however the process ends.
+
     Attributes:
         preprocessing: what makes the backbone's input. placements: where that lies on each image seen so far.
     """
@@ -63,14 +69,10 @@ class SharedFeatures:
         self._folder = folder
 
     def compute(self, advance: Advance) -> None:
-        """Run the backbone over all images that are to be stored."""
+        """Run the backbone over all images that are to be stored. ParameterError where there is no room for them."""
         if self._n_stored == 0:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._stored = [
-            np.memmap(self._folder / f"{i}.float32", np.float32, "w+", shape=(self._n_stored, n, *grid))
-            for i, (n, grid) in enumerate(self.shapes)
-        ]
+        self._stored = [_reserve(self._folder, (self._n_stored, n, *grid)) for n, grid in self.shapes]
         for start, maps in self._run(0, self._n_stored):
             for stored, part in zip(self._stored, maps, strict=True):
                 stored[start : start + len(part)] = part.cpu().numpy()
@@ -111,6 +113,26 @@ class SharedFeatures:
             self.placements[first : first + len(batch)] = [image.placement for image in batch]
             yield first, self._backbone.features(np.stack([image.pixels for image in batch]))
             first += len(batch)
+
+
+def _reserve(folder: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An array in a file without a name, all of whose room is set aside: a disk that fills up later does no harm."""
+    n_bytes = 4 * math.prod(shape)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.truncate(n_bytes)
+            if hasattr(os, "posix_fallocate"):
+                try:
+                    os.posix_fallocate(file.fileno(), 0, n_bytes)
+                except OSError as error:
+                    if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # what this file system cannot do
+                        raise
+            return np.memmap(file, np.float32, "r+", shape=shape)
+    except OSError as error:
+        raise ParameterError(
+            f"{folder}: cannot hold {n_bytes / 1e9:.2g} GB of features ({error.strerror}); make room, write the "
+            "results to another disk, or let features take less of it (--cache-gb; 0 computes them anew each time)"
+        ) from error
 
 
 def score_shared(

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -54,7 +55,7 @@ messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages, but for errors.")]
-SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out images, and masks, that cannot be used.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
 StrideOption = Annotated[
     int, typer.Option("--stride", metavar="N", min=1, help="Of a data set only every N-th image, of each clip.")
@@ -178,5 +179,11 @@ def check_writable_target(path: Path) -> None:
     """Raise early, before minutes of work, if a file cannot be written there."""
     if path.is_dir():
         raise ParameterError(f"{path} is a folder; give the name of a file to write")
-    if not path.absolute().parent.is_dir():
-        raise ParameterError(f"{path.absolute().parent}: no such folder; make it first")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ParameterError(f"{folder}: no such folder; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ParameterError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from error

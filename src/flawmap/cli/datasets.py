@@ -79,7 +79,7 @@ def check(
 ) -> None:
     """Compare a data set on disk with what is published of it, and name every file that is wrong.
 
-    Exit code 1 if something is broken.
+    Exit code 0 if nothing is broken, whatever is noted; 1 if something is; 2 for wrong usage.
     """
     if dataset not in LAYOUTS:
         raise DatasetError(f"unknown data set '{dataset}'; there are {', '.join(LAYOUTS)}")
@@ -131,13 +131,17 @@ def timeline(
     """Draw the scores of each test clip over time, with the threshold and the ground truth."""
     from flawmap import load
     from flawmap.images import open_dataset
-    from flawmap.timeline import save_timelines, score_timelines
+    from flawmap.timeline import check_picture, save_timelines, score_timelines
 
     check_writable_target(output)
-    data = open_dataset(dataset).every(stride)
-    bad = BadImages()
+    check_picture(output, 0)
     detector = load(model, weights=weights, device=device, runtime=runtime.value, workers=workers)
-    timelines = score_timelines(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
+    data = open_dataset(dataset)
+    check_picture(output, len({sample.group for sample in data.test} - {None}))
+    bad = BadImages()
+    timelines = score_timelines(
+        detector, data.test, stride=stride, progress=not quiet, on_bad=bad if skip_bad else None
+    )
     threshold = detector.decision_.threshold if detector.decision_ else None
     save_timelines(timelines, output, threshold=threshold, title=data.name)
     if as_json:

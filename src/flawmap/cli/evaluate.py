@@ -63,6 +63,7 @@ def evaluate(
 
     if reliability is not None:
         check_writable_target(reliability)
+        from flawmap.plots import plot_reliability
     data = open_dataset(dataset).every(stride)
     bad = BadImages()
     detector = load(model, weights=weights, device=device, runtime=runtime.value, workers=workers)
@@ -70,8 +71,6 @@ def evaluate(
     if reliability is not None:
         if result.reliability is None:
             raise DatasetError(f"{dataset}: no good images, or a model without a promise; there is nothing to plot")
-        from flawmap.plots import plot_reliability
-
         with replace_atomically(reliability) as temporary:
             plot_reliability(result.reliability, temporary)
     promised = detector.decision_.false_alarm_rate if detector.decision_ else None

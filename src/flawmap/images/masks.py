@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flawmap.errors import ImageError
 
-__all__ = ["ClassMask", "MaskFrame", "MaskSource", "load_array"]
+__all__ = ["ClassMask", "MaskFrame", "MaskSource", "is_marked", "load_array"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class MaskFrame:
         stack = load_array(self.path)
         if stack.ndim != 3 or not 0 <= self.index < len(stack):
             raise ImageError(str(self), f"expected an array (N, H, W) with this frame, got {stack.shape}")
-        mask: NDArray[np.bool_] = np.asarray(stack[self.index]) != 0
-        return mask
+        return is_marked(stack[self.index], str(self))
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,14 @@ class ClassMask:
 
 MaskSource = str | os.PathLike[str] | MaskFrame | ClassMask
 """One mask: a picture's path, a frame of an array, or a picture of class numbers."""
+
+
+def is_marked(values: NDArray[Any], name: str) -> NDArray[np.bool_]:
+    """Where labels or a mask are not 0. ImageError for NaN, which is neither normal nor anomalous."""
+    if np.isnan(values).any():
+        raise ImageError(name, "holds NaN; expected 0 where normal and another number where anomalous")
+    marked: NDArray[np.bool_] = np.asarray(values) != 0
+    return marked
 
 
 def load_array(path: Path) -> NDArray[Any]:

@@ -7,7 +7,7 @@ anomalous pixel weighted by one over its region's size. No grid of thresholds is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 import cc3d
@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flawmap.errors import ParameterError
-from flawmap.metrics.score_counts import ScoreCounts
-from flawmap.metrics.score_pages import Counts
+from flawmap.metrics.score_counts import ScoreCounts, ranked
 
 __all__ = ["MAX_FPR", "PixelScores", "pixel_auroc", "pro_score"]
 
@@ -30,12 +29,8 @@ Its pixels' shares are rounded, which changes its weight by at most one part in 
 """
 MAX_REGIONS = 2_000_000
 """Regions whose weights fit an int64 even if all their pixels had one score."""
-BLOCK = 2**20
-"""Distinct scores compared at a time, which bounds memory."""
-
-
 CORNERS = 2**15
-"""Corners of a curve that are kept of each block."""
+"""Corners of a curve that are kept of each part."""
 
 
 class PixelScores:
@@ -83,17 +78,22 @@ class PixelScores:
         self.n_normal += other.n_normal
         self.n_anomalous += other.n_anomalous
 
-    def auroc(self) -> float | None:
-        """Area under the pixels' ROC curve, ties counted half; None without anomalous or without normal pixels."""
-        if not self.n_normal or not self.n_anomalous:
+    def auroc(self, others: Sequence[PixelScores] = ()) -> float | None:
+        """Area under the pixels' ROC curve, ties counted half; None without anomalous or without normal pixels.
+
+        With `others` that of all maps together, as if merged, without the memory that merging takes.
+        """
+        parts = (self, *others)
+        n_normal, n_anomalous = sum(part.n_normal for part in parts), sum(part.n_anomalous for part in parts)
+        if not n_normal or not n_anomalous:
             return None
         n_below = 0.0
-        for counts, below, equal in self._ranked(self._anomalous):
+        for counts, below, equal in ranked([part._anomalous for part in parts], [part._normal for part in parts]):
             n_below += float(np.sum(counts * (below + equal / 2)))
-        return min(1.0, n_below / self.n_normal / self.n_anomalous)
+        return min(1.0, n_below / n_normal / n_anomalous)
 
-    def pro(self, *, max_fpr: float = MAX_FPR) -> float | None:
-        """Mean per-region overlap up to a false-positive rate, over that rate: 0 to 1; None as for `auroc`.
+    def pro(self, others: Sequence[PixelScores] = (), *, max_fpr: float = MAX_FPR) -> float | None:
+        """Mean per-region overlap up to a false-positive rate, over that rate: 0 to 1; None, and `others`, as `auroc`.
 
         The curve starts at (0, 0). It rises by a pixel's weight while the rate goes from that of the scores above it to
         that of the scores at or above it, in a straight line; the area under each rise, cut off at `max_fpr`, is known
@@ -101,11 +101,14 @@ class PixelScores:
         """
         if not 0 < max_fpr <= 1:
             raise ParameterError(f"expected max_fpr above 0 and at most 1, got {max_fpr}")
-        if not self.n_normal or not self.n_anomalous:
+        parts = (self, *others)
+        n_normal = sum(part.n_normal for part in parts)
+        if not n_normal or not any(part.n_anomalous for part in parts):
             return None
+        _check_regions(sum(part.n_regions for part in parts))
         total = area = 0.0
-        for weights, below, equal in self._ranked(self._overlap):
-            start, width = (self.n_normal - below - equal) / self.n_normal, equal / self.n_normal
+        for weights, below, equal in ranked([part._overlap for part in parts], [part._normal for part in parts]):
+            start, width = (n_normal - below - equal) / n_normal, equal / n_normal
             rise = np.clip(max_fpr - start, 0, width)
             share = np.divide(rise, width, out=np.zeros_like(rise), where=equal > 0)
             area += float(np.sum(weights * (share * rise / 2 + np.clip(max_fpr - start - width, 0, None))))
@@ -121,7 +124,7 @@ class PixelScores:
         if not self.n_normal or not self.n_anomalous:
             return None
         x, y, total = [np.ones(1)], [np.zeros(1)], 0.0
-        for counts, below, equal in self._ranked(self._overlap if by_region else self._anomalous):
+        for counts, below, equal in ranked([self._overlap if by_region else self._anomalous], [self._normal]):
             found = total + np.cumsum(counts, dtype=np.float64)  # at or below each score
             ends = np.stack([self.n_normal - below, self.n_normal - below - equal], axis=1).ravel() / self.n_normal
             shares = np.stack([found - counts, found], axis=1).ravel()
@@ -133,13 +136,6 @@ class PixelScores:
             rates, np.append(0, np.concatenate(x)[::-1]), np.append(0, 1 - np.concatenate(y)[::-1] / total)
         )
         return shown
-
-    def _ranked(self, scores: ScoreCounts) -> Iterator[tuple[Counts, Counts, Counts]]:
-        """Block by block, the counts of some scores, and how many normal pixels score below and the same."""
-        values, counts = scores.items()
-        for first in range(0, len(values), BLOCK):
-            block = slice(first, first + BLOCK)
-            yield counts[block], *self._normal.ranks(values[block])
 
     def _add_regions(self, anomalous: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
         labels, n_regions = cc3d.connected_components(mask, connectivity=8, return_N=True)

@@ -8,13 +8,26 @@ integers, so the order of adding and merging changes nothing at all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from functools import reduce
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flawmap.errors import ParameterError
-from flawmap.metrics.score_pages import Counts, Keys, Run, ScorePages, keys_of, scores_of
+from flawmap.metrics.score_pages import (
+    N_SLICES,
+    PAGES_OF_SLICE,
+    Counts,
+    Keys,
+    Run,
+    ScorePages,
+    keys_of,
+    page_starts,
+    scores_of,
+)
 
-__all__ = ["ScoreCounts"]
+__all__ = ["ScoreCounts", "ranked"]
 
 BUFFER = 2**22
 """Scores kept as they came before they are counted."""
@@ -56,25 +69,20 @@ class ScoreCounts:
 
     def items(self) -> tuple[NDArray[np.float32], Counts]:
         """Distinct scores, ascending, and the total count of each."""
-        self._flush()
-        while len(self._runs) > 1:
-            self._runs.append(_merge(self._runs.pop(), self._runs.pop()))
-        keys, counts = self._pages.run()
-        for run in self._runs:
-            keys, counts = _merge((keys, counts), run)
+        keys, counts = (np.concatenate(parts) for parts in zip(*self.slices(), strict=True))
         return scores_of(keys), counts
 
-    def ranks(self, scores: NDArray[np.float32]) -> tuple[Counts, Counts]:
-        """Total count below each of some ascending scores (N,), and the count of the score itself."""
+    def slices(self) -> Iterator[Run]:
+        """Keys of the distinct scores, ascending, and their counts, in `N_SLICES` slices of the range of float32."""
         self._flush()
-        keys = keys_of(scores)
-        below, equal = self._pages.ranks(keys)
-        for own, counts in self._runs:
-            total = np.concatenate([[0], np.cumsum(counts)])
-            left, right = total[np.searchsorted(own, keys)], total[np.searchsorted(own, keys, side="right")]
-            below += left
-            equal += right - left
-        return below, equal
+        starts = [page_starts(keys)[::PAGES_OF_SLICE] for keys, _ in self._runs]
+        for index in range(N_SLICES):
+            run = self._pages.run(index)
+            for (keys, counts), start in zip(self._runs, starts, strict=True):
+                part = slice(start[index], start[index + 1])
+                if part.start < part.stop:
+                    run = _merge(run, (keys[part], counts[part]))
+            yield run
 
     def _take(self, keys: Keys, counts: Counts | None) -> None:
         rest = ~self._pages.add(keys, counts)
@@ -99,6 +107,26 @@ class ScoreCounts:
         rest = ~self._pages.add(*run)
         if rest.any():
             self._runs.append(run if rest.all() else (run[0][rest], run[1][rest]))
+
+
+def ranked(scores: Sequence[ScoreCounts], others: Sequence[ScoreCounts]) -> Iterator[tuple[Counts, Counts, Counts]]:
+    """Part by part, the counts of ascending scores, and how many of the others are below and the same.
+
+    Both are given in any number of `ScoreCounts`, which are not merged: no more than a slice of them all is copied. The
+    parts depend on the scores alone, and so does, to the last digit, what is summed up of them.
+    """
+    before = 0
+    for (keys, counts), (other_keys, other_counts) in zip(_joined(scores), _joined(others), strict=True):
+        if len(keys):
+            total = before + np.concatenate([[0], np.cumsum(other_counts)])
+            below = total[np.searchsorted(other_keys, keys)]
+            yield counts, below, total[np.searchsorted(other_keys, keys, side="right")] - below
+        before += int(other_counts.sum())
+
+
+def _joined(parts: Sequence[ScoreCounts]) -> Iterator[Run]:
+    """Slice by slice, the run of all parts."""
+    return (reduce(_merge, runs) for runs in zip(*(part.slices() for part in parts), strict=True))
 
 
 def _count(raw: list[tuple[Keys, Counts | None]]) -> Run:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Counts", "Keys", "Run", "ScorePages", "keys_of", "scores_of"]
+__all__ = ["N_SLICES", "PAGES_OF_SLICE", "Counts", "Keys", "Run", "ScorePages", "keys_of", "page_starts", "scores_of"]
 
 BITS = 16
 SIZE = 2**BITS
 """Keys of a page."""
 N_PAGES = 2**32 // SIZE
+PAGES_OF_SLICE = 16
+N_SLICES = N_PAGES // PAGES_OF_SLICE
+"""Slices of the range of keys, each small enough to hold all its keys in memory."""
 CROWDED = SIZE // 4
 """Distinct keys from which a page is worth opening: its memory is then at most 32 bytes for each of them."""
 
@@ -37,6 +40,12 @@ def scores_of(keys: Keys) -> NDArray[np.float32]:
     return scores
 
 
+def page_starts(keys: Keys) -> NDArray[np.intp]:
+    """Where each page begins in ascending keys (N,), and N: (N_PAGES + 1,)."""
+    first_keys = np.arange(N_PAGES, dtype=np.uint32) << np.uint32(BITS)
+    return np.append(np.searchsorted(keys, first_keys), len(keys))
+
+
 class ScorePages:
     """Counts of the keys of some pages; pages are opened one by one, keys of other pages are left alone."""
 
@@ -58,9 +67,7 @@ class ScorePages:
 
     def open_crowded(self, run: Run) -> None:
         """Open the pages of which a run holds many keys."""
-        first_keys = np.arange(N_PAGES, dtype=np.uint32) << np.uint32(BITS)
-        n_keys = np.diff(np.searchsorted(run[0], first_keys), append=len(run[0]))
-        self._open(np.flatnonzero(n_keys >= CROWDED))
+        self._open(np.flatnonzero(np.diff(page_starts(run[0])) >= CROWDED))
 
     def merge(self, other: ScorePages) -> None:
         """Open the pages of `other` and add its counts."""
@@ -69,39 +76,19 @@ class ScorePages:
         for page in pages:
             self._counts[self._rows[page]] += other._counts[other._rows[page]]
 
-    def run(self) -> Run:
-        """All keys that were counted."""
-        rows = self._rows[np.flatnonzero(self._rows >= 0)]
-        ends = np.cumsum([np.count_nonzero(self._counts[row]) for row in rows], dtype=np.int64)
-        n_keys = int(ends[-1]) if len(ends) else 0
-        keys, counts = np.empty(n_keys, np.uint32), np.empty(n_keys, np.int64)
-        for page, row, end in zip(np.flatnonzero(self._rows >= 0), rows, ends, strict=True):
-            places = np.flatnonzero(self._counts[row])
-            part = slice(end - len(places), end)
-            keys[part] = places + (page << BITS)
-            counts[part] = self._counts[row, places]
-        return keys, counts
-
-    def ranks(self, keys: Keys) -> tuple[Counts, Counts]:
-        """Total count below each of some ascending keys (N,), and the count of the key itself."""
-        pages = np.flatnonzero(self._rows >= 0)
-        totals = self._counts.sum(axis=1)[self._rows[pages]]
-        page_of = (keys >> BITS).astype(np.int64)
-        below = np.concatenate([[0], np.cumsum(totals)])[np.searchsorted(pages, page_of)]
-        equal = np.zeros(len(keys), np.int64)
-        starts, ends = np.searchsorted(page_of, pages), np.searchsorted(page_of, pages, side="right")
-        for page, start, end in zip(pages, starts, ends, strict=True):
-            if start < end:
-                counts, places = self._counts[self._rows[page]], keys[start:end] & (SIZE - 1)
-                equal[start:end] = counts[places]
-                below[start:end] += (np.cumsum(counts) - counts)[places]
-        return below, equal
+    def run(self, index: int) -> Run:
+        """The keys of a slice that were counted."""
+        first = index * PAGES_OF_SLICE
+        rows = self._rows[first : first + PAGES_OF_SLICE]
+        found = [(page, np.flatnonzero(self._counts[row])) for page, row in enumerate(rows, first) if row >= 0]
+        if not found:
+            return np.empty(0, np.uint32), np.empty(0, np.int64)
+        keys = np.concatenate([(places + (page << BITS)).astype(np.uint32) for page, places in found])
+        return keys, np.concatenate([self._counts[self._rows[page], places] for page, places in found])
 
     def _open(self, pages: NDArray[np.intp]) -> None:
         pages = pages[self._rows[pages] < 0]
         n_open = int(self._rows.max()) + 1
         self._rows[pages] = np.arange(n_open, n_open + len(pages))
-        if n_open + len(pages) > len(self._counts):
-            grown = np.zeros((max(n_open + len(pages), len(self._counts) * 3 // 2), SIZE), np.int64)
-            grown[:n_open] = self._counts[:n_open]
-            self._counts = grown
+        # in place where the system can, and by no more than is needed: two copies at once would double the peak
+        self._counts.resize((n_open + len(pages), SIZE), refcheck=False)

@@ -146,6 +146,12 @@ def test_magnetic_tiles(tiles, publish, write):
         open_dataset(tiles)
 
 
+def test_magnetic_tiles_named_one_folder_off(tiles):
+    for path in (tiles.parent, tiles / "MT_Free", tiles / "MT_Crack" / "Imgs"):
+        with pytest.raises(DatasetError, match=rf"expected the folder that holds MT_Free/Imgs .*; that is {tiles}$"):
+            open_dataset(f"mtd:{path}")
+
+
 def test_elpv_from_a_folder(tmp_path, write, publish):
     lines = []
     for i in range(8):
@@ -171,6 +177,24 @@ def parts(tmp_path, write):
         write(root / name / "ground_truth/bent/000_mask.png", 255)
         (root / name / "license.txt").write_text("CC BY-NC-SA 4.0")
     return root
+
+
+def test_misspelt_and_broken_classes_are_problems(parts, write):
+    (parts / "bolt").rename(parts / "Screws")
+    (parts / "nut").rename(parts / "nut2")
+    write(parts / "metalnut/train/God/000.png")
+    write(parts / "tile/train/Good/000.png")
+    write(parts / "leftover/000.png")
+    (parts / "empty").mkdir()
+    report = check_dataset(f"mvtec_ad:{parts}", decode=False)
+    found = {problem.path: problem.reason for problem in report.problems}
+    assert found == {
+        str(parts / "Screws"): "is no class of MVTec AD; if it is screw, rename it",
+        str(parts / "metalnut"): "is no class of MVTec AD; if it is metal_nut, rename it",
+    }
+    assert [part.name for part in report.classes] == ["Screws", "nut2", "tile"]
+    assert "expected test/good" in report.classes[2].problems[0].reason
+    assert [note.path for note in report.notes] == [str(parts), str(parts / "leftover")]
 
 
 def test_mvtec_ad_as_a_whole(parts, write):

@@ -55,11 +55,15 @@ def test_columns_may_be_left_out_and_stand_in_any_order(manifest):
     ("line", "message"),
     [
         ("../photos/none.png,good,,train,", "line 3: .*none.png: no such file"),
-        ("../photos/b.png,dent,../none.png,test,", "line 3: .*none.png: no such mask"),
+        ("../photos/b.png,dent,../none.png,test,", "line 3: mask .*none.png: no such file"),
         ("../photos/b.png,good,,valid,", "line 3: split must be train or test, got 'valid'"),
         ("../photos/b.png,,,test,", "line 3: no label"),
         (",good,,test,", "line 3: no path"),
         ("../photos/a.png,good,,test,", "line 3: .*a.png is named a second time, first in line 2"),
+        ("../parts/../photos/./a.png,good,,test,", "line 3: .*a.png is named a second time, first in line 2"),
+        ("x" * 5000 + ".png,good,,test,", r"line 3: .*x\.\.\. \(\d+ characters\): cannot be opened"),
+        ("../photos/b.png,dent," + "x" * 300 + ",test,", "line 3: mask .*cannot be opened"),
+        ("../photos,good,,test,", "line 3: .*photos: is no file"),
         ("../photos/b.png,dent,,train,", "line 3: .*only good images are learnt from"),
         ("../photos/b.png,good,../photos/masks/c.png,test,", "line 3: .*takes no mask"),
         ("../photos/b.png,good,,test,x,y", "line 3: more values than columns"),
@@ -79,12 +83,24 @@ def test_a_check_names_all_wrong_lines(manifest):
     assert [reason.partition(":")[0] for reason in reasons] == ["line 3", "line 5"]
 
 
+def test_a_check_names_all_that_is_wrong_even_if_nothing_is_right(manifest):
+    path = manifest("x.png,good,none.png,valid,", "a,b,c,d,e,f", '"cut short,good,,test,')
+    [report] = check_dataset(f"csv:{path}").classes
+    reasons = [problem.reason for problem in report.problems]
+    assert [reason.partition(":")[0] for reason in reasons] == ["line 2"] * 3 + ["line 3", "line 4"]
+    assert [part in reason for part, reason in zip(("x.png", "valid", "no mask", "more", "CSV"), reasons, strict=True)]
+    path = manifest("x.png,good,none.png,valid,")
+    assert len(check_dataset(f"csv:{path}").classes[0].problems) == 4  # and that no image is left
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [
         ("file,label,split", "line 1: no column path"),
         ("path;label;split", "separate them by commas"),
         ("path,label,split,colour", "line 1: unknown column colour"),
+        ("path,label,split,path", "line 1: column path more than once"),
+        ("path,lable,split,split", "line 1: no column label; unknown column lable; column split more than once"),
         ("", "line 1: no column path, label, split"),
     ],
 )

@@ -97,6 +97,25 @@ def test_the_written_tree_is_mvtec_ad_again(parts, tmp_path):
     assert write_rd_mvtec_ad(parts / "nut", tmp_path / "one", seed=1) == {"nut": 5}
 
 
+def test_images_that_would_be_written_to_one_file_are_refused(parts, tmp_path):
+    twin = parts / "bolt/train/good/001.bmp"
+    Image.new("RGB", (300, 280)).save(twin)
+    with pytest.raises(DatasetError, match=r"001\.png: would be written to train/good/001\.png, as would .*001\.bmp"):
+        write_rd_mvtec_ad(parts, tmp_path / "out", seed=0)
+    twin.unlink()
+    (parts / "bolt/test/bent/more").mkdir()
+    (parts / "bolt/test/bent/001.png").rename(parts / "bolt/test/bent/more/000.png")
+    with pytest.raises(DatasetError, match=r"would be written to ground_truth/bent/000_mask\.png"):
+        write_rd_mvtec_ad(parts, tmp_path / "out", seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["mvtec"]
+
+
+def test_a_mask_of_another_size_is_refused(parts):
+    Image.new("L", (30, 28)).save(parts / "bolt/ground_truth/bent/001_mask.png")
+    with pytest.raises(DatasetError, match=r"001_mask\.png: the mask is 28 x 30, but its image .* is 300 x 280"):
+        list(rd_images(parts / "bolt", seed=0))
+
+
 def test_nothing_is_overwritten_and_nothing_is_left_half_written(parts, tmp_path):
     with pytest.raises(DatasetError, match="not empty; name a new folder"):
         write_rd_mvtec_ad(parts, parts, seed=0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from videos import cut_short, damage, number, write_video
 
-from flawmap.errors import DatasetError
+from flawmap.errors import DatasetError, ImageError
 from flawmap.images import Preprocessing, VideoFrame, open_dataset, read_image, read_mask, stream, training_images
 from flawmap.images.datasets import check_dataset
 
@@ -145,6 +145,39 @@ def test_labels_of_another_number_of_frames_are_refused(campus):
     np.save(campus / "testing/test_frame_mask/01_0014.npy", np.zeros(4))
     with pytest.raises(DatasetError, match=r"01_0014\.npy: labels 4 frames, but .*01_0014 holds 5"):
         open_dataset(campus / "01")
+
+
+def test_labels_that_the_masks_contradict_are_problems(campus, publish):
+    publish("stc", whole=NUMBERS)
+    np.save(campus / "testing/test_frame_mask/01_0015.npy", np.array([0, 0, 0, 1, 1]))
+    masks = campus / "testing/test_pixel_mask/01_0015.npy"
+    report = check_dataset(f"stc:{campus}")
+    [(path, reason)] = problems(report)
+    assert path == str(masks)
+    assert reason.startswith("marks 1 frames (from 0: 2) that ")
+    assert (str(masks), "marks nothing, in 1 images that are labelled anomalous") in [
+        (note.path, note.reason) for note in report.classes[0].notes
+    ]
+
+
+def test_nan_is_neither_normal_nor_anomalous(campus, publish):
+    publish("stc", whole=NUMBERS)
+    labels, masks = campus / "testing/test_frame_mask/01_0014.npy", campus / "testing/test_pixel_mask/02_0128.npy"
+    np.save(labels, np.array([0, 0, 1, np.nan, 0]))
+    np.save(masks, np.full((4, *SIZE), np.nan))
+    found = dict(problems(check_dataset(f"stc:{campus}")))
+    assert {str(labels), f"{masks}#0", f"{masks}#2", f"{masks}#3"} <= set(found)
+    assert all("holds NaN" in found[str(path)] for path in (labels, f"{masks}#2"))
+    with pytest.raises(DatasetError, match=r"01_0014\.npy: holds NaN"):
+        open_dataset(campus / "01")
+    with pytest.raises(ImageError, match=r"02_0128\.npy#2: holds NaN"):
+        read_mask(open_dataset(campus / "02").test[2].mask_path)
+
+
+def test_a_root_named_one_folder_off(campus):
+    for path in (campus.parent, campus.parent / "01", campus / "training/videos", campus / "testing/frames/01_0014"):
+        with pytest.raises(DatasetError, match=rf"expected ROOT, or a scene ROOT/01 .*; that is {campus}$"):
+            open_dataset(f"stc:{path}")
 
 
 def test_arrays_of_objects_are_never_unpickled(campus):

@@ -78,6 +78,13 @@ def test_a_clip_without_masks_and_table_is_refused(ped):
         open_dataset(ped)
 
 
+@pytest.mark.parametrize("listed", ["1:1000000000", "3:9999999999999999999999", "3:2", "5", "0:2"])
+def test_listed_frames_that_a_clip_does_not_have_are_refused(ped, listed):
+    (ped / "Test" / "UCSDped1.m").write_text(TABLE.replace("3:4", listed))
+    with pytest.raises(DatasetError, match=r"Test002: has 4 frames, but the \.m file beside it lists \d+:\d+"):
+        open_dataset(ped)
+
+
 def test_folders_in_another_case_are_named(ped):
     (ped / "Test").rename(ped / "test")
     with pytest.raises(DatasetError, match=r"expected a folder Test .*, found test; rename it, case matters"):

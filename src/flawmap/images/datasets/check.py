@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 
 from flawmap.errors import DatasetError, ImageError
 from flawmap.images.datasets.catalogue import find_layout
-from flawmap.images.datasets.dataset import Dataset, Sample
+from flawmap.images.datasets.dataset import Dataset, Sample, subfolders
 from flawmap.images.datasets.layout import Counts, Layout
 from flawmap.images.masks import ClassMask, MaskFrame, MaskSource
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import read_mask
-from flawmap.images.source import SUFFIXES
+from flawmap.images.source import SUFFIXES, find_images
 from flawmap.images.stream import stream
 from flawmap.records import Size
 
@@ -31,6 +32,10 @@ FIGURES = {
     "train_groups": "training clips",
     "test_groups": "test clips",
 }
+
+
+ALIKE = 0.7
+"""How alike two names are that may be meant to be one, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,9 @@ def check_dataset(where: str, *, decode: bool = True, advance: Callable[[int], N
     """
     layout, path = find_layout(where)
     classes = layout.find_classes(path)
-    paths = classes or [path]
+    # a folder of a published name is meant to be a class, however little of its layout is there
+    broken = [folder for folder in _neighbours(classes) if folder.name in layout.classes]
+    paths = sorted({*classes, *broken}) or [path]
     reports = tuple(_check_class(layout, path, decode, advance) for path in paths)
     problems: list[Problem] = []
     notes: list[Problem] = []
@@ -100,7 +107,33 @@ def check_dataset(where: str, *, decode: bool = True, advance: Callable[[int], N
             notes.append(Problem(str(path), f"classes that are not here: {', '.join(missing)}"))
         if (whole := layout.published.get("")) is not None:
             _compare(layout, str(path), _total([report.found for report in reports]), whole, problems, notes)
+        _check_names(layout, classes, missing, problems, notes)
     return Report(layout.name, where, reports, tuple(problems), tuple(notes))
+
+
+def _neighbours(classes: list[Path]) -> list[Path]:
+    """Folders beside the classes, themselves among them; none where classes have no folders of their own."""
+    return subfolders(classes[0].parent) if any(path.is_dir() for path in classes) else []
+
+
+def _check_names(
+    layout: Layout, classes: list[Path], missing: list[str], problems: list[Problem], notes: list[Problem]
+) -> None:
+    """Folders beside the classes whose name is misspelt, and those with images that are read as no class."""
+    by_key = {_key(name): name for name in missing}
+    for folder in _neighbours(classes):
+        if folder.name in layout.classes:
+            continue
+        if near := get_close_matches(_key(folder.name), by_key, n=1, cutoff=ALIKE):
+            name = by_key[near[0]]
+            problems.append(Problem(str(folder), f"is no class of {layout.title}; if it is {name}, rename it"))
+        elif folder not in classes and find_images(folder):
+            notes.append(Problem(str(folder), f"is not laid out as a class of {layout.title}, and was passed over"))
+
+
+def _key(name: str) -> str:
+    """What is left of a name that is easily written otherwise."""
+    return name.lower().lstrip("0")
 
 
 def _check_class(layout: Layout, path: Path, decode: bool, advance: Callable[[int], None]) -> ClassReport:
@@ -110,7 +143,8 @@ def _check_class(layout: Layout, path: Path, decode: bool, advance: Callable[[in
     try:
         data = layout.read(path, lambda file, reason: problems.append(Problem(str(file), reason)))
     except (DatasetError, ImageError) as error:
-        return ClassReport(path.name, str(path), Counts(0, 0, 0, 0, 0, 0), published, (Problem(str(path), str(error)),))
+        problems.append(Problem(str(path), str(error).removeprefix(f"{path}: ")))
+        return ClassReport(path.name, str(path), Counts(0, 0, 0, 0, 0, 0), published, tuple(problems))
     found = Counts.of(data)
     if published is not None:
         _compare(layout, str(path), found, published, problems, notes)
@@ -125,11 +159,13 @@ def _check_class(layout: Layout, path: Path, decode: bool, advance: Callable[[in
         sizes = _read_all(data, problems, advance)
         _check_sizes(data, sizes, problems)
         _check_masks(data, sizes, problems, notes)
+        layout.contradictions(path, lambda file, reason: problems.append(Problem(str(file), reason)))
     told = {problem.path for problem in problems}
     for file, reason, is_problem in _strays(layout, path, data):
         if str(file) not in told:
             (problems if is_problem else notes).append(Problem(str(file), reason))
-    return ClassReport(path.name or data.name, str(path), found, published, tuple(problems), tuple(notes))
+    unique = tuple(dict.fromkeys(problems))  # two steps may meet the same broken file
+    return ClassReport(path.name or data.name, str(path), found, published, unique, tuple(notes))
 
 
 def _compare(

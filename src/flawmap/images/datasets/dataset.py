@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +14,24 @@ from flawmap.errors import DatasetError, ParameterError
 from flawmap.images.masks import MaskSource
 from flawmap.images.video import VideoFrame
 
-__all__ = ["GOOD", "Dataset", "Sample", "Tell", "check_folder", "expect_folder", "refuse", "subfolders"]
+__all__ = [
+    "GOOD",
+    "Dataset",
+    "Sample",
+    "Tell",
+    "check_folder",
+    "expect_folder",
+    "on_another_level",
+    "refuse",
+    "subfolders",
+    "why_no_file",
+]
 
 GOOD = "good"
 """The type of normal images, as MVTec AD calls it."""
+
+SHOWN_LENGTH = 200
+"""Characters of a path that are shown."""
 
 Tell = Callable[[Path, str], None]
 """Is told of a file or folder that cannot be used, and why; it is then left out, unless this raises."""
@@ -112,6 +127,27 @@ def expect_folder(parent: Path, name: str, title: str) -> Path:
     raise DatasetError(
         f"{parent}: expected a folder {name} ({title}); found {', '.join(others[:8]) or 'an empty folder'}"
     )
+
+
+def on_another_level(path: Path, holds: Callable[[Path], bool]) -> str:
+    """For an error: where what was expected at a path lies instead, up to three folders above or two below; or ""."""
+    below = subfolders(path)
+    near = [*path.absolute().parents[:3], *below, *(inner for folder in below for inner in subfolders(folder))]
+    return next((f"; that is {folder}" for folder in near if holds(folder)), "")
+
+
+def why_no_file(path: Path) -> str | None:
+    """Why a path that a table names is no file, or None; it may be too long for any."""
+    text = str(path)
+    shown = text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}... ({len(text)} characters)"
+    try:
+        return None if stat.S_ISREG(path.stat().st_mode) else f"{shown}: is no file"
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{shown}: no such file"
+    except OSError as error:
+        return f"{shown}: cannot be opened ({error.strerror})"
+    except ValueError:
+        return f"{shown!r}: is no path"
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flawmap.images.datasets.dataset import Dataset, Tell
 
-__all__ = ["Counts", "Layout", "files_below", "no_classes", "no_files"]
+__all__ = ["Counts", "Layout", "files_below", "no_classes", "no_contradictions", "no_files"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ class Counts:
         )
 
 
+def no_contradictions(_: Path, __: Tell) -> None:
+    """For labels that have one source."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """A data set's layout on disk, its published numbers, its origin.
@@ -67,6 +71,7 @@ class Layout:
         published: numbers by class; by "" those of the whole.
         counts_frames: whether the published numbers of images are exact; False for those of videos' frames.
         has_masks: whether every anomalous image has a mask.
+        contradictions: tells where two sources of a class's labels disagree; it may read every mask.
     """
 
     name: str
@@ -83,6 +88,7 @@ class Layout:
     published: Mapping[str, Counts] = field(default_factory=dict)
     counts_frames: bool = True
     has_masks: bool = True
+    contradictions: Callable[[Path, Tell], None] = no_contradictions
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flawmap.errors import DatasetError
-from flawmap.images.datasets.dataset import GOOD, Dataset, Sample, Tell, subfolders
+from flawmap.images.datasets.dataset import GOOD, Dataset, Sample, Tell, on_another_level, subfolders
 from flawmap.images.datasets.layout import Counts, Layout, files_below, no_classes
 from flawmap.images.datasets.split import hold_out
 from flawmap.images.source import find_images
@@ -24,6 +24,11 @@ TRAIN_SHARE = 0.8
 
 def read_magnetic_tile(folder: Path, *, seed: int = 0) -> Dataset:
     """Free tiles to learn from (a random 80 % by `seed`), the others and the defective ones to test on."""
+    if not _holds(folder):
+        raise DatasetError(
+            f"{folder}: expected the folder that holds {FREE}/Imgs and the other types (Magnetic Tile Defects)"
+            f"{on_another_level(folder, _holds)}"
+        )
     types = [path for path in subfolders(folder) if path.name.startswith(PREFIX)]
     free = _photos(folder / FREE)
     if not free:

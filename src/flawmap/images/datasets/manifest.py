@@ -7,10 +7,12 @@ the image; 1 stands for "anomalous".
 from __future__ import annotations
 
 import csv
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from flawmap.errors import DatasetError
-from flawmap.images.datasets.dataset import GOOD, Dataset, Sample, Tell
+from flawmap.images.datasets.dataset import GOOD, Dataset, Sample, Tell, why_no_file
 from flawmap.images.datasets.layout import Layout, no_classes, no_files
 
 __all__ = ["MANIFEST"]
@@ -28,13 +30,17 @@ def _holds(path: Path) -> bool:
 def _read(path: Path, tell: Tell) -> Dataset:
     train: list[tuple[Path, str | None]] = []
     samples: list[Sample] = []
-    first_lines: dict[Path, int] = {}
-    for number, row in _rows(path):
-        if problem := _problem(path.parent, row, first_lines):
-            tell(path, f"line {number}: {problem}")
+    first_lines: dict[str, int] = {}
+    for number, row in _rows(path, tell):
+        if problems := [*_problems(path.parent, row)]:
+            for problem in problems:
+                tell(path, f"line {number}: {problem}")
             continue
         image = path.parent / row["path"]
-        first_lines[image] = number
+        first = first_lines.setdefault(os.path.realpath(image), number)
+        if first != number:
+            tell(path, f"line {number}: {row['path']} is named a second time, first in line {first}")
+            continue
         kind, group = _kind(row["label"]), row["group"] or None
         if row["split"] == "train":
             train.append((image, group))
@@ -51,26 +57,23 @@ def _read(path: Path, tell: Tell) -> Dataset:
     )
 
 
-def _problem(folder: Path, row: Row, first_lines: dict[Path, int]) -> str | None:
-    """What is wrong with a line, or None."""
+def _problems(folder: Path, row: Row) -> Iterator[str]:
+    """What is wrong with a line."""
     image, label, split, mask = (row[name] for name in ("path", "label", "split", "mask"))
     if not image:
-        return "no path"
-    if folder / image in first_lines:
-        return f"{image} is named a second time, first in line {first_lines[folder / image]}"
-    if not (folder / image).is_file():
-        return f"{folder / image}: no such file"
+        yield "no path"
+    elif reason := why_no_file(folder / image):
+        yield reason
     if split not in ("train", "test"):
-        return f"split must be train or test, got '{split}'"
+        yield f"split must be train or test, got '{split}'"
     if not label:
-        return "no label; expected good, or what is wrong with the image"
-    if split == "train" and _kind(label) != GOOD:
-        return f"{image} is '{label}'; only good images are learnt from, expected split test"
+        yield "no label; expected good, or what is wrong with the image"
+    elif split == "train" and _kind(label) != GOOD:
+        yield f"{image} is '{label}'; only good images are learnt from, expected split test"
     if mask and _kind(label) == GOOD:
-        return f"{image} is good and takes no mask; leave the column empty"
-    if mask and not (folder / mask).is_file():
-        return f"{folder / mask}: no such mask"
-    return None
+        yield f"{image} is good and takes no mask; leave the column empty"
+    elif mask and (reason := why_no_file(folder / mask)):
+        yield f"mask {reason}"
 
 
 def _kind(label: str) -> str:
@@ -80,35 +83,40 @@ def _kind(label: str) -> str:
     return "anomalous" if label == "1" else label
 
 
-def _rows(path: Path) -> list[tuple[int, Row]]:
-    """Line numbers and rows; empty lines are passed over. Raises DatasetError for what is no such table."""
+def _rows(path: Path, tell: Tell) -> Iterator[tuple[int, Row]]:
+    """Line numbers and rows; empty lines are passed over, wrong ones told. DatasetError for what is no such table."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, restval="", skipinitialspace=True, strict=True)
             header = [(name or "").strip() for name in reader.fieldnames or ()]
+            _check_header(path, header)
             reader.fieldnames = header
-            if missing := [name for name in REQUIRED if name not in header]:
-                hint = "; separate them by commas" if len(header) == 1 else ""
-                raise DatasetError(
-                    f"{path}: line 1: no column {', '.join(missing)}; expected {','.join(COLUMNS)}{hint}"
-                )
-            if unknown := [name for name in header if name not in COLUMNS]:
-                raise DatasetError(
-                    f"{path}: line 1: unknown column {', '.join(unknown)}; known are {','.join(COLUMNS)}"
-                )
-            return [(reader.line_num, _row(path, reader.line_num, row)) for row in reader]
+            for row in reader:
+                if None in row:
+                    reason = "more values than columns; put quotes around what holds a comma"
+                    tell(path, f"line {reader.line_num}: {reason}")
+                else:
+                    yield reader.line_num, {name: str(row.get(name, "")).strip() for name in COLUMNS}
     except csv.Error as error:
-        raise DatasetError(f"{path}: is no CSV table ({error})") from error
+        raise DatasetError(f"{path}: line {reader.reader.line_num}: is no CSV table ({error})") from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: is no text in UTF-8; save it as 'CSV UTF-8'") from error
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); check the path") from error
 
 
-def _row(path: Path, number: int, row: dict[str | None, object]) -> Row:
-    if None in row:
-        raise DatasetError(f"{path}: line {number}: more values than columns; put quotes around what holds a comma")
-    return {name: str(row.get(name, "")).strip() for name in COLUMNS}
+def _check_header(path: Path, header: list[str]) -> None:
+    """Raise DatasetError, with all that is wrong."""
+    wrong = []
+    if missing := [name for name in REQUIRED if name not in header]:
+        hint = " (separate them by commas)" if len(header) == 1 else ""
+        wrong.append(f"no column {', '.join(missing)}{hint}")
+    if unknown := [name for name in header if name not in COLUMNS]:
+        wrong.append(f"unknown column {', '.join(unknown)}")
+    if twice := [name for name in COLUMNS if header.count(name) > 1]:
+        wrong.append(f"column {', '.join(twice)} more than once")
+    if wrong:
+        raise DatasetError(f"{path}: line 1: {'; '.join(wrong)}; expected {','.join(COLUMNS)}")
 
 
 MANIFEST = Layout(

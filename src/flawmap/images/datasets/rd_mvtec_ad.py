@@ -57,11 +57,16 @@ def rd_images(folder: str | os.PathLike[str], *, seed: int) -> Iterator[RdImage]
     """
     root = Path(folder).expanduser()
     data = read_mvtec_ad(root)
+    _check_places(data, root)
     for path, kind, mask in _sources(data):
-        place = PurePosixPath(*path.relative_to(root).with_suffix(".png").parts)
         random = _random(f"{seed}/{data.name}/{path.relative_to(root).as_posix()}")
-        pixels, moved = _move(read_image(path), None if mask is None else read_mask(mask), random)
-        yield RdImage(place, kind, pixels, moved)
+        pixels, truth = read_image(path), None if mask is None else read_mask(mask)
+        if truth is not None and truth.shape != pixels.shape[:2]:
+            raise DatasetError(
+                f"{mask}: the mask is {truth.shape[0]} x {truth.shape[1]}, but its image {path} is "
+                f"{pixels.shape[0]} x {pixels.shape[1]}"
+            )
+        yield RdImage(_place(path, root), kind, *_move(pixels, truth, random))
 
 
 def write_rd_mvtec_ad(
@@ -106,6 +111,25 @@ def _sources(data: Dataset) -> Iterator[tuple[Path, str, MaskSource | None]]:
         yield sample.path, sample.type, sample.mask_path
 
 
+def _place(path: Path, root: Path) -> PurePosixPath:
+    return PurePosixPath(*path.relative_to(root).with_suffix(".png").parts)
+
+
+def _mask_place(place: PurePosixPath, kind: str) -> PurePosixPath:
+    return PurePosixPath("ground_truth", kind, f"{place.stem}_mask.png")
+
+
+def _check_places(data: Dataset, root: Path) -> None:
+    """Raise DatasetError for two images that would be written, or whose masks would be, to one file."""
+    taken: dict[PurePosixPath, Path] = {}
+    for path, kind, mask in _sources(data):
+        place = _place(path, root)
+        for own in [place] if mask is None else [place, _mask_place(place, kind)]:
+            if own in taken:
+                raise DatasetError(f"{path}: would be written to {own}, as would {taken[own]}; rename one of them")
+            taken[own] = path
+
+
 def _random(key: str) -> np.random.Generator:
     """A generator that a text fixes, on every machine."""
     return np.random.default_rng(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little"))
@@ -133,6 +157,6 @@ def _write(folder: Path, image: RdImage) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image.pixels).save(path)
     if image.mask is not None:
-        mask = folder / "ground_truth" / image.type / f"{image.place.stem}_mask.png"
+        mask = folder / _mask_place(image.place, image.type)
         mask.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.mask.astype(np.uint8) * 255).save(mask)

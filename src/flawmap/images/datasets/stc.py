@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.errors import DatasetError, ImageError
-from flawmap.images.datasets.dataset import GOOD, Dataset, Sample, Tell, subfolders
+from flawmap.images.datasets.dataset import GOOD, Dataset, Sample, Tell, on_another_level, subfolders
 from flawmap.images.datasets.layout import Counts, Layout, files_below
-from flawmap.images.masks import MaskFrame, load_array
+from flawmap.images.masks import MaskFrame, is_marked, load_array
 from flawmap.images.source import find_images
 from flawmap.images.video import VideoFrame, count_frames
 
@@ -29,6 +29,8 @@ FRAME_MASKS = Path("testing", "test_frame_mask")
 PIXEL_MASKS = Path("testing", "test_pixel_mask")
 SCENE = re.compile(r"(\d\d)_\d+")
 ANOMALOUS = "anomalous"
+SHOWN = 8
+"""Frames that are named of those that are wrong."""
 
 
 def _find_classes(root: Path) -> list[Path]:
@@ -48,7 +50,11 @@ def _is_root(root: Path) -> bool:
 def _read(path: Path, tell: Tell) -> Dataset:
     root, scene = path.parent, path.name
     if not _is_root(root):
-        raise DatasetError(f"{root}: expected {VIDEOS.as_posix()} and {FRAMES.as_posix()} (ShanghaiTech Campus)")
+        raise DatasetError(
+            f"{path}: expected ROOT, or a scene ROOT/01 of it, where ROOT is the folder that holds {VIDEOS.as_posix()} "
+            f"and {FRAMES.as_posix()} (ShanghaiTech Campus)"
+            f"{on_another_level(path, _is_root) or on_another_level(root, _is_root)}"
+        )
     train = []
     for video in _videos(root, scene):
         if (n_frames := count_frames(video)) == 0:
@@ -79,7 +85,7 @@ def _clip(root: Path, clip: Path, tell: Tell) -> list[Sample]:
     try:
         n_masks = _n_masks(masks_path, len(images), tell)
         if labels_path.is_file():
-            labels: NDArray[np.bool_] = np.asarray(load_array(labels_path)).reshape(-1) != 0
+            labels = _labels(labels_path)
         elif n_masks:
             labels = np.array([MaskFrame(masks_path, i).read().any() for i in range(n_masks)])
         else:
@@ -97,6 +103,28 @@ def _clip(root: Path, clip: Path, tell: Tell) -> list[Sample]:
         else Sample(image, GOOD, None, clip.name)
         for i, image in enumerate(images)
     ]
+
+
+def _labels(path: Path) -> NDArray[np.bool_]:
+    return is_marked(np.asarray(load_array(path)).reshape(-1), str(path))
+
+
+def _contradictions(path: Path, tell: Tell) -> None:
+    """Frames that are labelled normal, but marked by their pixel masks."""
+    root = path.parent
+    for labels_path in sorted((root / FRAME_MASKS).glob(f"{path.name}_*.npy")):
+        masks_path = root / PIXEL_MASKS / labels_path.name
+        try:
+            labels, n_masks = _labels(labels_path), len(load_array(masks_path)) if masks_path.is_file() else 0
+            if n_masks != len(labels):  # there are no masks, or it was told when the clip was read
+                continue
+            marked = [i for i in np.flatnonzero(~labels) if MaskFrame(masks_path, int(i)).read().any()]
+        except ImageError as error:
+            tell(Path(error.name), error.reason)
+            continue
+        if marked:
+            first = ", ".join(str(i) for i in marked[:SHOWN]) + (", ..." if len(marked) > SHOWN else "")
+            tell(masks_path, f"marks {len(marked)} frames (from 0: {first}) that {labels_path} labels normal")
 
 
 def _n_masks(path: Path, n_frames: int, tell: Tell) -> int:
@@ -132,4 +160,5 @@ STC = Layout(
     files=_files,
     published={"": Counts(274_515, 42_883, train_groups=330, test_groups=107)},
     counts_frames=False,
+    contradictions=_contradictions,
 )

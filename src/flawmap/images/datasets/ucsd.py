@@ -23,6 +23,10 @@ ANOMALOUS = "anomalous"
 TRAIN_CLIP = re.compile(r"Train(\d{3})")
 TEST_CLIP = re.compile(r"Test(\d{3})")
 GT_FRAMES = re.compile(r"^[^%\n]*gt_frame\s*=\s*\[([^\]]*)\]", re.MULTILINE)
+MAX_DIGITS = 10
+"""Of a frame's number that are read; no clip is so long."""
+Ranges = list[tuple[int, int]]
+"""First and last frames, counted from 1."""
 RANGE = re.compile(r"(\d+)(?::(\d+))?")
 
 
@@ -58,8 +62,8 @@ def _read(folder: Path, tell: Tell) -> Dataset:
     )
 
 
-def _listed_frames(test: Path, tell: Tell) -> dict[int, set[int]]:
-    """Anomalous frames of each clip, both counted from 1, as the .m file lists them; empty if there is no such file."""
+def _listed_frames(test: Path, tell: Tell) -> dict[int, Ranges]:
+    """Anomalous frames of each clip, both counted from 1, as the .m file lists them; empty without such a file."""
     tables = sorted(path for path in test.glob("*.m") if not path.name.startswith("."))
     if not tables:
         return {}
@@ -68,17 +72,13 @@ def _listed_frames(test: Path, tell: Tell) -> dict[int, set[int]]:
     except OSError as error:
         tell(tables[0], f"cannot be read ({error.strerror})")
         return {}
-    listed: dict[int, set[int]] = {}
-    for number, ranges in enumerate(GT_FRAMES.findall(text), start=1):
-        listed[number] = {
-            frame
-            for first, last in RANGE.findall(ranges)
-            for frame in range(int(first), int(last or first) + 1)
-        }  # fmt: skip
-    return listed
+    return {
+        number: [(int(first[:MAX_DIGITS]), int((last or first)[:MAX_DIGITS])) for first, last in RANGE.findall(ranges)]
+        for number, ranges in enumerate(GT_FRAMES.findall(text), start=1)
+    }
 
 
-def _clip(clip: Path, listed: set[int] | None, tell: Tell) -> list[Sample]:
+def _clip(clip: Path, listed: Ranges | None, tell: Tell) -> list[Sample]:
     """Labelled frames of a test clip; none, and told, if it has no labels."""
     images = find_images(clip)
     folder = clip.with_name(f"{clip.name}_gt")
@@ -92,8 +92,12 @@ def _clip(clip: Path, listed: set[int] | None, tell: Tell) -> list[Sample]:
     if listed is None:
         tell(clip, f"has no masks ({folder.name}) and no line in a .m file beside it; its frames have no labels")
         return []
+    for first, last in listed:
+        if not 1 <= first <= last <= len(images):
+            tell(clip, f"has {len(images)} frames, but the .m file beside it lists {first}:{last} as anomalous")
+            return []
     return [
-        Sample(image, ANOMALOUS if number in listed else GOOD, None, clip.name)
+        Sample(image, ANOMALOUS if any(first <= number <= last for first, last in listed) else GOOD, None, clip.name)
         for number, image in enumerate(images, start=1)
     ]
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flawmap.errors import DatasetError
-from flawmap.images.datasets.dataset import GOOD, Dataset, Sample, Tell, subfolders
+from flawmap.images.datasets.dataset import GOOD, Dataset, Sample, Tell, subfolders, why_no_file
 from flawmap.images.datasets.layout import Counts, Layout, files_below
 from flawmap.images.datasets.mvtec_ad import find_class_folders, read_mvtec_ad
 from flawmap.images.masks import ClassMask
@@ -72,13 +72,13 @@ def _read_original(folder: Path, name: str, tell: Tell) -> Dataset:
         if row["object"] != folder.name:
             continue
         path = root / row["image"]
-        if not path.is_file():
+        if why_no_file(path) is not None:
             tell(path, f"no such file; {SPLIT.as_posix()} names it in line {number}")
         elif row["split"] == "train" and row["label"] == "normal":
             train.append(path)
         elif row["split"] == "test":
             mask = root / row["mask"] if row["mask"] else None
-            found = ClassMask(mask) if mask is not None and mask.is_file() else None
+            found = ClassMask(mask) if mask is not None and why_no_file(mask) is None else None
             samples.append(Sample(path, GOOD if row["label"] == "normal" else row["label"], found))
         else:
             tell(table, f"line {number}: expected a normal image to train on or one to test, got {list(row.values())}")

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+
+from flawmap.benchmark.results import Run
+from flawmap.benchmark.scores import RATES
+from flawmap.images.datasets import LAYOUTS
+
+pytest.importorskip("matplotlib")
+from flawmap.benchmark import curves
+
+SYSTEMS = [f"system {i} of many" for i in range(19)]
+CLASSES = LAYOUTS["mvtec_ad"].classes
+
+
+@pytest.fixture
+def figures(tmp_path, monkeypatch):
+    """Figures of 19 systems on 15 classes, by file name."""
+    drawn = {}
+    save = curves._save
+
+    def keep(figure, path):
+        save(figure, path)
+        drawn[path.name] = figure
+
+    monkeypatch.setattr(curves, "_save", keep)
+    values = {"image_auroc": 0.9, "pixel_auroc": 0.8, "pro_score": None}
+    lines = {name: list(rates) for name, rates in RATES.items()}
+    runs = [Run("mvtec_ad", name, system, 0, values, curves=lines) for name in CLASSES for system in SYSTEMS]
+    figures = {"seconds": 1.0, "gigabytes": 2.0}
+    runs += [Run("speed", str(n), system, 0, figures, n) for n in (100, 200) for system in SYSTEMS]
+    curves.plot_results(runs, tmp_path)
+    return drawn
+
+
+def test_many_systems_and_classes_stay_legible(figures):
+    assert len(figures) == len(CLASSES) + 3
+    for name, figure in figures.items():
+        [legend] = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == sorted(SYSTEMS, key=legend_order(name))
+        box = legend.get_window_extent()
+        assert figure.bbox.containsx(box.x0)
+        assert figure.bbox.containsx(box.x1)
+        assert figure.bbox.containsy(box.y0)
+        assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes), name
+        assert figure.get_size_inches()[0] <= 16
+        for axes in figure.axes:
+            labels = [label.get_window_extent() for label in axes.get_xticklabels()]
+            assert not any(one.overlaps(other) for one, other in combinations(labels, 2)), name
+    shown = [label.get_text() for axes in figures["mvtec_ad_image_auroc.png"].axes for label in axes.get_xticklabels()]
+    assert shown == sorted(CLASSES)
+
+
+def legend_order(name):
+    return None if name == "growth.png" else SYSTEMS.index
+
+
+def test_no_two_systems_look_alike(figures):
+    for axes in figures["mvtec_ad_screw_curves.png"].axes:
+        assert len({(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}) == len(SYSTEMS)
