@@ -38,10 +38,10 @@ def test_ours_stand_beside_the_papers_with_the_difference():
     assert rows["Rd100", "all"] == ("96.7", "", "", "90.5", "", "")
     assert rows["all channels", "all"] == ("97.1", "", "", "90.8", "", "")
     rows = {row[:2]: row[2:] for row in paper_table(PAPER_TABLES["III"], runs, Settings()).rows}
-    assert rows["PaDiM-R18-Rd100", "screw"] == ("97.4", "97.0", "-0.4", "91.3", "48.5", "-42.8")
+    assert rows["PaDiM-R18-Rd100", "screw"] == ("97.4", "97.0 (n = 1)", "-0.4", "91.3", "48.5 (n = 1)", "-42.8")
     assert rows["SPADE", "screw"] == ("98.9", "", "", "96.0", "", "")
     rows = paper_table(PAPER_TABLES["III"], runs, Settings(backbone="efficientnet_lite0")).rows
-    assert ("PaDiM-efficientnet_lite0-Rd100", "screw", "", "97.0", "", "", "48.5", "") in rows
+    assert ("PaDiM-efficientnet_lite0-Rd100", "screw", "", "97.0 (n = 1)", "", "", "48.5 (n = 1)", "") in rows
 
 
 def test_the_mean_over_scenes_is_over_those_with_test_clips():
