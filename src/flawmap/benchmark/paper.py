@@ -354,6 +354,7 @@ def _steady_backbone(model: PaDiM, n_images: int) -> Backbone:
         runtimes = ("openvino", "torch")
     for runtime in runtimes:
         backbone = _load(model, runtime)
+        backbone.shapes(model.preprocessing.input_size)  # BackboneError for a size that the network cannot take
         try:
             backbone.features(np.zeros((1, *model.preprocessing.input_size, 3), np.uint8))
         except BackboneError:

@@ -124,6 +124,8 @@ def paper(
         reasons = dict.fromkeys([*outcome.failures.values(), *outcome.left_out.values()])
         raise ParameterError("nothing could be run: " + "; ".join(reasons))
     if outcome.failures:
+        for name, reason in sorted(outcome.failures.items()) if quiet and not as_json else ():
+            messages.print(f"[bold red]error:[/] {escape(f'{name}: {reason}')}")
         raise typer.Exit(1)
 
 
