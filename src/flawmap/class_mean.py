@@ -1,7 +1,7 @@
 """Data sets of several classes or scenes: a model for each, its figures, and their mean, as the papers' tables have it.
 
-For ShanghaiTech Campus that is the protocol of table IV of the PaDiM paper: frame-level AUROC (`image_auroc`) and
-pixel-level AUROC over all frames of a scene, by a model of that scene, averaged over the scenes.
+For ShanghaiTech Campus that is the protocol of table IV of the PaDiM paper: pixel-level AUROC (`pixel_auroc`) over all
+frames of a scene, by a model of that scene, averaged over the scenes; frame-level AUROC (`image_auroc`) beside it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def evaluate_classes(
     """Fit a new detector on each class of a data set and evaluate it there.
 
     Args:
-        where: a data set, as for `open_dataset`; all its classes are gone through.
+        where: a data set, as for `open_dataset`: its root, or one class.
         new_detector: makes an unfitted detector.
         classes: names of the classes that are wanted; None for all.
         stride: every `stride`-th image of each clip is learnt from and evaluated on.

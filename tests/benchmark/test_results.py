@@ -99,3 +99,33 @@ def test_what_is_no_results_is_refused(tmp_path):
     (tmp_path / RUNS_FILE).write_text('{"format": 9, "settings": {}}\n{}\n')
     with pytest.raises(ParameterError, match="line 1 is damaged"):
         read_runs(tmp_path)
+
+
+def test_a_line_of_wrong_types_is_named_wherever_it_stands(folder):
+    lines = (folder / RUNS_FILE).read_text().splitlines()
+    run = json.loads(lines[-1])
+    for change in ({"seed": "1"}, {"figures": [1]}, {"figures": {"pro_score": "x"}}, {"n_test": None}, {"system": 3}):
+        (folder / RUNS_FILE).write_text("\n".join([*lines[:-1], json.dumps(run | change)]) + "\n")
+        with pytest.raises(ParameterError, match=f"line {len(lines)} is damaged"):
+            read_runs(folder)
+
+
+def test_a_foreign_file_is_left_as_it_is(tmp_path):
+    for content in (b"my notes", b"my notes\n", b'{"a": 1}'):
+        (tmp_path / RUNS_FILE).write_bytes(content)
+        with pytest.raises(ParameterError, match=r"runs.jsonl"), Results(tmp_path, SETTINGS):
+            pass
+        assert (tmp_path / RUNS_FILE).read_bytes() == content
+
+
+def test_lines_of_earlier_versions_are_read_and_runs_of_other_files_give_way(tmp_path):
+    with Results(tmp_path, {}) as results:
+        for seed, data in ((0, "old"), (1, "old"), (0, "new")):
+            results.append(Run("mvtec_ad", "screw", "Rd100", seed, {}, 3, 4, data=data))
+        results.append(Run("mvtec_ad", "tile", "Rd100", 0, {}, 3, 4))
+    lines = (tmp_path / RUNS_FILE).read_text().splitlines()
+    old = {name: value for name, value in json.loads(lines[-1]).items() if not name.startswith(("data", "n_w", "n_s"))}
+    lines[-1] = json.dumps(old | {"dataset": "mvtec_ad"})
+    (tmp_path / RUNS_FILE).write_text("\n".join(lines) + "\n")
+    kept = [(run.category, run.seed, run.data) for run in read_runs(tmp_path)[1]]
+    assert kept == [("screw", 0, "new"), ("tile", 0, "")]

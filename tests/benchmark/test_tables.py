@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 
 import pytest
 
-from flawmap.benchmark.compare import compare_runs, comparison_table
+from flawmap.benchmark.compare import changed_classes, compare_runs, comparison_table
+from flawmap.benchmark.paper import Outcome
 from flawmap.benchmark.paper_tables import OBJECTS, PAPER_TABLES, TEXTURES, paper_figure
+from flawmap.benchmark.plan import SPADE_NEIGHBORS
+from flawmap.benchmark.report import write_table
 from flawmap.benchmark.results import Run
 from flawmap.benchmark.systems import Settings, System, systems
+from flawmap.benchmark.table_notes import class_notes, paper_notes
 from flawmap.benchmark.tables import Table, class_table, paper_table, summarise, to_html, to_latex, to_markdown
+from flawmap.errors import ParameterError
 from flawmap.images.datasets import LAYOUTS
 
 
@@ -38,10 +44,10 @@ def test_ours_stand_beside_the_papers_with_the_difference():
     assert rows["Rd100", "all"] == ("96.7", "", "", "90.5", "", "")
     assert rows["all channels", "all"] == ("97.1", "", "", "90.8", "", "")
     rows = {row[:2]: row[2:] for row in paper_table(PAPER_TABLES["III"], runs, Settings()).rows}
-    assert rows["PaDiM-R18-Rd100", "screw"] == ("97.4", "97.0", "-0.4", "91.3", "48.5", "-42.8")
+    assert rows["PaDiM-R18-Rd100", "screw"] == ("97.4", "97.0 (n = 1)", "-0.4", "91.3", "48.5 (n = 1)", "-42.8")
     assert rows["SPADE", "screw"] == ("98.9", "", "", "96.0", "", "")
     rows = paper_table(PAPER_TABLES["III"], runs, Settings(backbone="efficientnet_lite0")).rows
-    assert ("PaDiM-efficientnet_lite0-Rd100", "screw", "", "97.0", "", "", "48.5", "") in rows
+    assert ("PaDiM-efficientnet_lite0-Rd100", "screw", "", "97.0 (n = 1)", "", "", "48.5 (n = 1)", "") in rows
 
 
 def test_the_mean_over_scenes_is_over_those_with_test_clips():
@@ -139,3 +145,60 @@ def test_differences_are_paired():
         ("Rd100 (mvtec_ad)", "pixel AUROC", "85.00", "86.50", "+1.50 ± 0.71", "+1.00 to +2.00", "2 of 2", "1"),
     )
     assert compare_runs(first, runs_of(["tile"], [0.9])) == []
+
+
+def test_runs_of_other_files_are_not_paired():
+    first, second = ([replace(run, data=data) for run in runs_of(["screw"], [0.9])] for data in ("a", "b"))
+    both = runs_of(["tile"], [0.8])
+    assert compare_runs(first, second) == []
+    assert changed_classes([*first, *both], [*second, *both]) == ["screw (mvtec_ad)"]
+    [pixel, _] = compare_runs([*first, *both], [*second, *both])
+    assert (pixel.n_pairs, pixel.other_data) == (1, 1)
+
+
+def test_every_blank_row_has_a_reason():
+    runs = [*runs_of(["screw"], [0.9]), Run("mvtec_ad", "screw", "all", 0, {"image_auroc": 0.5}, n_without_mask=2)]
+    outcome = Outcome(runs, ("screw", "tile", "wood"), ("screw", "wood"), {"mvtec_ad wood": "unreadable"})
+    outcome.left_out = {"PCA100": "not asked for"}
+    notes = paper_notes(PAPER_TABLES["II"], outcome)
+    assert "carpet, grid, leather, bottle" in notes[0]
+    assert notes[1] == "Not asked for, so that every mean they enter into is left blank: tile."
+    assert "Rd100 (wood): unreadable." in notes
+    assert "PCA100 (screw): not asked for." in notes
+    assert "Rd200 (screw): not run." in notes
+    assert "all (screw): no pixel figures, no anomalous image has a mask." in notes
+    assert notes[-1].endswith("leave out: 2 of screw.")
+    whole = [Run("mvtec_ad", "screw", "MahalanobisAD", 0, {"image_auroc": 0.5, "pixel_auroc": None})]
+    assert class_notes("mvtec_ad", whole, ("pixel_auroc",)) == ("MahalanobisAD: does not localise.",)
+
+
+def test_uneven_numbers_of_seeds_are_shown():
+    runs = runs_of(TEXTURES, [0.9, 0.8, 0.7]) + runs_of(TEXTURES, [0.9, 0.8], system="Rd200")
+    rows = {row[:2]: row[3] for row in paper_table(PAPER_TABLES["II"], runs, Settings()).rows}
+    assert rows["Rd100", "textures"] == "80.0 ± 10.0 (n = 3)"
+    assert rows["Rd200", "textures"] == "85.0 ± 7.1 (n = 2)"
+
+
+def test_odd_letters_and_long_tables_go_through_latex_and_html():
+    long = Table("a^b~c\\d", ("x", "y", "z"), tuple((f"row {i}", "", "") for i in range(95)), ("end",))
+    latex = to_latex([long])
+    assert r"a\textasciicircum{}b\textasciitilde{}c\textbackslash{}d" in latex
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
+    assert latex.count("continued") == 2
+    assert latex.count("end\n") == 1
+    assert latex.count("row ") == 95
+    assert "src='plots/a%20%23%3F%27.png'" in to_html([], {"t": "plots/a #?'.png"})
+
+
+def test_a_table_is_written_in_the_format_of_the_files_name(tmp_path):
+    for suffix, start in ((".md", "# Results"), (".tex", r"\begin{table}"), (".html", "<!doctype html>")):
+        write_table(tmp_path / f"t{suffix}", TABLE)
+        assert (tmp_path / f"t{suffix}").read_text().startswith(start)
+    with pytest.raises(ParameterError, match=r"\.md, \.tex, \.html"):
+        write_table(tmp_path / "t.csv", TABLE)
+
+
+def test_spade_compares_with_one_frame_on_the_campus():
+    known = systems(Settings(backbone="resnet18", pretrained=False), n_neighbors=SPADE_NEIGHBORS["stc"])
+    for name in ("SPADE", "SPADE here"):
+        assert known[name].make(0, {"resize": 256, "crop": None})[0].n_neighbors == 1

@@ -10,7 +10,7 @@ import numpy as np
 from flawmap.benchmark.results import Run
 from flawmap.benchmark.tables import MEASURES, Table
 
-__all__ = ["Difference", "compare_runs", "comparison_table"]
+__all__ = ["Difference", "changed_classes", "compare_runs", "comparison_table"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Difference:
         lowest, highest: smallest and largest difference.
         n_pairs: runs that both files have. n_higher: those in which the second is higher.
         unpaired: runs that only one file has.
+        other_data: runs that both have, but of classes whose files differ; they are not paired.
     """
 
     dataset: str
@@ -36,6 +37,7 @@ class Difference:
     n_pairs: int
     n_higher: int
     unpaired: int
+    other_data: int = 0
 
 
 def compare_runs(first: Sequence[Run], second: Sequence[Run]) -> list[Difference]:
@@ -44,10 +46,11 @@ def compare_runs(first: Sequence[Run], second: Sequence[Run]) -> list[Difference
     for dataset, system in dict.fromkeys((run.dataset, run.system) for run in [*first, *second]):
         for measure in MEASURES:
             one, other = (_values(runs, dataset, system, measure) for runs in (first, second))
-            if not (paired := one.keys() & other.keys()):
+            common = sorted(one.keys() & other.keys())
+            keys = [key for key in common if _same_data(one[key], other[key])]
+            if not keys:
                 continue
-            keys = sorted(paired)
-            pairs = np.array([(one[key], other[key]) for key in keys])
+            pairs = np.array([(one[key].figures[measure], other[key].figures[measure]) for key in keys], float)
             delta = pairs[:, 1] - pairs[:, 0]
             differences.append(
                 Difference(
@@ -63,9 +66,23 @@ def compare_runs(first: Sequence[Run], second: Sequence[Run]) -> list[Difference
                     n_pairs=len(delta),
                     n_higher=int((delta > 0).sum()),
                     unpaired=len(one.keys() ^ other.keys()),
+                    other_data=len(common) - len(keys),
                 )
             )
     return differences
+
+
+def changed_classes(first: Sequence[Run], second: Sequence[Run]) -> list[str]:
+    """Classes that both files have runs of, made of other images, masks or types."""
+    data = {run.key: run for run in first}
+    pairs = [(data[run.key], run) for run in second if run.key in data]
+    return sorted({f"{one.category} ({one.dataset})" for one, other in pairs if not _same_data(one, other)})
+
+
+def _same_data(one: Run, other: Run) -> bool:
+    """Of runs of earlier versions, whose files are not known, the numbers of images have to do."""
+    known = one if one.data else other
+    return (other if one.data else one).is_of(known.data, known.n_train, known.n_test)
 
 
 def comparison_table(differences: Sequence[Difference], first: str, second: str) -> Table:
@@ -82,16 +99,16 @@ def comparison_table(differences: Sequence[Difference], first: str, second: str)
                 f"{unit * one.mean:+.{decimals + 1}f}{spread}",
                 f"{unit * one.lowest:+.{decimals + 1}f} to {unit * one.highest:+.{decimals + 1}f}",
                 f"{one.n_higher} of {one.n_pairs}",
-                str(one.unpaired) if one.unpaired else "",
+                str(one.unpaired + one.other_data) if one.unpaired + one.other_data else "",
             )
         )
     header = ("system", "figure", first, second, "difference", "from, to", "higher in", "unpaired")
     return Table(f"{second} less {first}", header, tuple(rows))
 
 
-def _values(runs: Sequence[Run], dataset: str, system: str, measure: str) -> dict[tuple[str, int], float]:
+def _values(runs: Sequence[Run], dataset: str, system: str, measure: str) -> dict[tuple[str, int], Run]:
     return {
-        (run.category, run.seed): value
+        (run.category, run.seed): run
         for run in runs
-        if (run.dataset, run.system) == (dataset, system) and (value := run.figures.get(measure)) is not None
+        if (run.dataset, run.system) == (dataset, system) and run.figures.get(measure) is not None
     }

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flawmap.benchmark.class_images import RD, read_class
+from flawmap.benchmark.class_images import RD
 from flawmap.benchmark.paper_tables import PAPER_TABLES, PaperTable
 from flawmap.benchmark.results import Results
 from flawmap.benchmark.systems import TRAINED, Settings, System, systems
-from flawmap.errors import FlawmapError, ParameterError
+from flawmap.errors import ParameterError
+from flawmap.gaussian import Regularization
 from flawmap.images.datasets import LAYOUTS
 
-__all__ = ["Group", "Plan", "class_paths", "groups", "left_out"]
+__all__ = ["Group", "Plan", "asked_classes", "class_paths", "classes_on_disk", "groups", "left_out"]
+
+MOST_SEEDS = 1000
+UNTRAINED = "left out: on a CPU its paper's training takes hours; --budget MINUTES trains it for so long on each class"
+SPADE_NEIGHBORS = {"stc": 1}
+"""K of SPADE by data set, where its paper has another than 50."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +57,28 @@ class Plan:
                 raise ParameterError(f"unknown table '{name}'; there are {', '.join(PAPER_TABLES)}")
             if PAPER_TABLES[name].dataset not in self._datasets:
                 raise ParameterError(f"table {name} is of {PAPER_TABLES[name].dataset}, not of {self.dataset}")
-        if self.draws < 1 or self.rd_seeds < 1:
-            raise ParameterError(f"at least one draw and one seed are needed, got {self.draws} and {self.rd_seeds}")
+        if not (1 <= self.draws <= MOST_SEEDS and 1 <= self.rd_seeds <= MOST_SEEDS):
+            raise ParameterError(
+                f"at least one draw and one seed are needed, and at most {MOST_SEEDS}, got {self.draws} and "
+                f"{self.rd_seeds}"
+            )
+        self._check_settings()
         rows = dict.fromkeys(row for name in self.tables for row in PAPER_TABLES[name].rows)
         for system in self.systems or ():
             if system not in rows:
                 raise ParameterError(f"these tables have no row '{system}'; there are {', '.join(rows)}")
         if not self.tables:
             raise ParameterError(f"name at least one table of {', '.join(PAPER_TABLES)}")
+
+    def _check_settings(self) -> None:
+        Regularization.of(self.settings.regularization)
+        if self.settings.weights is not None and not self.settings.pretrained:
+            raise ParameterError("weights were named, and random ones asked for; give one or the other")
+        if not (math.isfinite(self.limit_gb) and self.limit_gb >= 0):
+            raise ParameterError(f"the disk for features must be a finite number of GB from 0, got {self.limit_gb}")
+        budget = self.settings.budget
+        if budget is not None and not (math.isfinite(budget) and budget > 0):
+            raise ParameterError(f"the budget must be a finite number of minutes above 0, got {budget}")
 
     @property
     def _datasets(self) -> tuple[str, ...]:
@@ -84,14 +105,6 @@ class Group:
         )
         return replace(self, todo=todo)
 
-    def count(self, stride: int) -> int:
-        """Images of the class, 0 if it cannot be read."""
-        try:
-            images = read_class("mvtec_ad" if self.dataset == RD else self.dataset, self.path, stride=stride)
-        except FlawmapError:
-            return 0
-        return len(images.train) + len(images.test)
-
 
 def class_paths(plan: Plan) -> list[Path]:
     """Folders of the classes that are wanted and there. ParameterError if there are none."""
@@ -106,21 +119,41 @@ def class_paths(plan: Plan) -> list[Path]:
     return paths
 
 
-def left_out(plan: Plan) -> list[str]:
-    """Systems of the tables that are not run because they train a network, and nothing says for how long."""
-    if plan.settings.can_train:
-        return []
-    tables = [PAPER_TABLES[name] for name in plan.tables if PAPER_TABLES[name].dataset != "speed"]
-    return [name for name in TRAINED if any(name in _wanted(plan, table) for table in tables)]
+def classes_on_disk(plan: Plan) -> tuple[str, ...]:
+    """Names of all classes that are there, wanted or not; beside a class that was named, its neighbours."""
+    layout = LAYOUTS[plan.dataset]
+    paths = layout.find_classes(plan.root) or [plan.root, *layout.find_classes(plan.root.parent)]
+    return tuple(dict.fromkeys(path.name for path in paths))
+
+
+def asked_classes(plan: Plan) -> tuple[str, ...] | None:
+    """Names of the classes that were asked for; None for all."""
+    if plan.classes is not None:
+        return tuple(plan.classes)
+    return None if LAYOUTS[plan.dataset].find_classes(plan.root) else (plan.root.name,)
+
+
+def left_out(plan: Plan) -> dict[str, str]:
+    """Rows of the tables that are not run, and why."""
+    known = systems(plan.settings)
+    reasons = {}
+    for name in dict.fromkeys(row for table in _tables_of_data(plan) for row in table.rows):
+        if plan.systems is not None and name not in plan.systems:
+            reasons[name] = "not asked for"
+        elif name not in known:
+            reasons[name] = "the paper's figure alone; flawmap runs no such system with this backbone"
+        elif name in TRAINED and not plan.settings.can_train:
+            reasons[name] = UNTRAINED
+    return reasons
 
 
 def groups(plan: Plan, paths: Sequence[Path]) -> Iterator[Group]:
     """All runs, class by class."""
     absent = left_out(plan)
-    known = {name: system for name, system in systems(plan.settings).items() if name not in absent}
+    known = systems(plan.settings, n_neighbors=SPADE_NEIGHBORS.get(plan.dataset))
     for dataset in (plan.dataset, RD):
-        tables = [PAPER_TABLES[name] for name in plan.tables if PAPER_TABLES[name].dataset == dataset]
-        names = dict.fromkeys(name for table in tables for name in _wanted(plan, table) if name in known)
+        tables = [table for table in _tables_of_data(plan) if table.dataset == dataset]
+        names = dict.fromkeys(name for table in tables for name in table.rows if name not in absent)
         if not names:
             continue
         for path in paths:
@@ -132,5 +165,5 @@ def groups(plan: Plan, paths: Sequence[Path]) -> Iterator[Group]:
                 yield Group(dataset, path, 0, tuple((s, seed) for s, seed in runs if s.is_random or seed == 0))
 
 
-def _wanted(plan: Plan, table: PaperTable) -> list[str]:
-    return [row for row in table.rows if plan.systems is None or row in plan.systems]
+def _tables_of_data(plan: Plan) -> list[PaperTable]:
+    return [PAPER_TABLES[name] for name in plan.tables if PAPER_TABLES[name].dataset != "speed"]

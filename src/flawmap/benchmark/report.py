@@ -10,27 +10,30 @@ from flawmap.atomic import remove_leftovers, replace_atomically
 from flawmap.benchmark.paper import Outcome
 from flawmap.benchmark.paper_tables import PAPER_TABLES
 from flawmap.benchmark.systems import Settings
+from flawmap.benchmark.table_notes import class_notes, paper_notes
 from flawmap.benchmark.tables import Table, class_table, growth_table, paper_table, to_html, to_latex, to_markdown
+from flawmap.errors import ParameterError
 
-__all__ = ["build_tables", "write_report"]
+__all__ = ["build_tables", "check_format", "write_report", "write_table"]
+
+FORMATS = (".md", ".tex", ".html")
+
+MEASURED = ("image_auroc", "pixel_auroc", "pro_score")
 
 
 def build_tables(names: Sequence[str], outcome: Outcome, settings: Settings) -> list[Table]:
-    """The paper's tables that were asked for, with what is missing said below, then all classes one by one."""
-    missing: tuple[str, ...] = ()
-    if outcome.missing:
-        names_of = ", ".join(outcome.missing)
-        missing = (f"Not on disk, so that every mean they enter into is left blank: {names_of}.",)
+    """The paper's tables that were asked for, then all classes one by one; below each, why cells are blank."""
     tables = []
     for name in names:
         table = paper_table(PAPER_TABLES[name], outcome.runs, settings)
-        tables.append(table if PAPER_TABLES[name].dataset == "speed" else replace(table, notes=missing))
+        tables.append(replace(table, notes=paper_notes(PAPER_TABLES[name], outcome)))
     growth = growth_table(outcome.runs)
     tables += [growth] if growth else []
     for kind in dict.fromkeys(run.dataset for run in outcome.runs if run.dataset != "speed"):
-        by_class = class_table(kind, outcome.runs, ("image_auroc", "pixel_auroc", "pro_score"))
-        tables += [by_class] if by_class else []
-    failures = [f"{name}: {reason}" for name, reason in sorted(outcome.failures.items())]
+        if by_class := class_table(kind, outcome.runs, MEASURED):
+            tables.append(replace(by_class, notes=class_notes(kind, outcome.runs, MEASURED)))
+    said = "\n".join(note for table in tables for note in table.notes)
+    failures = [f"{name}: {reason}" for name, reason in sorted(outcome.failures.items()) if reason not in said]
     tables[-1] = replace(tables[-1], notes=(*tables[-1].notes, *failures))
     return tables
 
@@ -45,12 +48,29 @@ def write_report(folder: Path, tables: Sequence[Table], outcome: Outcome, *, plo
     for path in sorted((folder / "galleries").glob("*.jpg")):
         pictures[f"{path.stem}: heat maps"] = path
     linked = {title: path.relative_to(folder).as_posix() for title, path in pictures.items()}
-    contents = {"md": to_markdown(tables), "tex": to_latex(tables), "html": to_html(tables, linked)}
-    written = []
-    for suffix, content in contents.items():
-        with replace_atomically(folder / f"tables.{suffix}") as temporary:
-            temporary.write_text(content, encoding="utf-8")
-        written.append(folder / f"tables.{suffix}")
+    contents = {".md": to_markdown(tables), ".tex": to_latex(tables), ".html": to_html(tables, linked)}
+    written = [_write(folder / f"tables{suffix}", content) for suffix, content in contents.items()]
     for path in (*written, *pictures.values()):  # of a run that was killed as it wrote; the lock keeps others out
         remove_leftovers(path)
     return written
+
+
+def write_table(path: Path, table: Table) -> None:
+    """Write one table in the format that the file's name ends with. ParameterError for none of .md, .tex, .html."""
+    check_format(path)
+    if path.suffix == ".html":
+        _write(path, to_html([table], {}))
+    else:
+        _write(path, to_latex([table]) if path.suffix == ".tex" else to_markdown([table]))
+
+
+def check_format(path: Path) -> None:
+    """ParameterError for a name that ends in no format of tables."""
+    if path.suffix not in FORMATS:
+        raise ParameterError(f"{path}: tables are written as {', '.join(FORMATS)}; end the name with one of them")
+
+
+def _write(path: Path, content: str) -> Path:
+    with replace_atomically(path) as temporary:
+        temporary.write_text(content, encoding="utf-8", errors="backslashreplace")  # names may be no UTF-8
+    return path

@@ -2,8 +2,8 @@
 
 The first line says under which settings the runs were made; each further line is one run, written in one piece and
 synchronised with the disk before the next run begins. What a kill leaves of a line is cut off when the file is opened
-again, and that run is done again. A lock, which the system itself drops when a process ends, keeps a second process
-out.
+again, and that run is done again; any other damage is an error, and so is a file of anything else. A lock, which the
+system itself drops when a process ends, keeps a second process out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from flawmap.errors import ParameterError
 
@@ -24,11 +25,14 @@ __all__ = ["RUNS_FILE", "Results", "Run", "RunKey", "read_runs"]
 
 RUNS_FILE = "runs.jsonl"
 FORMAT_VERSION = 1
+BEGINNING = b'{"format": '
+"""Of every file of results."""
 
 RunKey = tuple[str, str, str, int]
 """Data set, class, system, seed."""
 
 
+@with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 @dataclass(frozen=True)
 class Run:
     """One system, learnt on one class and measured there.
@@ -42,6 +46,9 @@ class Run:
         n_train, n_test: images learnt from and scored.
         curves: by name, values at evenly spread false-positive rates.
         seconds: that it took, the backbone's part aside where features were shared.
+        data: digest of the class's files; empty in files of earlier versions, and for "speed".
+        n_without_mask: anomalous images whose mask is missing or empty, left out of the pixel figures.
+        n_skipped: images that could not be read and were left out.
     """
 
     dataset: str
@@ -53,11 +60,23 @@ class Run:
     n_test: int = 0
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    data: str = ""
+    n_without_mask: int = 0
+    n_skipped: int = 0
 
     @property
     def key(self) -> RunKey:
         """What there is one run of."""
         return self.dataset, self.category, self.system, self.seed
+
+    def is_of(self, data: str, n_train: int, n_test: int) -> bool:
+        """Whether it was made of these files; of a run without a digest, the numbers of images have to do."""
+        if self.data:
+            return self.data == data
+        return (self.n_train, self.n_test) == (n_train, n_test)
+
+
+RUN = TypeAdapter(Run)
 
 
 class Results:
@@ -135,28 +154,37 @@ def read_runs(path: Path) -> tuple[dict[str, Any], list[Run]]:
 
 
 def _parse(path: Path) -> tuple[dict[str, Any] | None, list[Run], int]:
-    """Settings, runs, and how many bytes of a file are whole lines; a last line that is broken is none."""
+    """Settings, runs, and how many bytes of a file are whole lines; a last line that does not end is none.
+
+    Of runs that were made twice the later one counts, and of a class those on the files that its last run was made of.
+    """
+    *lines, torn = path.read_bytes().split(b"\n")
+    if not lines and torn.strip(b"\0") and not (torn.startswith(BEGINNING) or BEGINNING.startswith(torn)):
+        raise ParameterError(f"{path}: is no file of results, and is left as it is; name another folder")
     settings: dict[str, Any] | None = None
-    runs: list[Run] = []
-    whole = 0
-    lines = path.read_bytes().splitlines(keepends=True)
+    runs: dict[RunKey, Run] = {}
+    last: dict[tuple[str, str], Run] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            if not line.endswith(b"\n"):
-                raise ValueError("it does not end")
-            content = json.loads(line)
             if number == 1:
-                settings = _settings_of(content)
-            else:
-                runs.append(Run(**content))
-        except (ValueError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise ParameterError(
-                f"{path}: line {number} is damaged ({error}); delete it to have it done again"
-            ) from error
-        whole += len(line)
-    return settings, runs, whole
+                settings = _settings_of(json.loads(line))
+                continue
+            run = RUN.validate_json(line)
+        except (ValueError, RecursionError) as error:
+            remedy = "delete it to have it done again" if number > 1 else "name another folder"
+            raise ParameterError(f"{path}: line {number} is damaged ({_reason(error)}); {remedy}") from error
+        runs[run.key] = run
+        last[run.dataset, run.category] = run
+    latest = [(run, last[run.dataset, run.category]) for run in runs.values()]
+    current = [run for run, other in latest if run.is_of(other.data, other.n_train, other.n_test)]
+    return settings, current, sum(len(line) + 1 for line in lines)
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
 
 
 def _settings_of(content: Any) -> dict[str, Any]:  # noqa: ANN401 (any JSON)

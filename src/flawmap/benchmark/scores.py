@@ -21,13 +21,18 @@ RATES: Mapping[str, NDArray[np.float64]] = {
 
 
 class RunScores:
-    """Scores of a class's test images."""
+    """Scores of a class's test images.
+
+    Attributes:
+        n_without_mask: anomalous images with a map, but without a mask.
+    """
 
     def __init__(self) -> None:
         self._scores: list[float] = []
         self._labels: list[int] = []
         self._pixels = PixelScores()
         self._n_masks = 0
+        self.n_without_mask = 0
 
     def add(
         self,
@@ -40,7 +45,10 @@ class RunScores:
         """Take in an image. Pixels of an anomalous one without a mask are left out, as `flawmap evaluate` does."""
         self._scores.append(score)
         self._labels.append(int(is_anomalous))
-        if anomaly_map is None or (is_anomalous and mask is None):
+        if anomaly_map is None:
+            return
+        if is_anomalous and mask is None:
+            self.n_without_mask += 1
             return
         self._pixels.add(anomaly_map, mask if is_anomalous else None)
         self._n_masks += is_anomalous

@@ -92,8 +92,8 @@ def own_name(settings: Settings, system: str) -> str:
     return name
 
 
-def systems(settings: Settings) -> dict[str, System]:
-    """All that can be run, by name."""
+def systems(settings: Settings, *, n_neighbors: int | None = None) -> dict[str, System]:
+    """All that can be run, by name; `n_neighbors` is SPADE's K, None for that of MVTec AD."""
     layers = _layers(settings)
     shared: dict[str, Any] = {"pretrained": settings.pretrained, "calibrate": None}
     common = {"regularization": settings.regularization, **shared}
@@ -107,7 +107,12 @@ def systems(settings: Settings) -> dict[str, System]:
 
     def spade(seed: int, size: dict[str, Any]) -> Sequence[SPADE]:
         image_layer = None if settings.weights is None else layers[-1]
-        return [SPADE(image_layer=image_layer, variant="paper", seed=seed, **size, **backbone, **shared)]
+        options = {**size, **backbone, **shared, "n_neighbors": n_neighbors}
+        return [SPADE(image_layer=image_layer, variant="paper", seed=seed, **options)]
+
+    def spade_preset(seed: int, size: dict[str, Any]) -> Sequence[SPADE]:
+        options = size if n_neighbors is None else {**size, "n_neighbors": n_neighbors}
+        return [SPADE.from_preset("spade-wr50", seed=seed, **options, **shared)]
 
     def mahalanobis_ad(seed: int, size: dict[str, Any]) -> Sequence[MahalanobisAD]:
         levels = None if settings.weights is None else layers
@@ -129,7 +134,7 @@ def systems(settings: Settings) -> dict[str, System]:
         known.append(System("PaDiM-EfficientNet-B5", partial(preset, name="padim-effnet-b5")))
     if settings.backbone != "efficientnet_b4":
         known.append(System("MahalanobisAD here", mahalanobis_ad))
-    known.append(System("SPADE", lambda seed, size: [SPADE.from_preset("spade-wr50", seed=seed, **size, **shared)]))
+    known.append(System("SPADE", spade_preset))
     known.append(System("MahalanobisAD", partial(_mahalanobis_ad_preset, **shared)))
     known += [System(name, partial(_trained, settings, name)) for name in TRAINED]
     return {system.name: system for system in known}

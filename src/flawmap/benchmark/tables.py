@@ -6,8 +6,10 @@ A mean over classes is given only if every one of them was measured: never over 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import quote
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from flawmap.images.datasets import LAYOUTS
 __all__ = [
     "Summary",
     "Table",
+    "categories_of",
     "class_table",
     "growth_table",
     "paper_table",
@@ -40,7 +43,16 @@ MEASURES = {
 SHOWN = {"all": "all channels", "sum": "sum of layers"}
 """What some systems are called in tables."""
 
-LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}", "±": r"$\pm$"}
+LATEX = {
+    **{letter: f"\\{letter}" for letter in "&%#_${}"},
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "±": r"$\pm$",
+    **{letter: f"${letter}$" for letter in "<>|"},
+}
+PAGE_ROWS = 40
+"""Rows that fit on a page of LaTeX; a longer table goes on in another."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +90,13 @@ def summarise(runs: Iterable[Run], system: str, categories: Sequence[str], measu
 def paper_table(table: PaperTable, runs: Sequence[Run], settings: Settings) -> Table:
     """One of the paper's tables, each row over each group of classes, and in table III over each class."""
     own = [run for run in runs if run.dataset == table.dataset]
+    places = [(system, over, names) for system in table.rows for over, names in _groups(table).items()]
+    found = [[summarise(own, system, names, measure) for measure in table.measures] for system, _, names in places]
+    uneven = _uneven((place[0], figures) for place, figures in zip(places, found, strict=True))
     rows = []
-    for system in table.rows:
+    for (system, over, _), ours in zip(places, found, strict=True):
         label = table.label(system, settings)
-        for over, categories in _groups(table).items():
-            rows.append((SHOWN.get(label, label), over, *_cells(table, own, system, label, over, categories)))
+        rows.append((SHOWN.get(label, label), over, *_cells(table, system, label, over, ours, count=system in uneven)))
     header = ["system", "over"]
     for measure in table.measures:
         name = MEASURES[measure][0]
@@ -102,7 +116,8 @@ def class_table(dataset: str, runs: Sequence[Run], measures: Sequence[str]) -> T
             found = [summarise(own, system, [category], measure) for measure in measures]
             seeds = max((one.n_seeds for one in found if one), default=0)
             if seeds:
-                figures = [_ours(one, measure) for one, measure in zip(found, measures, strict=True)]
+                count = bool(_uneven([(system, found)]))
+                figures = [_ours(one, measure, count=count) for one, measure in zip(found, measures, strict=True)]
                 rows.append((category, SHOWN.get(system, system), str(seeds), *figures))
     header = ("class", "system", "seeds", *(MEASURES[measure][0] for measure in measures))
     return Table(f"{dataset}, class by class", header, tuple(rows))
@@ -113,12 +128,21 @@ def growth_table(runs: Sequence[Run]) -> Table | None:
     measured = [run for run in runs if run.dataset == "speed"]
     growing = {run.system for run in measured if run.category}
     rows = [
-        (run.system, str(run.n_train), *(f"{run.figures[name]:.3f}" for name in ("seconds", "gigabytes")))
+        (run.system, str(run.n_train), *(_number(run.figures.get(name)) for name in ("seconds", "gigabytes")))
         for run in sorted(measured, key=lambda run: (run.system, run.n_train))
         if run.system in growing
     ]
     header = ("system", "good images", "s an image", "GB of the model's file")
     return Table("Time and memory against the number of good images", header, tuple(rows)) if rows else None
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def categories_of(table: PaperTable) -> list[str]:
+    """All classes that a table's rows are over."""
+    return list(dict.fromkeys(name for names in _groups(table).values() for name in names))
 
 
 def _groups(table: PaperTable) -> dict[str, Sequence[str]]:
@@ -137,25 +161,36 @@ def _has_tests(scene: str) -> bool:
 
 
 def _cells(
-    table: PaperTable, runs: Sequence[Run], system: str, label: str, over: str, categories: Sequence[str]
+    table: PaperTable, system: str, label: str, over: str, found: Sequence[Summary | None], *, count: bool
 ) -> list[str]:
     cells = []
-    for measure in table.measures:
+    for measure, ours in zip(table.measures, found, strict=True):
         _, unit, decimals = MEASURES[measure]
         paper = None if system in table.only_ours else paper_figure(table, label, over, measure)
-        ours = summarise(runs, system, categories, measure)
-        cells += ["" if paper is None else f"{paper:.{2 if unit == 1 else 1}f}", _ours(ours, measure)]
+        cells += ["" if paper is None else f"{paper:.{2 if unit == 1 else 1}f}", _ours(ours, measure, count=count)]
         both = paper is not None and ours is not None
         cells.append(f"{unit * ours.mean - paper:+.{decimals}f}" if both and ours and paper is not None else "")
     return cells
 
 
-def _ours(summary: Summary | None, measure: str) -> str:
+def _uneven(found: Iterable[tuple[str, Sequence[Summary | None]]]) -> set[str]:
+    """Systems with several seeds, if their figures are not all over as many."""
+    counts: dict[str, set[int]] = {}
+    for system, figures in found:
+        counts.setdefault(system, set()).update(one.n_seeds for one in figures if one)
+    seeded = {system: own for system, own in counts.items() if max(own, default=0) > 1}
+    return set(seeded) if len(set().union(*seeded.values())) > 1 else set()
+
+
+def _ours(summary: Summary | None, measure: str, *, count: bool) -> str:
+    """Mean and standard deviation; with the number of seeds where that differs from cell to cell."""
     if summary is None:
         return ""
     _, unit, decimals = MEASURES[measure]
     text = f"{unit * summary.mean:.{decimals}f}"
-    return text if summary.std is None else f"{text} ± {unit * summary.std:.{decimals}f}"
+    if summary.std is not None:
+        text += f" ± {unit * summary.std:.{decimals}f}"
+    return f"{text} (n = {summary.n_seeds})" if count else text
 
 
 def _setting(table: PaperTable, settings: Settings) -> str:
@@ -176,13 +211,13 @@ def to_markdown(tables: Iterable[Table]) -> str:
 
 
 def _pipes(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
 def to_latex(tables: Iterable[Table]) -> str:
-    """All tables as `table` environments, to be included in a document; needs no packages."""
+    """All tables as `table` environments, to be included in a document; needs no packages. Long ones are split."""
     parts = []
-    for table in tables:
+    for table in (page for whole in tables for page in _pages(whole)):
         rows = [" & ".join(map(_latex, row)) + r" \\" for row in table.rows]
         columns = "ll" + "r" * (len(table.header) - 2)
         lines = [
@@ -197,14 +232,26 @@ def to_latex(tables: Iterable[Table]) -> str:
             r"\end{tabular}",
             *(rf"\par {_latex(note)}" for note in table.notes),
             r"\end{table}",
+            *([r"\clearpage"] if len(table.rows) == PAGE_ROWS else []),
         ]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
+def _pages(table: Table) -> Iterator[Table]:
+    """A table in parts that each fit on a page; the notes stand below the last."""
+    starts = range(0, max(1, len(table.rows)), PAGE_ROWS)
+    for start in starts:
+        yield replace(
+            table,
+            title=table.title if start == 0 else f"{table.title}, continued",
+            rows=table.rows[start : start + PAGE_ROWS],
+            notes=table.notes if start == starts[-1] else (),
+        )
+
+
 def _latex(text: str) -> str:
-    escaped = text.replace("\\", r"\textbackslash ")
-    return "".join(LATEX.get(letter, letter) for letter in escaped)
+    return "".join(LATEX.get(letter, letter) for letter in text)
 
 
 def to_html(tables: Iterable[Table], pictures: Mapping[str, str]) -> str:
@@ -223,5 +270,5 @@ def to_html(tables: Iterable[Table], pictures: Mapping[str, str]) -> str:
         parts.append("</tr></table>")
         parts += [f"<p>{html.escape(note)}</p>" for note in table.notes]
     for title, path in pictures.items():
-        parts.append(f"<h2>{html.escape(title)}</h2><img src='{html.escape(path, quote=True)}' alt=''>")
+        parts.append(f"<h2>{html.escape(title)}</h2><img src='{quote(os.fsencode(path))}' alt=''>")
     return "\n".join([*parts, "</body></html>"]) + "\n"

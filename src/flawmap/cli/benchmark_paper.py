@@ -11,12 +11,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from flawmap.cli.console import JsonOption, QuietOption, StrideOption, guarded, messages, print_json
+from flawmap.cli.console import (
+    BadImages,
+    JsonOption,
+    QuietOption,
+    SkipBadOption,
+    StrideOption,
+    check_writable_target,
+    guarded,
+    messages,
+    print_json,
+)
 from flawmap.cli.fit import parse_regularization
 from flawmap.errors import ParameterError
 
 if TYPE_CHECKING:
-    from flawmap.benchmark.paper import Outcome
+    from collections.abc import Iterable
+
     from flawmap.benchmark.tables import Table
 
 __all__ = ["compare", "paper"]
@@ -48,19 +59,23 @@ def paper(
     ] = None,
     stride: StrideOption = 1,
     cache_gb: Annotated[float, typer.Option(metavar="GB", help="Disk for features, below OUT.")] = 4.0,
+    skip_bad: SkipBadOption = False,
     no_plots: Annotated[bool, typer.Option("--no-plots", help="Tables only.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run the paper's evaluation as far as the data goes, and set its numbers beside yours.
 
-    Stop it whenever you like, and start it again: it goes on with the run it was at.
+    Stop it whenever you like, and start it again: it goes on with the run it was at. The exit code is 0 if all was run
+    that was asked for, and 1 if something failed.
     """
     from flawmap.benchmark.paper import run_plan
+    from flawmap.benchmark.paper_tables import PAPER_TABLES
     from flawmap.benchmark.plan import Plan
     from flawmap.benchmark.report import build_tables, write_report
     from flawmap.benchmark.results import Results
     from flawmap.benchmark.systems import Settings
+    from flawmap.benchmark.table_notes import absent_classes
 
     names = _split(tables) or (["IV"] if dataset == "stc" else ["I", "II", "III", "V", "VI", "VII", "VIII"])
     settings = Settings(
@@ -82,8 +97,9 @@ def paper(
     if not no_plots:
         import matplotlib  # noqa: F401 (say that it is missing before hours of work, not after)
     tell = (lambda _: None) if quiet else (lambda what: messages.print(escape(what)))
+    bad = BadImages()
     with Results(output, {"dataset": dataset, **asdict(settings)}) as results:
-        outcome = run_plan(plan, results, progress=not quiet, tell=tell)
+        outcome = run_plan(plan, results, progress=not quiet, tell=tell, on_bad=bad if skip_bad else None)
         built = build_tables(names, outcome, settings)
         written = write_report(output, built, outcome, plots=not no_plots)
     if as_json:
@@ -92,63 +108,92 @@ def paper(
                 "runs": str(results.path),
                 "n_done": outcome.n_done,
                 "n_runs": len(outcome.runs),
-                "missing": list(outcome.missing),
+                "missing": _distinct(absent_classes(PAPER_TABLES[name], outcome)[0] for name in names),
+                "not_asked_for": _distinct(absent_classes(PAPER_TABLES[name], outcome)[1] for name in names),
                 "failures": outcome.failures,
+                "left_out": outcome.left_out,
+                "skipped": bad.to_json(),
                 "written": [str(path) for path in written],
             }
         )
     else:
-        _show(built, quiet, outcome)
+        _show(built, quiet)
         if not quiet:
             messages.print(f"{outcome.n_done} runs done, {len(outcome.runs)} in all: {escape(str(output))}")
     if not outcome.runs:
-        raise ParameterError("nothing could be run: " + "; ".join(outcome.failures.values()))
+        reasons = dict.fromkeys([*outcome.failures.values(), *outcome.left_out.values()])
+        raise ParameterError("nothing could be run: " + "; ".join(reasons))
+    if outcome.failures:
+        for name, reason in sorted(outcome.failures.items()) if quiet and not as_json else ():
+            messages.print(f"[bold red]error:[/] {escape(f'{name}: {reason}')}")
+        raise typer.Exit(1)
 
 
 @guarded
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="Results: a folder of `benchmark paper`, or its file.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="The results to compare them with.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the table: .md, .tex or .html.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Set two results side by side: B less A, over runs of the same class, system and seed."""
-    from flawmap.benchmark.compare import compare_runs, comparison_table
+    """Set two results side by side: B less A, over runs of the same class, system and seed, of the same files."""
+    from flawmap.benchmark.compare import changed_classes, compare_runs, comparison_table
+    from flawmap.benchmark.report import check_format, write_table
     from flawmap.benchmark.results import read_runs
 
+    if output is not None:
+        check_format(output)
+        check_writable_target(output)
     (settings, runs), (other_settings, other_runs) = read_runs(first), read_runs(second)
-    differences = compare_runs(runs, other_runs)
+    differences, changed_data = compare_runs(runs, other_runs), changed_classes(runs, other_runs)
+    unlike = f"not paired, for their images, masks or types differ: {', '.join(changed_data)}"
     if not differences:
-        raise ParameterError(f"{first} and {second} have no run in common: none of the same class, system and seed")
+        reason = unlike if changed_data else "none of the same class, system and seed"
+        raise ParameterError(f"{first} and {second} have no run in common: {reason}")
     changed = {
         name: [settings.get(name), other_settings.get(name)]
         for name in settings.keys() | other_settings.keys()
         if settings.get(name) != other_settings.get(name)
     }
+    said = [f"{name}: {one} (A), {other} (B)" for name, (one, other) in sorted(changed.items())]
+    said += [unlike] if changed_data else []
+    table = replace(comparison_table(differences, "A", "B"), notes=tuple(said))
+    if output is not None:
+        write_table(output, table)
     if as_json:
-        print_json({"settings": changed, "differences": [asdict(one) for one in differences]})
+        found = [asdict(one) for one in differences]
+        print_json({"settings": changed, "changed_data": changed_data, "differences": found})
         return
-    for name, (one, other) in sorted(changed.items()):
-        messages.print(escape(f"{name}: {one} (A), {other} (B)"))
-    Console().print(_rich(comparison_table(differences, "A", "B")))
+    for line in said:
+        messages.print(escape(line))
+    _console().print(_rich(table))
 
 
 def _split(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def _show(tables: list[Table], quiet: bool, outcome: Outcome) -> None:
+def _distinct(lists: Iterable[list[str]]) -> list[str]:
+    return list(dict.fromkeys(name for names in lists for name in names))
+
+
+def _console() -> Console:
+    """Standard output; as wide as the tables are where that is no terminal: nobody wants names cut in a file."""
     console = Console()
+    return console if console.is_terminal else Console(width=1000)
+
+
+def _show(tables: list[Table], quiet: bool) -> None:
+    console = _console()
     for table in tables:
         here = [i for i, heading in enumerate(table.header) if heading.endswith(", here")]
         measured = tuple(row for row in table.rows if not here or any(row[i] for i in here))
         if measured:  # the files hold the other rows too
             console.print(_rich(replace(table, rows=measured)))
-    if quiet:
-        return
-    if outcome.missing:
-        messages.print(f"[yellow]note:[/] not on disk: {escape(', '.join(outcome.missing))}; their means stay blank")
-    for name, reason in sorted(outcome.failures.items()):
-        messages.print(f"[yellow]note:[/] {escape(f'{name}: {reason}')}")
+    for note in () if quiet else _distinct(list(table.notes) for table in tables):
+        messages.print(f"[yellow]note:[/] {escape(note)}")
 
 
 def _rich(table: Table) -> RichTable:

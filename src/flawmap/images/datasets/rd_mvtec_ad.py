@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flawmap.errors import DatasetError
+from flawmap.errors import DatasetError, ImageError
 from flawmap.images.datasets.dataset import GOOD, Dataset
 from flawmap.images.datasets.mvtec_ad import find_class_folders, read_mvtec_ad
 from flawmap.images.masks import MaskSource
@@ -50,23 +50,33 @@ class RdImage:
     mask: NDArray[np.bool_] | None
 
 
-def rd_images(folder: str | os.PathLike[str], *, seed: int) -> Iterator[RdImage]:
+def rd_images(
+    folder: str | os.PathLike[str], *, seed: int, on_bad: Callable[[ImageError], None] | None = None
+) -> Iterator[RdImage]:
     """Images of one class of MVTec AD, training first. The same class, file and seed always give the same image.
 
-    Raises DatasetError, ImageError.
+    A mask that marks nothing is as good as none. `on_bad` is told of an image that cannot be read, or whose mask
+    cannot, and which is then left out; None raises ImageError. Raises DatasetError.
     """
     root = Path(folder).expanduser()
     data = read_mvtec_ad(root)
     _check_places(data, root)
     for path, kind, mask in _sources(data):
         random = _random(f"{seed}/{data.name}/{path.relative_to(root).as_posix()}")
-        pixels, truth = read_image(path), None if mask is None else read_mask(mask)
+        try:
+            pixels, truth = read_image(path), None if mask is None else read_mask(mask)
+        except ImageError as error:
+            if on_bad is None:
+                raise
+            on_bad(error)
+            continue
         if truth is not None and truth.shape != pixels.shape[:2]:
             raise DatasetError(
                 f"{mask}: the mask is {truth.shape[0]} x {truth.shape[1]}, but its image {path} is "
                 f"{pixels.shape[0]} x {pixels.shape[1]}"
             )
-        yield RdImage(_place(path, root), kind, *_move(pixels, truth, random))
+        marked = truth if truth is not None and truth.any() else None
+        yield RdImage(_place(path, root), kind, *_move(pixels, marked, random))
 
 
 def write_rd_mvtec_ad(
