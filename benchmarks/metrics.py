@@ -2,7 +2,9 @@
 
 Maps of 256 x 256 are smooth, like those of a video's frames, each on a scale of its own; every second has a mask.
 
-    python benchmarks/metrics.py [--maps N] [--json FILE]
+    python benchmarks/metrics.py [--maps N] [--types N] [--json FILE]
+
+With `--types` the maps go through `flawmap.evaluation.evaluate`, as those of so many types of defects.
 """
 
 from __future__ import annotations
@@ -11,18 +13,23 @@ import argparse
 import json
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from flawmap.evaluation import evaluate
+from flawmap.images import Preprocessing, Sample
 from flawmap.metrics import PixelScores
 from flawmap.metrics.pixel_scores import MAX_FPR
 from flawmap.progress import report_progress
+from flawmap.records import Prediction
 
 SIDE = 256
 PATTERNS = 40
@@ -44,6 +51,61 @@ def make_maps(n_maps: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.boo
         low, high = 5 + 3 * rng.random(), 15 + rng.random() * (45 if i % 2 else 8)
         one = patterns[i % PATTERNS] * np.float32(high - low) + np.float32(low)
         yield one, mask if i % 2 else None
+
+
+class Replay:
+    """A detector that has these maps ready."""
+
+    preprocessing = Preprocessing.of(SIDE)
+
+    def iter_predict(self, images: Sequence[Path], *, on_bad: object = None) -> Iterator[Prediction]:
+        """One for each image."""
+        del on_bad
+        placement = self.preprocessing.place((SIDE, SIDE))
+        for path, (one, _) in zip(images, make_maps(len(images)), strict=True):
+            yield Prediction(path, float(one.max()), one, placement)
+
+
+def measure_evaluate(n_maps: int, n_types: int) -> dict[str, object]:
+    """Figures, time and memory of `evaluate`."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "mask.png")
+        Image.fromarray(np.uint8(255) * next(mask for _, mask in make_maps(2) if mask is not None)).save(file)
+        samples = [
+            Sample(Path(f"{i}.png"), f"type {i // 2 % n_types}" if i % 2 else "good", file if i % 2 else None)
+            for i in range(n_maps)
+        ]
+        start = time.perf_counter()
+        found = evaluate(Replay(), samples, progress=sys.stderr.isatty())  # type: ignore[arg-type]
+    return {
+        "maps": n_maps,
+        "types": n_types,
+        "pixel_auroc": found.pixel_auroc,
+        "pro_score": found.pro_score,
+        "seconds": round(time.perf_counter() - start, 1),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+
+
+def measure_metrics(n_maps: int) -> dict[str, object]:
+    """Figures, time and memory of the metrics alone."""
+    pixels, seconds = PixelScores(), 0.0
+    with report_progress(sys.stderr.isatty(), "Maps", n_maps) as advance:
+        for one, mask in make_maps(n_maps):
+            start = time.perf_counter()
+            pixels.add(one, mask)
+            seconds += time.perf_counter() - start
+            advance(1)
+    start = time.perf_counter()
+    figures = {"pixel_auroc": pixels.auroc(), "pro_score": pixels.pro()}
+    return {
+        "maps": n_maps,
+        **figures,
+        "seconds_adding": round(seconds, 1),
+        "seconds_figures": round(time.perf_counter() - start, 1),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "differences_from_scikit_learn": check(),
+    }
 
 
 def check() -> dict[str, float]:
@@ -71,25 +133,10 @@ def main() -> None:
     """Measure, print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--maps", type=int, default=40_000)
+    parser.add_argument("--types", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    pixels, seconds = PixelScores(), 0.0
-    with report_progress(sys.stderr.isatty(), "Maps", options.maps) as advance:
-        for one, mask in make_maps(options.maps):
-            start = time.perf_counter()
-            pixels.add(one, mask)
-            seconds += time.perf_counter() - start
-            advance(1)
-    start = time.perf_counter()
-    figures = {"pixel_auroc": pixels.auroc(), "pro_score": pixels.pro()}
-    report = {
-        "maps": options.maps,
-        **figures,
-        "seconds_adding": round(seconds, 1),
-        "seconds_figures": round(time.perf_counter() - start, 1),
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "differences_from_scikit_learn": check(),
-    }
+    report = measure_evaluate(options.maps, options.types) if options.types else measure_metrics(options.maps)
     print(json.dumps(report, indent=2))
     if options.json:
         options.json.write_text(json.dumps(report, indent=2), encoding="utf-8")

@@ -137,6 +137,22 @@ def test_unit_counts_and_weights_mix():
     assert [part.tolist() for part in counts.items()] == [[1, 2, 3, 4], [8, 30, 10, 1]]
 
 
+@pytest.mark.usefixtures("crowd_early")
+def test_pages_widen_before_a_count_overflows(monkeypatch):
+    monkeypatch.setattr(score_pages, "WIDEST", 250)
+    scores = (1 + np.arange(90) * 2.0**-20).astype(np.float32)
+    counts, other, narrow = counted(*[scores] * 5), counted(*[scores] * 3), counted(scores[:50], scores[:50])
+    assert counts._pages._counts.dtype == np.uint32
+    counts.add(scores, np.full(90, 2**40))
+    counts.merge(other)
+    other.merge(counts)
+    counts.merge(narrow)
+    assert counts._pages._counts.dtype == np.int64
+    assert narrow._pages._counts.dtype == np.uint32
+    assert counts.items()[1].tolist() == [2**40 + 10] * 50 + [2**40 + 8] * 40
+    assert other.items()[1].tolist() == [2**40 + 11] * 90
+
+
 def test_sums_of_large_weights_are_exact():
     counts = ScoreCounts()
     counts.add(np.float32([1, 1]), [2**60, 1])

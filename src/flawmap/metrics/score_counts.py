@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from flawmap.errors import ParameterError
 from flawmap.metrics.score_pages import (
-    N_SLICES,
+    NO_RUN,
     PAGES_OF_SLICE,
     Counts,
     Keys,
@@ -76,12 +76,15 @@ class ScoreCounts:
         """Keys of the distinct scores, ascending, and their counts, in `N_SLICES` slices of the range of float32."""
         self._flush()
         starts = [page_starts(keys)[::PAGES_OF_SLICE] for keys, _ in self._runs]
-        for index in range(N_SLICES):
+        occupied = reduce(np.logical_or, [np.diff(start) > 0 for start in starts], self._pages.opened())
+        for index, is_occupied in enumerate(occupied.tolist()):
+            if not is_occupied:
+                yield NO_RUN
+                continue
             run = self._pages.run(index)
             for (keys, counts), start in zip(self._runs, starts, strict=True):
                 part = slice(start[index], start[index + 1])
-                if part.start < part.stop:
-                    run = _merge(run, (keys[part], counts[part]))
+                run = _merge(run, (keys[part], counts[part]))
             yield run
 
     def _take(self, keys: Keys, counts: Counts | None) -> None:
@@ -121,12 +124,14 @@ def ranked(scores: Sequence[ScoreCounts], others: Sequence[ScoreCounts]) -> Iter
             total = before + np.concatenate([[0], np.cumsum(other_counts)])
             below = total[np.searchsorted(other_keys, keys)]
             yield counts, below, total[np.searchsorted(other_keys, keys, side="right")] - below
-        before += int(other_counts.sum())
+        if len(other_keys):
+            before += int(other_counts.sum())
 
 
 def _joined(parts: Sequence[ScoreCounts]) -> Iterator[Run]:
     """Slice by slice, the run of all parts."""
-    return (reduce(_merge, runs) for runs in zip(*(part.slices() for part in parts), strict=True))
+    for runs in zip(*(part.slices() for part in parts), strict=True):
+        yield reduce(_merge, [run for run in runs if run is not NO_RUN] or [NO_RUN])
 
 
 def _count(raw: list[tuple[Keys, Counts | None]]) -> Run:

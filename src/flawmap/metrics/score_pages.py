@@ -8,7 +8,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["N_SLICES", "PAGES_OF_SLICE", "Counts", "Keys", "Run", "ScorePages", "keys_of", "page_starts", "scores_of"]
+__all__ = [
+    "NO_RUN",
+    "N_SLICES",
+    "PAGES_OF_SLICE",
+    "Counts",
+    "Keys",
+    "Run",
+    "ScorePages",
+    "keys_of",
+    "page_starts",
+    "scores_of",
+]
 
 BITS = 16
 SIZE = 2**BITS
@@ -17,6 +28,8 @@ N_PAGES = 2**32 // SIZE
 PAGES_OF_SLICE = 16
 N_SLICES = N_PAGES // PAGES_OF_SLICE
 """Slices of the range of keys, each small enough to hold all its keys in memory."""
+WIDEST = 2**32 - 1
+"""Count that 32 bits hold."""
 CROWDED = SIZE // 4
 """Distinct keys from which a page is worth opening: its memory is then at most 32 bytes for each of them."""
 
@@ -25,6 +38,7 @@ Counts = NDArray[np.int64]
 Run = tuple[Keys, Counts]
 """Keys (N,), ascending and distinct, and the count of each."""
 
+NO_RUN: Run = np.empty(0, np.uint32), np.empty(0, np.int64)
 SIGN = np.uint32(2**31)
 
 
@@ -51,18 +65,22 @@ class ScorePages:
 
     def __init__(self) -> None:
         self._rows = np.full(N_PAGES, -1, np.int32)  # row of each page in _counts, -1 if it is not open
-        self._counts = np.zeros((0, SIZE), np.int64)
+        self._counts: NDArray[np.uint32] | Counts = np.zeros((0, SIZE), np.uint32)  # int64 once that is too narrow
+        self._most = 0  # no count is higher
 
     def add(self, keys: Keys, counts: Counts | None = None) -> NDArray[np.bool_]:
         """Count the keys (N,) whose pages are open, each once or by its count; returns (N,), False for the others."""
         rows = self._rows[keys >> BITS]
         taken: NDArray[np.bool_] = rows >= 0
         if taken.any():
+            self._make_room(len(keys) if counts is None else int(counts.sum()))
+            values = np.ones(1, np.int64) if counts is None else counts
+            values = values.astype(self._counts.dtype, copy=False)
             places = (rows.astype(np.int64) << BITS) | (keys & (SIZE - 1))
             if taken.all():
-                np.add.at(self._counts.reshape(-1), places, 1 if counts is None else counts)
+                np.add.at(self._counts.reshape(-1), places, values)
             else:
-                np.add.at(self._counts.reshape(-1), places[taken], 1 if counts is None else counts[taken])
+                np.add.at(self._counts.reshape(-1), places[taken], values if counts is None else values[taken])
         return taken
 
     def open_crowded(self, run: Run) -> None:
@@ -73,8 +91,14 @@ class ScorePages:
         """Open the pages of `other` and add its counts."""
         pages = np.flatnonzero(other._rows >= 0)
         self._open(pages)
+        self._make_room(other._most)
         for page in pages:
             self._counts[self._rows[page]] += other._counts[other._rows[page]]
+
+    def opened(self) -> NDArray[np.bool_]:
+        """Whether a page is open, of each slice (N_SLICES,)."""
+        found: NDArray[np.bool_] = self._rows.reshape(N_SLICES, PAGES_OF_SLICE).max(axis=1) >= 0
+        return found
 
     def run(self, index: int) -> Run:
         """The keys of a slice that were counted."""
@@ -82,9 +106,18 @@ class ScorePages:
         rows = self._rows[first : first + PAGES_OF_SLICE]
         found = [(page, np.flatnonzero(self._counts[row])) for page, row in enumerate(rows, first) if row >= 0]
         if not found:
-            return np.empty(0, np.uint32), np.empty(0, np.int64)
+            return NO_RUN
         keys = np.concatenate([(places + (page << BITS)).astype(np.uint32) for page, places in found])
-        return keys, np.concatenate([self._counts[self._rows[page], places] for page, places in found])
+        counts = np.concatenate([self._counts[self._rows[page], places] for page, places in found])
+        return keys, counts.astype(np.int64, copy=False)
+
+    def _make_room(self, n: int) -> None:
+        """Widen the counts if one of them may not hold `n` more."""
+        self._most += n
+        if self._most > WIDEST and self._counts.dtype == np.uint32:
+            self._most = int(self._counts.max(initial=0)) + n
+            if self._most > WIDEST:
+                self._counts = self._counts.astype(np.int64)
 
     def _open(self, pages: NDArray[np.intp]) -> None:
         pages = pages[self._rows[pages] < 0]
