@@ -117,7 +117,7 @@ def _sources(data: Dataset) -> Iterator[tuple[Path, str, MaskSource | None]]:
 
 def _random(key: str) -> np.random.Generator:
     """A generator that a text fixes, on every machine."""
-    return np.random.default_rng(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little"))
+    return np.random.default_rng(int.from_bytes(hashlib.blake2b(os.fsencode(key), digest_size=8).digest(), "little"))
 
 
 def _move(
