@@ -142,7 +142,7 @@ def _check_places(data: Dataset, root: Path) -> None:
 
 def _random(key: str) -> np.random.Generator:
     """A generator that a text fixes, on every machine."""
-    return np.random.default_rng(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little"))
+    return np.random.default_rng(int.from_bytes(hashlib.blake2b(os.fsencode(key), digest_size=8).digest(), "little"))
 
 
 def _move(
