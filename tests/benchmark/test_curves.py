@@ -15,8 +15,8 @@ SYSTEMS = [f"system {i} of many" for i in range(19)]
 CLASSES = LAYOUTS["mvtec_ad"].classes
 
 
-@pytest.fixture
-def figures(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
     """Figures of 19 systems on 15 classes, by file name."""
     drawn = {}
     save = curves._save
@@ -25,13 +25,14 @@ def figures(tmp_path, monkeypatch):
         save(figure, path)
         drawn[path.name] = figure
 
-    monkeypatch.setattr(curves, "_save", keep)
     values = {"image_auroc": 0.9, "pixel_auroc": 0.8, "pro_score": None}
     lines = {name: list(rates) for name, rates in RATES.items()}
     runs = [Run("mvtec_ad", name, system, 0, values, curves=lines) for name in CLASSES for system in SYSTEMS]
     figures = {"seconds": 1.0, "gigabytes": 2.0}
     runs += [Run("speed", str(n), system, 0, figures, n) for n in (100, 200) for system in SYSTEMS]
-    curves.plot_results(runs, tmp_path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(curves, "_save", keep)
+        curves.plot_results(runs, tmp_path_factory.mktemp("plots"))
     return drawn
 
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from flawmap.images import Preprocessing, collect, stream
 from flawmap.runtime import Inspector
 
 __all__ = ["CASES", "PAPER_MEMORY", "PAPER_SECONDS", "Fit", "SpeedCase", "SpeedReport", "measure_speed"]
+
+T = TypeVar("T")
 
 SIDE = 224
 FILE_SIDE = 512
@@ -154,9 +157,9 @@ def _measure(
     fits: dict[str, Fit | str] = {}
     alone: dict[str, float] = {}
     for precision in reversed(PRECISIONS):  # the file that stays is of float32
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process of its own, for its memory
-            fits[precision] = pool.apply(_fit, ({**options, "precision": precision}, str(images), str(path)))
-            alone |= pool.apply(_alone, (backbone, precision, str(images)))
+        arguments = ({**options, "precision": precision}, str(images), str(path))
+        fits[precision] = _in_a_process(_fit, arguments)
+        alone |= _in_a_process(_alone, (backbone, precision, str(images)))
     model = PaDiM(**{**options, "calibrate": None, "resize": SIDE, "crop": None}).fit(_random_images(3))  # type: ignore[arg-type]
     model.save(folder / "half.flawmap", dtype="float16")
     case = SpeedCase(
@@ -244,8 +247,14 @@ def _backbone(model: PaDiM, runtime: Runtime, precision: Precision) -> Backbone:
     return load_backbone(model.backbone, layers=model.layers, pretrained=False, runtime=runtime, precision=precision)
 
 
+def _in_a_process(call: Callable[..., T], arguments: tuple[object, ...]) -> T:
+    """The outcome of a call in a process of its own: nothing has been loaded there, and its peak memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(call, arguments)
+
+
 def _fit(options: dict[str, object], images: str, path: str) -> Fit:
-    """Runs in a process of its own."""
+    """Seconds and greatest memory of this process for learning from the images of a folder."""
     start = time.perf_counter()
     PaDiM(**options).fit(images).save(path)  # type: ignore[arg-type]
     seconds = time.perf_counter() - start
