@@ -72,7 +72,7 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=320)
-    parser.add_argument("--batched", action="store_true", help="time the batched search too; 2.3 GB for 320 images")
+    parser.add_argument("--batched", action="store_true", help="time the batched search too: 13 GB more")
     options = parser.parse_args()
     started = time.perf_counter()
     model = SPADE(backbone=NAME, pretrained=False, resize=SIDE, calibrate=None).fit(images(options.images, 0))

@@ -9,6 +9,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -249,8 +250,8 @@ def _backbone(model: PaDiM, runtime: Runtime, precision: Precision) -> Backbone:
 
 def _in_a_process(call: Callable[..., T], arguments: tuple[object, ...]) -> T:
     """The outcome of a call in a process of its own: nothing has been loaded there, and its peak memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(call, arguments)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(call, *arguments).result()
 
 
 def _fit(options: dict[str, object], images: str, path: str) -> Fit:
