@@ -109,7 +109,7 @@ def look_at_class(dataset: str, path: Path, *, stride: int = 1) -> ClassFiles:
     for source, kind in _sources(data):
         file = _file(source)
         if file not in sizes:
-            sizes[file] = os.stat(file).st_size if os.path.exists(file) else -1  # noqa: PTH110, PTH116
+            sizes[file] = file.stat().st_size if file.exists() else -1
         name = os.path.relpath(file, path.parent)
         digest.update(os.fsencode(f"{name}\0{getattr(source, 'index', '')}\0{sizes[file]}\0{kind}\n"))
     return ClassFiles(len(data.train), len(data.test), digest.hexdigest())
