@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from flawmap.backbones import load_backbone
+from flawmap.benchmark import speed
 from flawmap.benchmark.peers import Peer, find_peers
 from flawmap.benchmark.plain import PlainPaDiM
 from flawmap.benchmark.timing import interleaved
@@ -34,7 +35,10 @@ def test_the_usual_script_gives_maps_and_scores():
     assert torch.equal(maps.amax(dim=(1, 2)), scores)
 
 
-def test_the_report_holds_every_runtime():
+def test_the_report_holds_every_runtime(monkeypatch):
+    monkeypatch.setattr(speed, "SIDE", 64)
+    monkeypatch.setattr(speed, "FILE_SIDE", 128)
+    monkeypatch.setitem(speed.CASES, "resnet18-100", ("resnet10t", 100))
     arguments = ["benchmark", "speed", "--cases", "resnet18-100", "--images", "3", "--rounds", "1", "--json", "-q"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.stderr

@@ -452,6 +452,8 @@ def test_what_is_learnt_tells_scratches_and_blots_from_good_parts(kind):
 def test_an_export_says_what_the_model_says(kind, model, good_images, scratched, tmp_path, format):
     if format == "onnx" and kind in (VAE, ITAE):
         pytest.skip("takes ten seconds; the graph is the one that OpenVINO runs")
+    if kind is PatchSVDD:  # hardly trained, its embeddings differ so little that float32 keeps few digits of distances
+        model = make(kind, learning_rate=1e-2).fit(good_images)
     folder = export_model(model, tmp_path / "export", format=format)
     inspector = Inspector(folder)
     images = [*good_images[:2], scratched]  # the third is held out, and its score the threshold itself
