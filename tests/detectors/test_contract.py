@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 import resource
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -136,6 +139,23 @@ def test_a_loaded_model_is_the_model(kind, model, path, good_images, scratched):
     loaded.save(path)  # over the very file it reads from
     assert path.read_bytes() == before
     same(loaded.predict(scratched), model.predict(scratched))
+
+
+def test_threads_share_a_model(kind, model, good_images, scratched):
+    images = [*good_images, scratched]
+    expected = [prediction.pred_score for prediction in model.predict(images)]
+    shared = make(kind).fit(good_images)  # fresh: the backbone is compiled while the others run it
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(shared.predict, [images] * 8):
+            np.testing.assert_allclose([one.pred_score for one in found], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("spade")], indirect=True)
+def test_a_model_that_has_predicted_can_be_copied_and_sent_to_other_processes(kind, good_images, scratched):
+    model = make(kind, runtime="openvino").fit(good_images)
+    expected = model.predict(scratched)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        same(again.predict(scratched), expected)
 
 
 def test_a_threshold_is_changed_without_fitting_again(path, scratched):

@@ -1,7 +1,7 @@
 """Frozen pretrained networks: their catalogue, their weights, and the code that runs them."""
 
 from flawmap.backbones.catalogue import CATALOGUE, DEFAULT_BACKBONE
-from flawmap.backbones.compiled import CompiledNetwork, NormalisedNetwork, trace
+from flawmap.backbones.compiled import NETWORKS, CompiledNetwork, NormalisedNetwork, trace
 from flawmap.backbones.network import (
     COMPILE_AFTER,
     Backbone,
@@ -17,6 +17,7 @@ __all__ = [
     "CATALOGUE",
     "COMPILE_AFTER",
     "DEFAULT_BACKBONE",
+    "NETWORKS",
     "Backbone",
     "CompiledNetwork",
     "NormalisedNetwork",

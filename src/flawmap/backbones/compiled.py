@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from flawmap.openvino_module import has_bfloat16, import_openvino
 from flawmap.records import Size
 
-__all__ = ["CompiledNetwork", "NormalisedNetwork", "Precision", "trace"]
+__all__ = ["NETWORKS", "CompiledNetwork", "NormalisedNetwork", "Precision", "trace"]
 
 Precision = Literal["float32", "bfloat16"]
+NETWORKS = threading.RLock()
+"""Held while torch runs a network or traces it: tracing swaps tensors and methods that every thread sees."""
 HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -39,7 +42,7 @@ class NormalisedNetwork(nn.Module):
 
 
 class CompiledNetwork:
-    """A network compiled for images of one size (height, width), any number at a time.
+    """A network compiled for images of one size (height, width), any number at a time; threads wait for each other.
 
     Args:
         network: from images (N, H, W, 3) uint8 to one or more tensors.
@@ -58,10 +61,12 @@ class CompiledNetwork:
         options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         self._request: Any = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
         self._n_outputs = len(model.outputs)
+        self._lock = threading.Lock()
 
     def __call__(self, pixels: NDArray[np.uint8]) -> list[Tensor]:
         """The network's outputs for RGB images (N, H, W, 3)."""
-        results = self._request.infer({0: np.ascontiguousarray(pixels)})  # copies: the next call reuses its memory
+        with self._lock:
+            results = self._request.infer({0: np.ascontiguousarray(pixels)})  # copies: the next call reuses its memory
         return [torch.from_numpy(results[i]) for i in range(self._n_outputs)]
 
 
@@ -69,4 +74,5 @@ def trace(network: nn.Module, size: Size) -> torch.export.ExportedProgram:
     """A network's operations for any number of images (N, H, W, 3) uint8 of one size (height, width)."""
     example = torch.zeros(2, *size, 3, dtype=torch.uint8)  # a batch of one would be taken for a constant
     batch = torch.export.Dim("batch", min=1)
-    return torch.export.export(network.eval(), (example,), dynamic_shapes=({0: batch},))
+    with NETWORKS:
+        return torch.export.export(network.eval(), (example,), dynamic_shapes=({0: batch},))

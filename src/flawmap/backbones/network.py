@@ -17,7 +17,7 @@ from timm.models import PretrainedCfg, create_feature_extractor
 from torch import Tensor, nn
 
 from flawmap.backbones.catalogue import CATALOGUE, CatalogueEntry, describe
-from flawmap.backbones.compiled import CompiledNetwork, NormalisedNetwork, Precision
+from flawmap.backbones.compiled import NETWORKS, CompiledNetwork, NormalisedNetwork, Precision
 from flawmap.backbones.weights import find_weights, fingerprint, load_weights
 from flawmap.errors import BackboneError, ParameterError
 from flawmap.openvino_module import has_bfloat16
@@ -80,10 +80,16 @@ class Backbone:
         """Feature maps (B, C, h, w) of each layer from RGB images (B, H, W, 3) uint8."""
         size = pixels.shape[1], pixels.shape[2]
         if size not in self._compiled and self.is_worth_compiling(size, len(pixels)):
-            self._compiled[size] = self.compile(self.from_pixels, size)
+            with NETWORKS:
+                if size not in self._compiled:
+                    self._compiled[size] = self.compile(self.from_pixels, size)
         self._n_seen[size] += len(pixels)
         compiled = self._compiled.get(size)
         return self._run_torch(pixels) if compiled is None else compiled(pixels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was compiled, which belongs to this process and is made anew in another."""
+        return {**self.__dict__, "_compiled": {}}
 
     @property
     def from_pixels(self) -> NormalisedNetwork:
@@ -123,7 +129,7 @@ class Backbone:
     def _run_torch(self, pixels: NDArray[np.uint8]) -> list[Tensor]:
         images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
         images = images.div_(255).sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with NETWORKS, torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             outputs: Sequence[Tensor] = self.network(images)
         return [features.float() for features in outputs]
 

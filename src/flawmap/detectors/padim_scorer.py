@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from flawmap.backbones import COMPILE_AFTER, Backbone, CompiledNetwork
+from flawmap.backbones import COMPILE_AFTER, NETWORKS, Backbone, CompiledNetwork
 from flawmap.detectors import passes
 from flawmap.gaussian import Factor, squared_distances
 from flawmap.images import Loaded, Preprocessing
@@ -40,9 +41,9 @@ class Scorer:
     def __call__(self, batch: Sequence[Loaded]) -> tuple[Tensor, Tensor]:
         """Anomaly maps (B, H, W) and image scores (B,), on the CPU."""
         if self._may_compile and self._graph is None and self._is_worth_compiling(len(batch)):
-            network = ScoringNetwork(self._backbone.from_pixels, self.factor, Preprocessing(self._input_size))
-            self._graph = self._backbone.compile(network, self._input_size)
-            self._may_compile = self._graph is not None
+            with NETWORKS:
+                if self._may_compile and self._graph is None:
+                    self._compile()
         self._n_seen += len(batch)
         if self._graph is None:
             return passes.map_batch(batch, self.distances(batch), self._input_size)
@@ -54,6 +55,15 @@ class Scorer:
         """Patch distances (B, h, w) on the finest grid."""
         columns = passes.embed(self._backbone, self.factor.hierarchy, batch)
         return squared_distances(self.factor, columns).sqrt_()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the graph, which belongs to this process and is made anew in another."""
+        return {**self.__dict__, "_graph": None}
+
+    def _compile(self) -> None:
+        network = ScoringNetwork(self._backbone.from_pixels, self.factor, Preprocessing(self._input_size))
+        self._graph = self._backbone.compile(network, self._input_size)
+        self._may_compile = self._graph is not None
 
     def _is_worth_compiling(self, n_images: int) -> bool:
         """Whether so many more images are to be scored by one graph: where the backbone is not compiled yet, it is."""
