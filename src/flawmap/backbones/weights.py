@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flawmap.backbones.catalogue import CatalogueEntry
 from flawmap.errors import WeightsError
+from flawmap.paths import expand_home
 
 __all__ = ["HUB_PREFIX", "WEIGHTS_FOLDER_VARIABLE", "WeightsFile", "find_weights", "fingerprint", "load_weights"]
 
@@ -45,7 +46,7 @@ def find_weights(name: str, entry: CatalogueEntry, weights: str | os.PathLike[st
         given = os.fspath(weights)
         if given.startswith(HUB_PREFIX):
             return WeightsFile(_fetch(given.removeprefix(HUB_PREFIX)))
-        path = Path(given).expanduser()
+        path = expand_home(given)
         if not path.is_file():
             raise WeightsError(f"{path}: no such weights file; give a .safetensors or .pth file")
         return WeightsFile(path)

@@ -16,6 +16,7 @@ from flawmap.errors import ModelFileError, ParameterError
 from flawmap.export.graph import JudgingNetwork, TrainedScoringNetwork, WholeImageNetwork, pixel_network
 from flawmap.export.onnx import write_onnx
 from flawmap.export.openvino import write_openvino
+from flawmap.paths import expand_home
 from flawmap.runtime.graph import JUDGEMENTS, OUTPUTS
 from flawmap.runtime.metadata import (
     FILES,
@@ -55,7 +56,7 @@ def export_model(
     Returns the folder. Raises ParameterError for a folder that holds anything else, ModelFileError if it cannot be
     written, MissingDependencyError for a missing package, NotFittedError for a model that was not fitted.
     """
-    target = Path(folder).expanduser()
+    target = expand_home(folder)
     _check(model, target, format, dtype, resize_inside)
     preprocessing = model.preprocessing
     network, outputs = _network(model), OUTPUTS if model.map_scale is not None else OUTPUTS[-1:]

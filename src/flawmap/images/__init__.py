@@ -5,11 +5,12 @@ from flawmap.images.masks import ClassMask, MaskFrame, MaskSource
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource, read_image, read_mask
 from flawmap.images.replay import Replay, check_cache, reserve_memory
-from flawmap.images.source import ImageCollection, ImageInput, collect
+from flawmap.images.source import SUFFIXES, ImageCollection, ImageInput, collect
 from flawmap.images.stream import Loaded, stream
 from flawmap.images.video import FrameReader, VideoFrame
 
 __all__ = [
+    "SUFFIXES",
     "ClassMask",
     "Dataset",
     "FrameReader",

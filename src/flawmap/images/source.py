@@ -14,6 +14,7 @@ from PIL import Image
 from flawmap.errors import DatasetError, ImageError, ParameterError
 from flawmap.images.read import ImageSource
 from flawmap.images.video import VideoFrame
+from flawmap.paths import expand_home
 
 __all__ = ["SUFFIXES", "ImageCollection", "ImageInput", "collect", "find_images", "list_folder"]
 
@@ -73,7 +74,7 @@ def collect(images: ImageInput) -> ImageCollection:
         paths = _expand(images)
         if not _exists(paths[0]):
             raise ImageError(str(images), "no such file or folder; check the path")
-        return ImageCollection(paths, len(paths), single=paths == [Path(images).expanduser()])
+        return ImageCollection(paths, len(paths), single=paths == [expand_home(images)])
     if isinstance(images, (list, tuple)):
         items = list(_flatten(images))
         return ImageCollection(items, len(items), False)
@@ -126,7 +127,7 @@ def _expand(where: str | os.PathLike[str]) -> list[Path]:
 
     A glob finds images only, unless it names an ending itself ("*.raw").
     """
-    path = Path(where).expanduser()
+    path = expand_home(where)
     if not _exists(path) and glob.has_magic(str(path)):
         return _matches(path)
     return list_folder(path) if _exists(path) and path.is_dir() else [path]

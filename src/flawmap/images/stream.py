@@ -21,6 +21,7 @@ from flawmap.records import Placement
 
 __all__ = ["Loaded", "stream"]
 
+MOST_WORKERS = 1024
 LOOK_AHEAD = 4
 """Images per worker that are read before they are asked for."""
 AHEAD_BYTES = 16 * 2**20
@@ -65,10 +66,14 @@ def stream(
         items: paths, arrays, PIL images, frames of videos; of an iterator, pulled no faster than they are read.
         preprocessing: what makes the model's input of them.
         on_bad: is told of each image that cannot be used, which is then left out; None raises its ImageError.
-        workers: threads; None for one per processor, at most eight. ParameterError for none.
+        workers: threads, up to 1,024; None for one per processor, at most eight. ParameterError for none.
     """
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise ParameterError(f"workers must be a number from 1, or None for one per processor; got {workers!r}")
+    if workers is not None and (
+        isinstance(workers, bool) or not isinstance(workers, int) or not 0 < workers <= MOST_WORKERS
+    ):
+        raise ParameterError(
+            f"workers must be a number from 1 to {MOST_WORKERS}, or None for one per processor; got {workers!r}"
+        )
     n_workers = workers or min(8, os.cpu_count() or 1)
     ahead = n_workers * LOOK_AHEAD
     if isinstance(items, Sequence):

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from flawmap.decision import find_regions
 from flawmap.errors import ImageError, ModelFileError, ParameterError
 from flawmap.images import ImageCollection, ImageInput, Loaded, Preprocessing, collect, read_image, stream
+from flawmap.paths import expand_home
 from flawmap.records import Prediction
 from flawmap.runtime.graph import PrecisionChoice, open_graph
 from flawmap.runtime.metadata import Metadata, Rule
@@ -52,7 +52,7 @@ class Inspector:
         precision: PrecisionChoice = "auto",
         workers: int | None = None,
     ) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expand_home(folder)
         self.workers = workers
         self.metadata = Metadata.read(self.folder)
         self._rule: Rule | None = None if self.metadata.decision is None else self.metadata.decision.rule()

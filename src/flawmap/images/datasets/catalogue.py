@@ -17,6 +17,7 @@ from flawmap.images.datasets.stc import STC
 from flawmap.images.datasets.ucsd import UCSD
 from flawmap.images.datasets.visa import VISA
 from flawmap.images.source import ImageInput
+from flawmap.paths import expand_home
 
 __all__ = ["LAYOUTS", "find_classes", "find_layout", "open_dataset", "training_images"]
 
@@ -61,7 +62,7 @@ def training_images(where: str | os.PathLike[str]) -> ImageInput:
         if len(classes) == 1:
             return classes[0] / "train" / GOOD
         raise _several(layout, where, classes)
-    if path != Path(where).expanduser():  # it was named as a data set
+    if path != expand_home(where):  # it was named as a data set
         check_folder(path)
         return path
     return where
@@ -70,13 +71,13 @@ def training_images(where: str | os.PathLike[str]) -> ImageInput:
 def find_layout(where: str | os.PathLike[str]) -> tuple[Layout, Path]:
     """The layout and path meant by a name; MVTec AD's, where it is told by nothing else. Reads folders' names only."""
     text = os.fspath(where)
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises for names that are too long)
         if text in ("elpv", "elpv:mono", "elpv:poly"):
             return LAYOUTS[ELPV.name], packaged_folder() / text.partition(":")[2]
         name, colon, rest = text.partition(":")
         if colon and rest and name in LAYOUTS:
-            return LAYOUTS[name], Path(rest).expanduser()
+            return LAYOUTS[name], expand_home(rest)
     try:
         for layout in (LAYOUTS[name] for name in RECOGNISED):
             if layout.holds(path) or layout.find_classes(path):

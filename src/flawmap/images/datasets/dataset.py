@@ -13,6 +13,7 @@ from typing import NoReturn
 from flawmap.errors import DatasetError, ParameterError
 from flawmap.images.masks import MaskSource
 from flawmap.images.video import VideoFrame
+from flawmap.paths import expand_home
 
 __all__ = [
     "GOOD",
@@ -107,7 +108,7 @@ def refuse(path: Path, reason: str) -> NoReturn:
 
 def check_folder(root: str | os.PathLike[str]) -> Path:
     """The folder as a Path; DatasetError if it is none."""
-    path = Path(root).expanduser()
+    path = expand_home(root)
     if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for names that are too long)
         raise DatasetError(
             f"{root}: no such folder; expected a data set, NAME:FOLDER, a manifest (.csv), elpv:mono or elpv:poly"

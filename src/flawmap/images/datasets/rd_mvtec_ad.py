@@ -25,6 +25,7 @@ from flawmap.images.datasets.dataset import GOOD, Dataset
 from flawmap.images.datasets.mvtec_ad import find_class_folders, read_mvtec_ad
 from flawmap.images.masks import MaskSource
 from flawmap.images.read import read_image, read_mask
+from flawmap.paths import expand_home
 
 __all__ = ["RESIZE", "RdImage", "rd_images", "write_rd_mvtec_ad"]
 
@@ -58,7 +59,7 @@ def rd_images(
     A mask that marks nothing is as good as none. `on_bad` is told of an image that cannot be read, or whose mask
     cannot, and which is then left out; None raises ImageError. Raises DatasetError.
     """
-    root = Path(folder).expanduser()
+    root = expand_home(folder)
     data = read_mvtec_ad(root)
     _check_places(data, root)
     for path, kind, mask in _sources(data):
@@ -90,7 +91,7 @@ def write_rd_mvtec_ad(
 
     The folder appears when all of it is written. Raises DatasetError, also if there is something in it already.
     """
-    source, target = Path(root).expanduser(), Path(output).expanduser()
+    source, target = expand_home(root), expand_home(output)
     classes = find_class_folders(source) or [source]
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DatasetError(f"{target}: is there already and not empty; name a new folder")
