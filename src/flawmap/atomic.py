@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import re
 import secrets
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["remove_leftovers", "replace_atomically", "replace_folder_atomically"]
+__all__ = ["check_replaceable", "remove_leftovers", "replace_atomically", "replace_folder_atomically"]
 
 _unfinished: set[tuple[int, Path]] = set()  # (process, temporary path): what an interrupt can leave at any instruction
 
@@ -20,16 +21,19 @@ _unfinished: set[tuple[int, Path]] = set()  # (process, temporary path): what an
 def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
 
-    Two processes that write the same path do not disturb each other: the last to finish stays. Raises OSError, which
-    names the path.
+    A link stays and what it points to is replaced; a file that is replaced leaves its permissions to the new one. Two
+    processes that write the same path do not disturb each other: the last to finish stays. Raises OSError, which names
+    the path; also for what is no file, and for a file that may not be written.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
+    check_replaceable(target)
     temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(8)}.partial"
     entry = (os.getpid(), temporary)
     try:
         _unfinished.add(entry)  # before the file is there: Ctrl-C may come between any two steps
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        mode = os.fstat(descriptor).st_mode & 0o777  # what the umask leaves; a library may put another file there
+        # a file's own mode, or what the umask leaves; a library may put another file there
+        mode = (target.stat() if target.exists() else os.fstat(descriptor)).st_mode & 0o777
         os.close(descriptor)
         yield temporary
         with temporary.open("rb+") as stream:
@@ -46,8 +50,18 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         _unfinished.discard(entry)
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise OSError if something is there that is no file, such as a folder or a device, or may not be written."""
+    if path.exists():
+        if not path.is_file():
+            raise OSError(errno.EINVAL, "is no file", str(path))
+        if not os.access(path, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove what writers of this very file have left beside it when they were killed; there must be none at work."""
+    path = Path(os.path.realpath(path))
     own = re.compile(rf"\.{re.escape(path.name[:100])}\.[0-9a-f]{{16}}\.partial")
     for left in path.parent.glob(".*.partial"):
         if own.fullmatch(left.name) and left.is_file():

@@ -207,6 +207,64 @@ def test_results_inside_the_image_folder_are_not_scored_again(model, good_folder
         assert len(rows(good_folder / "out")) == 12
 
 
+def test_photos_beside_the_results_are_scored(model, scratched, tmp_path):
+    for name in ("new", "new/overlays"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(scratched).save(tmp_path / name / "a.png")
+    said = succeed("predict", model, tmp_path / "new", "-o", tmp_path / "new").stderr
+    assert [Path(row["path"]).parent.name for row in rows(tmp_path / "new")] == ["new"]
+    assert "1 images were left out" in said
+    assert "all 1 images lie where" in fail(
+        "predict", model, tmp_path / "new/overlays", "-o", tmp_path / "new"
+    ).stderr.replace("\n", " ")
+
+
+def test_no_result_leaves_the_output_folder_or_replaces_another(model, good_images, tmp_path, monkeypatch):
+    for name in ("a/x.jpg.png", "a/x.png", "a/x.jpg", "b/y.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(good_images[0]).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    before = (tmp_path / "b/y.png").read_bytes()
+    succeed("predict", model, "a/x.jpg.png", "a/x.png", "a/x.jpg", "a/../b/y.png", "-o", "out", "-q")
+    assert (tmp_path / "b/y.png").read_bytes() == before
+    found = {row["overlay"] for row in rows(tmp_path / "out")}
+    assert len(found) == 4
+    assert all((tmp_path / "out" / name).is_file() for name in found)
+
+
+def test_a_loop_of_links_is_a_bad_image_like_others(model, good_folder, tmp_path):
+    (good_folder / "loop.png").symlink_to("loop.png")
+    said = fail("predict", model, good_folder, "-o", tmp_path / "out", "-q").stderr
+    assert "loop.png" in said
+    assert len(rows(tmp_path / "out")) == 12
+
+
+def test_brackets_in_names_are_no_markup(model, dataset, tmp_path):
+    odd = tmp_path / "a[" / "b] [red].flawmap"
+    odd.parent.mkdir()
+    model.rename(odd)
+    (dataset / "test/spot").rename(dataset / "test/[red]spot")
+    assert "a[/b][red].flawmap" in "".join(succeed("info", odd).stdout.split())
+    assert "[red]spot" in succeed("evaluate", odd, dataset).stdout
+    said = succeed("predict", odd, dataset / "test", "-o", tmp_path / "o[/ut]").stderr
+    assert "o[/ut]/predictions.csv" in said
+    said = succeed("fit", dataset / "test/good", "-o", tmp_path / "n[red]ew.flawmap", *FIT).stderr
+    assert said.count("n[red]ew.flawmap") == 2
+
+
+def test_a_model_is_not_written_over_a_photo_or_a_device(good_folder):
+    photo = good_folder / "000.png"
+    before = photo.read_bytes()
+    assert "has the name of an image" in fail("fit", good_folder, "-o", photo, *FIT).stderr
+    assert photo.read_bytes() == before
+    assert "is no file" in fail("fit", good_folder, "-o", os.devnull, *FIT).stderr
+
+
+def test_every_other_image_of_a_folder(good_folder, tmp_path):
+    fitted = succeed("fit", good_folder, "-o", tmp_path / "m", "--stride", "2", *FIT, "--json", "-q").stdout
+    assert json.loads(fitted)["n_images"] == 6
+
+
 def test_a_whole_data_set_as_good_images_learns_only_the_good_ones(dataset, good_images, tmp_path):
     (dataset / "train" / "good").mkdir(parents=True)
     for i in range(3):
@@ -222,7 +280,9 @@ def test_a_whole_data_set_as_good_images_learns_only_the_good_ones(dataset, good
         (["--resize", "64", "--crop", "65"], "must fit into"),
         (["--n-features", "0"], "n_features must lie between 1"),
         (["--layers", "nonsense"], "has no layer 'nonsense'"),
-        (["--preset", "unknown", "--backbone", "resnet18"], "--preset names its own backbone"),
+        (["--preset", "unknown"], "unknown preset 'unknown'; there are padim-r18-rd100"),
+        (["--preset", "padim-r18-rd100", "--backbone", "resnet18"], "--preset names its own backbone"),
+        (["--weights", "resnet.pth"], "give either it or --weights"),
         (["--device", "quantum"], "use 'auto' or 'cpu'"),
     ],
 )
@@ -299,6 +359,11 @@ def test_threshold_from_labelled_images(model, labelled_folder, by):
     assert json.loads(succeed("threshold", model, "--json").stdout)["threshold"] == changed["threshold"]
     said = succeed("threshold", model, "--labelled", labelled_folder).stderr.replace("\n", " ")
     assert "defects missed 0.000 of 3 (95 % 0.000 to" in said
+
+
+@pytest.mark.parametrize("option", ["--miss-cost", "--false-alarm-cost", "--defect-rate"])
+def test_costs_that_nothing_asks_for_are_refused(model, option):
+    assert f"{option} serves --by cost" in fail("threshold", model, option, "0.5").stderr
 
 
 def test_threshold_by_labels_without_labels_is_refused(model):

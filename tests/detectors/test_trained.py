@@ -402,13 +402,14 @@ def test_a_checkpoint_is_not_the_model(good_folder, tmp_path):
     assert "--checkpoint and --output name one file" in " ".join(result.output.split())
 
 
-def test_ctrl_c_names_the_checkpoint(good_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("choice", [["--detector", "itae"], ["--preset", "itae-paper"]])
+def test_ctrl_c_names_the_checkpoint(good_folder, tmp_path, monkeypatch, choice):
     def interrupted(self, *_, **__):
         self.checkpoint.write_bytes(b"")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ITAE, "fit", interrupted)
-    arguments = ["fit", str(good_folder), "-o", str(tmp_path / "m"), "--detector", "itae", "-q"]
+    arguments = ["fit", str(good_folder), "-o", str(tmp_path / "m"), *choice, "-q"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 130
     said = result.output.replace("\n", "")

@@ -44,5 +44,6 @@ def root(
 ) -> None:
     """Learns what good parts look like from good images alone, then finds what is wrong in new ones.
 
-    Exit codes: 0 all went well; 1 an error, named on standard error; 2 wrong usage; 130 interrupted.
+    Exit codes: 0 all went well; 1 an error, named on standard error; 2 a command line that cannot be understood; 130
+    interrupted.
     """

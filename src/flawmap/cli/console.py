@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from flawmap.atomic import check_replaceable
 from flawmap.decision import Decision
 from flawmap.errors import FlawmapError, ImageError, ParameterError
 from flawmap.records import Size
@@ -79,7 +82,8 @@ class Runtime(StrEnum):
 RuntimeOption = Annotated[Runtime, typer.Option("--runtime", help="What runs the backbone.")]
 
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", metavar="N", min=1, help="Threads that read images; one per processor.")
+    int | None,
+    typer.Option("--workers", metavar="N", min=1, max=1024, help="Threads that read images; one per processor."),
 ]
 
 
@@ -145,6 +149,8 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 def print_json(content: Mapping[str, object]) -> None:
     """One JSON object on standard output."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "is closed", "standard output")
     sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
@@ -179,7 +185,8 @@ def check_writable_target(path: Path) -> None:
     """Raise early, before minutes of work, if a file cannot be written there."""
     if path.is_dir():
         raise ParameterError(f"{path} is a folder; give the name of a file to write")
-    folder = path.absolute().parent
+    check_replaceable(path)
+    folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise ParameterError(f"{folder}: no such folder; make it first")
     try:

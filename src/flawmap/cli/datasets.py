@@ -110,7 +110,9 @@ def make_rd(
     if as_json:
         print_json({"output": str(output), "seed": seed, "n_images": counts})
     elif not quiet:
-        messages.print(f"Wrote {sum(counts.values())} images of {len(counts)} classes, seed {seed}: {output}")
+        messages.print(
+            f"Wrote {sum(counts.values())} images of {len(counts)} classes, seed {seed}: {escape(str(output))}"
+        )
 
 
 @app.command("timeline")
@@ -148,18 +150,18 @@ def timeline(
         clips = {name: asdict(clip) for name, clip in timelines.items()}
         print_json({"output": str(output), "threshold": threshold, "clips": clips, "skipped": bad.to_json()})
     elif not quiet:
-        messages.print(f"Drew {len(timelines)} clips: {output}")
+        messages.print(f"Drew {len(timelines)} clips: {escape(str(output))}")
 
 
 def _show(report: Report, quiet: bool) -> None:
     """Counts as a table, found of published; then one line for each problem and note."""
     title = LAYOUTS[report.layout].title
-    table = Table("class", title=f"{title}: {report.path}")
+    table = Table("class", title=escape(f"{title}: {report.path}"))
     for heading in ("train", "good", "anomalous", "all test", "problems"):
         table.add_column(heading, justify="right")
     for part in report.classes:
         cells = [_of(part.found, part.published, figure) for figure in FIGURES]
-        table.add_row(part.name, *cells, str(len(part.problems)))
+        table.add_row(escape(part.name), *cells, str(len(part.problems)))
     Console().print(table)
     problems = [*(problem for part in report.classes for problem in part.problems), *report.problems]
     for problem in problems:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from PIL import Image
+from rich.markup import escape
 
 from flawmap.cli.console import JsonOption, QuietOption, guarded, messages, print_json
 from flawmap.images import read_image
@@ -80,7 +81,7 @@ def demo(
             f"Threshold for {model.false_alarm_rate:g} false alarms, from good images alone: {flagged['good']} of "
             f"{len(good)} good cells flagged, {flagged['defective']} of {len(defective)} defective ones found."
         )
-        messages.print(f"The most and least conspicuous cells, with heat maps: {sheet}")
+        messages.print(f"The most and least conspicuous cells, with heat maps: {escape(str(sheet))}")
 
 
 def _draw(found: list[tuple[Sample, Prediction]], scale: tuple[float, float], title: str) -> Image.Image:

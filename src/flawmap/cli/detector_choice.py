@@ -12,7 +12,7 @@ from flawmap.errors import ParameterError
 if TYPE_CHECKING:
     from flawmap.detectors import AnyDetector
 
-__all__ = ["TRAINED", "DetectorName", "Variant", "make_detector"]
+__all__ = ["TRAINED", "DetectorName", "Variant", "choose_detector", "make_detector"]
 
 OPTIONS = {"pretrained": "random-weights"}
 """Options that are not named after the argument they set."""
@@ -41,26 +41,34 @@ class Variant(StrEnum):
     port = "port"
 
 
-def make_detector(name: str | None, preset: str | None, given: Mapping[str, object]) -> AnyDetector:
-    """The detector of that name, or of the preset, with the arguments that were given.
-
-    Raises ParameterError for an option that the detector has no use for, and for a preset of another detector.
-    """
-    from flawmap.detectors import DETECTORS, PRESETS
+def choose_detector(name: str | None, preset: str | None) -> str:
+    """The name of the detector that is meant; ParameterError for an unknown preset, or one of another detector."""
+    if preset is None:
+        return name or DetectorName.padim.value
+    from flawmap.detectors import PRESETS
 
     owners = {preset_name: owner for owner, names in PRESETS.items() for preset_name in names}
+    if preset not in owners:
+        raise ParameterError(f"unknown preset '{preset}'; there are {', '.join(owners)}")
+    if name not in (None, owners[preset]):
+        raise ParameterError(f"--preset {preset} is of {owners[preset]}, not of {name}; leave --detector out")
+    return owners[preset]
+
+
+def make_detector(name: str, preset: str | None, given: Mapping[str, object]) -> AnyDetector:
+    """The detector of that name, by a preset of it or without, with the arguments that were given.
+
+    Raises ParameterError for an option that the detector has no use for.
+    """
+    from flawmap.detectors import DETECTORS
+
     if preset is not None and ("backbone" in given or "layers" in given):
         raise ParameterError("--preset names its own backbone and layers; give either it or --backbone and --layers")
-    if preset is not None and preset not in owners:
-        raise ParameterError(f"unknown preset '{preset}'; there are {', '.join(owners)}")
-    chosen = name or (owners[preset] if preset is not None else "padim")
-    if preset is not None and owners[preset] != chosen:
-        raise ParameterError(f"--preset {preset} is of {owners[preset]}, not of {chosen}; leave --detector out")
-    kind = DETECTORS[chosen]
+    kind = DETECTORS[name]
     known = inspect.signature(kind).parameters
     for option in given:
         if option not in known:
             flag = OPTIONS.get(option, option.replace("_", "-"))
-            raise ParameterError(f"--{flag} is not for {chosen}; leave it out")
+            raise ParameterError(f"--{flag} is not for {name}; leave it out")
     arguments: dict[str, Any] = dict(given)
     return kind(**arguments) if preset is None else kind.from_preset(preset, **arguments)

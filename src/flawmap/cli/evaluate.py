@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flawmap.atomic import replace_atomically
@@ -77,13 +78,13 @@ def evaluate(
     if as_json:
         print_json({**result.to_json(), "promised_false_alarm_rate": promised, "skipped": bad.to_json()})
     else:
-        table = Table("type", title=f"{data.name}")
+        table = Table("type", title=escape(data.name))
         for heading in ("images", "image AUROC", "pixel AUROC", "PRO"):
             table.add_column(heading, justify="right")
         rows: dict[str, Figures] = {**result.by_type, "all": result}
         for name, row in rows.items():
             figures = (row.image_auroc, row.pixel_auroc, row.pro_score)
-            table.add_row(name, str(row.n_images), *("-" if x is None else f"{x:.4f}" for x in figures))
+            table.add_row(escape(name), str(row.n_images), *("-" if x is None else f"{x:.4f}" for x in figures))
         console = Console()
         console.print(table)
         if (alarms := result.false_alarm_rate) is not None:
@@ -97,4 +98,4 @@ def evaluate(
                 f"{result.reliability.uniformity:.2g}): the promise may not hold for them; learn from parts like these"
             )
     for warning in () if quiet else result.warnings:
-        messages.print(f"[yellow]note:[/] {warning}")
+        messages.print(f"[yellow]note:[/] {escape(warning)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -31,8 +32,9 @@ from flawmap.cli.console import (
     parse_size,
     print_json,
 )
-from flawmap.cli.detector_choice import TRAINED, DetectorName, Variant, make_detector
+from flawmap.cli.detector_choice import TRAINED, DetectorName, Variant, choose_detector, make_detector
 from flawmap.errors import ParameterError
+from flawmap.images import SUFFIXES, ImageInput, collect, open_dataset, training_images
 
 if TYPE_CHECKING:
     from flawmap.detectors import AnyDetector
@@ -148,6 +150,10 @@ def fit(
 ) -> None:
     """Learn what GOOD parts look like and write a MODEL."""
     check_writable_target(output)
+    if output.suffix.lower() in SUFFIXES:
+        raise ParameterError(f"{output}: has the name of an image; give the model another, such as part.flawmap")
+    if random_weights and weights is not None:
+        raise ParameterError("--random-weights leaves the backbone untrained; give either it or --weights")
     given: dict[str, Any] = {
         "backbone": backbone,
         "layers": None if layers is None else tuple(name.strip() for name in layers.split(",")),
@@ -183,7 +189,8 @@ def fit(
         given["calibrate"] = None if calibrate is Calibrate.none else calibrate.value
     if checkpoint is not None and checkpoint.absolute() == output.absolute():
         raise ParameterError("--checkpoint and --output name one file; the model would replace the training")
-    keeps = detector in TRAINED and checkpoint is None
+    chosen = choose_detector(detector and detector.value, preset)
+    keeps = chosen in TRAINED and checkpoint is None
     unfinished = output.with_name(f"{output.name}.checkpoint") if keeps else None
     if unfinished is not None:
         given["checkpoint"] = unfinished
@@ -193,17 +200,15 @@ def fit(
         "device": device,
         "false_alarm_rate": false_alarm_rate,
     }
-    model = make_detector(detector and detector.value, preset, {**fixed, **given})
+    model = make_detector(chosen, preset, {**fixed, **given})
     saving: dict[str, Any] = {} if dtype is None else {"dtype": dtype.value}
     if saving and "dtype" not in inspect.signature(model.save).parameters:
-        raise ParameterError(f"--dtype is not for {detector.value if detector else preset}; leave it out")
+        raise ParameterError(f"--dtype is not for {chosen}; leave it out")
     if unfinished is not None and unfinished.exists() and not quiet:
         messages.print(f"Going on from {escape(str(unfinished))}, where an earlier run has stopped.")
-    from flawmap.images import open_dataset
-
     bad = BadImages()
     started = time.perf_counter()
-    images = good if stride == 1 else open_dataset(good).every(stride).train
+    images = good if stride == 1 else _every(good, stride)
     try:
         model.fit(images, progress=not quiet, on_bad=bad if skip_bad else None)
     except KeyboardInterrupt:
@@ -233,8 +238,8 @@ def fit(
         )
     elif not quiet:
         messages.print(
-            f"Learnt from {model.n_images_} good images in {seconds:.1f} s: {output} ({size / 1e6:.1f} MB).\n"
-            f"Next: flawmap predict {output} IMAGES -o OUT"
+            f"Learnt from {model.n_images_} good images in {seconds:.1f} s: {escape(str(output))} "
+            f"({size / 1e6:.1f} MB).\nNext: flawmap predict {escape(shlex.quote(str(output)))} IMAGES -o OUT"
         )
         if isinstance(summary := model.describe().get("training"), dict):
             messages.print(
@@ -249,6 +254,14 @@ def fit(
                 "scores but no labels; at least 3 are needed, 99 for a promise of 1 %"
             )
         _warn(model)
+
+
+def _every(good: str, stride: int) -> ImageInput:
+    """Every so many of the good images; of a data set's clips, of each."""
+    found = training_images(good)
+    if isinstance(found, (str, Path)):
+        return list(collect(found).items)[::stride]
+    return open_dataset(good).every(stride).train
 
 
 def _specific(model: AnyDetector) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flawmap.cli.console import JsonOption, guarded, print_json
@@ -34,11 +35,15 @@ def info(
     if as_json:
         print_json(content if channels is None else {**content, "channels": list(channels)})
         return
-    table = Table("", "", show_header=False, title=str(model))
+    table = Table("", "", show_header=False, title=escape(str(model)))
     for name, value in content.items():
         if isinstance(value, dict):
             for key, inner in value.items():
-                table.add_row(f"{name}.{key}", inner if isinstance(inner, str) else json.dumps(inner))
+                table.add_row(f"{name}.{key}", _shown(inner))
         else:
-            table.add_row(name, value if isinstance(value, str) else json.dumps(value))
+            table.add_row(name, _shown(value))
     Console().print(table)
+
+
+def _shown(value: object) -> str:
+    return escape(value if isinstance(value, str) else json.dumps(value))

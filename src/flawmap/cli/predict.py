@@ -8,12 +8,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Annotated, BinaryIO
 
 import numpy as np
 import typer
 from PIL import Image
+from rich.markup import escape
 
 from flawmap.atomic import replace_atomically
 from flawmap.cli.console import (
@@ -50,6 +52,9 @@ COLUMNS = (
     "anomaly_map",
 )
 
+OVERLAYS, MAPS, MASKS = FOLDERS = ("overlays", "maps", "masks")
+"""Folders of the results of each image."""
+
 
 @guarded
 def predict(
@@ -76,7 +81,10 @@ def predict(
     An image that cannot be read is named and left out, the others are still scored; the exit code is then 1, or 0 with
     --skip-bad.
     """
-    paths = _outside(output, [Path(str(item)) for item in collect(images).items])
+    everything = [Path(str(item)) for item in collect(images).items]
+    paths = _without_results(output, everything)
+    if not paths:
+        raise DatasetError(f"{output}: all {len(everything)} images lie where its results go; name another folder")
     scorer = _open(model, weights, device, runtime, workers)
     results = Results(output, paths, scorer.map_scale if overlays else None, maps, masks)
     bad = BadImages()
@@ -88,15 +96,27 @@ def predict(
             raise DatasetError(f"none of the {len(paths)} images could be used; no predictions were written")
     n_images = len(paths) - len(bad.errors)
     if as_json:
-        summary = {"output": str(output), "n_images": n_images, "n_anomalous": results.n_anomalous}
+        summary = {
+            "output": str(output),
+            "n_images": n_images,
+            "n_anomalous": results.n_anomalous,
+            "n_results_left_out": len(everything) - len(paths),
+        }
         print_json({**summary, "skipped": bad.to_json()})
     elif not quiet:
+        if len(everything) > len(paths):
+            messages.print(
+                f"[yellow]note:[/] {len(everything) - len(paths)} images were left out: they lie in the folders of "
+                f"results of {escape(str(output))}, where an earlier run leaves its pictures"
+            )
+        if masks and not scorer.decides:
+            messages.print("[yellow]note:[/] the model was not calibrated: without a threshold there are no masks")
         if scorer.map_scale is None and (overlays or maps or masks):
             messages.print(
                 "[yellow]note:[/] the model judges whole images: there are no heat maps, overlays or regions"
             )
         judged = "" if not scorer.decides else f", {results.n_anomalous} of them anomalous"
-        messages.print(f"Scored {n_images} images{judged}: {output / 'predictions.csv'}")
+        messages.print(f"Scored {n_images} images{judged}: {escape(str(output / 'predictions.csv'))}")
     if bad.errors and not skip_bad:
         raise typer.Exit(1)
 
@@ -127,10 +147,10 @@ def _open(model: Path, weights: str | None, device: str, runtime: Runtime, worke
     return Scorer(detector.iter_predict, detector.map_scale, detector.decision_ is not None)
 
 
-def _outside(output: Path, paths: list[Path]) -> list[Path]:
-    """The images that do not lie in the output folder, where an earlier run has left its overlays."""
-    folder = output.resolve()
-    return [path for path in paths if not path.resolve().is_relative_to(folder)]
+def _without_results(output: Path, paths: list[Path]) -> list[Path]:
+    """The images that are not pictures which an earlier run has left below the output folder."""
+    results = [os.path.join(os.path.realpath(output), folder, "") for folder in FOLDERS]  # noqa: PTH118
+    return [path for path in paths if not os.path.realpath(path).startswith(tuple(results))]
 
 
 class Results:
@@ -163,14 +183,14 @@ class Results:
         }
         if self.scale is not None and prediction.anomaly_map is not None:
             picture = Image.fromarray(overlay(read_image(path), prediction, self.scale))
-            with self._file("overlays", path, ".png", row, "overlay") as file:
+            with self._file(OVERLAYS, path, ".png", row, "overlay") as file:
                 picture.save(file, format="PNG", compress_level=1)
         if self.maps and prediction.anomaly_map is not None:
-            with self._file("maps", path, ".npy", row, "anomaly_map") as file:
+            with self._file(MAPS, path, ".npy", row, "anomaly_map") as file:
                 np.save(file, prediction.anomaly_map, allow_pickle=False)
         if self.masks and prediction.pred_mask is not None:
             marked = prediction.placement.to_original(prediction.pred_mask.astype(np.float32)) > 0.5
-            with self._file("masks", path, ".png", row, "pred_mask") as file:
+            with self._file(MASKS, path, ".png", row, "pred_mask") as file:
                 Image.fromarray(marked).save(file, format="PNG")
         return row
 
@@ -206,15 +226,15 @@ class Results:
 
 def _short_names(paths: Sequence[Path]) -> dict[str, str]:
     """A distinct relative name for each image: its path below the folder that all share, without the suffix."""
-    absolute = [path.absolute() for path in paths]
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 (no ".." may lead out of the folder)
     shared = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
     names: dict[str, str] = {}
     taken: set[str] = set()
     for path, full in zip(paths, absolute, strict=True):
         relative = full.relative_to(shared)
         name = relative.with_suffix("").as_posix()
-        if name in taken:
-            name = relative.as_posix()
+        candidates = chain([name, relative.as_posix()], (f"{relative.as_posix()}-{n}" for n in count(2)))
+        name = next(candidate for candidate in candidates if candidate not in taken)
         taken.add(name)
         names[str(path)] = name
     return names

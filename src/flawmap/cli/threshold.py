@@ -50,8 +50,10 @@ def threshold(
         typer.Option(metavar="DATASET", help="Labelled images: shows the errors on them, and serves --by."),
     ] = None,
     by: Annotated[Criterion | None, typer.Option(help="Take the best threshold for the labelled images.")] = None,
-    miss_cost: Annotated[float, typer.Option(metavar="C", help="For --by cost: of a missed defect.")] = 1.0,
-    false_alarm_cost: Annotated[float, typer.Option(metavar="C", help="For --by cost: of a flagged good part.")] = 1.0,
+    miss_cost: Annotated[float | None, typer.Option(metavar="C", help="For --by cost: of a missed defect; 1.")] = None,
+    false_alarm_cost: Annotated[
+        float | None, typer.Option(metavar="C", help="For --by cost: of a flagged good part; 1.")
+    ] = None,
     defect_rate: Annotated[
         float | None,
         typer.Option(metavar="Q", help="For --by cost: share of defects to come; as labelled if not given."),
@@ -69,6 +71,11 @@ def threshold(
         raise ParameterError("--by needs labelled images: give them with --labelled DATASET")
     if by is not None and (value is not None or false_alarm_rate is not None):
         raise ParameterError("give one of --false-alarm-rate, --value and --by")
+    given = {"miss_cost": miss_cost, "false_alarm_cost": false_alarm_cost, "defect_rate": defect_rate}
+    costs = {name: cost for name, cost in given.items() if cost is not None}
+    if costs and by is not Criterion.cost:
+        option = next(iter(costs)).replace("_", "-")
+        raise ParameterError(f"--{option} serves --by cost; give that too, with --labelled DATASET, or leave it out")
     from flawmap import load
     from flawmap.evaluation import labelled_scores
     from flawmap.images import open_dataset
@@ -87,14 +94,7 @@ def threshold(
         labels, scores = labelled_scores(detector, samples, progress=not quiet, on_bad=bad if skip_bad else None)
         error_rates(labels, scores, 0.0)  # both kinds of images are there
     if by is not None:
-        value = best_threshold(
-            labels,
-            scores,
-            by.value,
-            miss_cost=miss_cost,
-            false_alarm_cost=false_alarm_cost,
-            defect_rate=defect_rate,
-        ).threshold
+        value = best_threshold(labels, scores, by.value, **costs).threshold
     changes = {"false_alarm_rate": false_alarm_rate, "value": value, "pixel_false_alarm_rate": pixel_false_alarm_rate}
     changes = {name: change for name, change in changes.items() if change is not None}
     if changes:

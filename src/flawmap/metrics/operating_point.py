@@ -77,7 +77,9 @@ def best_threshold(
     elif criterion == "cost":
         share = len(bad) / (len(good) + len(bad)) if defect_rate is None else defect_rate
         _check_costs(miss_cost, false_alarm_cost, share)
-        value = -(share * miss_cost * misses / len(bad) + (1 - share) * false_alarm_cost * alarms / len(good))
+        larger = max(miss_cost, false_alarm_cost)  # counts their ratio alone, and products cannot overflow
+        missed, alarm = share * (miss_cost / larger), (1 - share) * (false_alarm_cost / larger)
+        value = -(missed * misses / len(bad) + alarm * alarms / len(good))
     else:
         raise ParameterError(f"criterion must be 'f1', 'youden' or 'cost', got {criterion!r}")
     best = np.flatnonzero(value >= value.max() - 1e-12)
