@@ -21,6 +21,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+    except OSError as error:  # of the help; those of a command have been told
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:

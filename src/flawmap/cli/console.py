@@ -185,7 +185,10 @@ def check_writable_target(path: Path) -> None:
     """Raise early, before minutes of work, if a file cannot be written there."""
     if path.is_dir():
         raise ParameterError(f"{path} is a folder; give the name of a file to write")
-    check_replaceable(path)
+    try:
+        check_replaceable(path)
+    except OSError as error:
+        raise ParameterError(f"{path}: {error.strerror}; give the name of another file") from error
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise ParameterError(f"{folder}: no such folder; make it first")
