@@ -203,7 +203,7 @@ def draw_channels(n_total: int, n_features: int | None, seed: int) -> NDArray[np
     """
     if n_features is None:
         return np.arange(n_total)
-    if not 1 <= n_features <= n_total:
+    if isinstance(n_features, bool) or not isinstance(n_features, int | np.integer) or not 1 <= n_features <= n_total:
         raise ParameterError(
             f"n_features must lie between 1 and {n_total}, the channels of these layers; got {n_features}"
         )

@@ -162,6 +162,8 @@ def test_any_size_and_any_one_to_five_layers(good_images, scratched, tmp_path, s
     [
         ({"n_features": 0}, "n_features must lie between 1"),
         ({"n_features": 10**6}, "n_features must lie between 1"),
+        ({"n_features": 1.5}, "n_features must lie between 1"),
+        ({"groups": ["a"]}, "groups must be a regular expression"),
         ({"channels": [1.5]}, "list of integers"),
         ({"channels": [10**6]}, "distinct indices"),
         ({"regularization": -1}, "finite number >= 0"),

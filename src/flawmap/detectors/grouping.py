@@ -19,7 +19,7 @@ HELD_OUT = 4
 
 
 class Grouping:
-    """The group of each image, by its name.
+    """The group of each image, by its name; ParameterError for a rule that is none.
 
     Args:
         rule: a regular expression, whose first group (or else whole match) in the path names the image's group;
@@ -27,6 +27,8 @@ class Grouping:
     """
 
     def __init__(self, rule: str | Callable[[str], Hashable] | None) -> None:
+        if not (rule is None or isinstance(rule, str) or callable(rule)):
+            raise ParameterError(f"groups must be a regular expression, 'folder', a function or None; got {rule!r}")
         self._rule = rule
         try:
             self._pattern = re.compile(rule) if isinstance(rule, str) and rule != FOLDER else None
