@@ -31,9 +31,11 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     entry = (os.getpid(), temporary)
     try:
         _unfinished.add(entry)  # before the file is there: Ctrl-C may come between any two steps
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        # a file's own mode, or what the umask leaves; a library may put another file there
-        mode = (target.stat() if target.exists() else os.fstat(descriptor)).st_mode & 0o777
+        kept = target.stat().st_mode & 0o777 if target.exists() else None
+        created = 0o666 if kept is None else kept | 0o600
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, created)
+        # of a new file what the umask leaves; a library may put another file there
+        mode = os.fstat(descriptor).st_mode & 0o777 if kept is None else kept
         os.close(descriptor)
         yield temporary
         with temporary.open("rb+") as stream:

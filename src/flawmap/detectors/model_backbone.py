@@ -49,7 +49,8 @@ def matching_backbone(
     candidates: list[str | os.PathLike[str] | None] = [weights]
     if weights is None and record.weights_path is not None:
         recorded = Path(record.weights_path)
-        candidates = [path for path in (recorded, file.path.parent / recorded.name) if os.path.isfile(path)] + [None]  # noqa: PTH113 (or a name too long)
+        places = (recorded, file.path.parent / recorded.name)
+        candidates = [*(path for path in places if os.path.isfile(path)), None]  # noqa: PTH113 (it may be too long)
     problem = ""
     for candidate in candidates:
         try:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flawmap.backbones import Runtime, pick_device
+from flawmap.backbones import NETWORKS, Runtime, pick_device
 from flawmap.decision import FALSE_ALARM_RATE, PIXEL_RATES, Decision, PixelHistogram
 from flawmap.detectors import passes, trained_file
 from flawmap.detectors.detector import OnBad
@@ -385,7 +385,8 @@ class TrainedDetector(ABC, Generic[Scorer]):
         """Maps (B, H, W), if there are any, and scores (B,)."""
         scorer = self.scorer_
         device = next(scorer.parameters()).device
-        outputs: tuple[Tensor, ...] = scorer(torch.from_numpy(np.ascontiguousarray(images)).to(device))
+        with NETWORKS:
+            outputs: tuple[Tensor, ...] = scorer(torch.from_numpy(np.ascontiguousarray(images)).to(device))
         *maps, scores = (output.cpu().numpy() for output in outputs)
         if not all(np.isfinite(values).all() for values in (*maps, scores)):  # NaN would pass for good
             raise TrainingError(
