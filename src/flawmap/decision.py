@@ -161,6 +161,8 @@ class Decision:
 
     def p_value(self, score: float) -> float:
         """Share of good images that score as high: uniform for good images, small for anomalous ones."""
+        if self.group_sizes is None:  # the quotient of two counts, without what sums of shares round
+            return float((1 + np.count_nonzero(self.scores >= score)) / (1 + len(self.scores)))
         return float(self.lowest_rate + self.weights[self.scores >= score].sum())
 
     def outliers(self) -> NDArray[np.intp]:

@@ -118,14 +118,17 @@ def _take(
         group.labels.append(prediction.pred_label)
     if prediction.p_value is not None:
         group.p_values.append(prediction.p_value)
+    top, left, bottom, right = prediction.placement.content
+    inside = slice(top, bottom), slice(left, right)  # the padding of a letterbox is no part of the image
     if prediction.anomaly_map is None:
         group.n_without_map += 1
     elif not sample.is_anomalous:
-        group.pixels.add(prediction.anomaly_map, None)
+        group.pixels.add(prediction.anomaly_map[inside], None)
     elif (mask := _mask(sample, prediction, on_bad)) is None:
         group.n_without_mask += 1
     else:
-        group.pixels.add(prediction.anomaly_map, preprocessing.apply_mask(mask, prediction.placement))
+        mask = preprocessing.apply_mask(mask, prediction.placement)
+        group.pixels.add(prediction.anomaly_map[inside], mask[inside])
 
 
 def _mask(sample: Sample, prediction: Prediction, on_bad: OnBad | None) -> NDArray[np.bool_] | None:

@@ -141,6 +141,15 @@ def test_a_loaded_model_is_the_model(kind, model, path, good_images, scratched):
     same(loaded.predict(scratched), model.predict(scratched))
 
 
+@pytest.mark.parametrize("kind", ["padim", "padim-drawn", "spade", "spade-port"], indirect=True)
+def test_scores_of_few_images_are_those_of_refitting_without_them(kind, good_images):
+    changes = {"regularization": (0.1, 0.02)} if kind.startswith("padim") else {}
+    scores = make(kind, **changes).fit(good_images).leave_one_out_scores_
+    for i in (0, 5, 11):
+        rest = make(kind, **changes).fit(np.delete(good_images, i, axis=0))
+        assert scores[i] == pytest.approx(rest.predict(good_images[i]).pred_score, rel=1e-4)
+
+
 def test_threads_share_a_model(kind, model, good_images, scratched):
     images = [*good_images, scratched]
     expected = [prediction.pred_score for prediction in model.predict(images)]

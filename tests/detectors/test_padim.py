@@ -8,10 +8,13 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from sklearn.metrics import roc_auc_score
 
 from flawmap import PaDiM, Prediction, load
 from flawmap.backbones import Backbone
 from flawmap.errors import ImageError, NotFittedError, ParameterError, TrainingSetError, WeightsError
+from flawmap.evaluation import evaluate
+from flawmap.images import Sample
 from flawmap.openvino_module import has_bfloat16
 
 SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64, "regularization": "paper"}
@@ -82,6 +85,22 @@ def test_a_map_comes_back_at_the_size_and_place_of_the_original(good_images, scr
     assert 68 <= column <= 94
 
 
+def test_the_padding_of_a_letterbox_is_not_evaluated(good_images, scratched, tmp_path):
+    model = PaDiM(**SMALL | {"aspect": "letterbox"}).fit([image[:32] for image in good_images])
+    mask = np.zeros((32, 64), np.uint8)
+    mask[24:, 38:43] = 255
+    for name, content in (("bad", scratched[:32]), ("good", good_images[0][:32]), ("mask", mask)):
+        Image.fromarray(content).save(tmp_path / f"{name}.png")
+    samples = [Sample(tmp_path / "good.png", "good"), Sample(tmp_path / "bad.png", "scratch", tmp_path / "mask.png")]
+    predictions = model.predict([sample.path for sample in samples])
+    top, left, bottom, right = predictions[0].placement.content
+    assert (bottom - top, right - left) != model.preprocessing.input_size
+    maps = np.stack([prediction.anomaly_map[top:bottom, left:right] for prediction in predictions])
+    marked = model.preprocessing.apply_mask(mask > 0, predictions[1].placement)[top:bottom, left:right]
+    truth = np.stack([np.zeros_like(marked), marked])
+    assert evaluate(model, samples).pixel_auroc == pytest.approx(roc_auc_score(truth.ravel(), maps.ravel()), abs=1e-9)
+
+
 def test_the_padding_of_a_letterbox_counts_for_nothing(good_images, scratched):
     model = PaDiM(**SMALL | {"aspect": "letterbox"}).fit([image[:32] for image in good_images])
     prediction = model.predict(scratched[16:48])
@@ -124,7 +143,7 @@ def test_a_bad_image_is_named_or_left_out(good_images):
 def test_progress_is_told(good_images):
     told: list[tuple[int, int | None]] = []
     PaDiM(**SMALL).fit(good_images, progress=lambda done, total: told.append((done, total)), batch_size=5)
-    assert told == [(5, 12), (10, 12), (12, 12)] * 2  # learning, then calibrating
+    assert told == [(5, 12), (10, 12), (12, 12), *((n, 12) for n in range(1, 13))]  # learning, then leaving each out
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])

@@ -69,3 +69,9 @@ def test_what_cannot_be_decided_is_refused():
         best_threshold([0, 1], [1, np.nan], "f1")
     with pytest.raises(ParameterError, match="criterion"):
         best_threshold([0, 1], [1, 2], "accuracy")
+
+
+def test_a_false_alarm_costs_something_however_much_a_miss_costs():
+    labels = np.r_[np.zeros(1000, int), 1, 1]
+    scores = np.r_[np.linspace(0, 1, 999), 4.9, 5, 6]
+    assert 4.9 < best_threshold(labels, scores, "cost", miss_cost=1e12).threshold < 5

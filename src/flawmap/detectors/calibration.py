@@ -1,13 +1,14 @@
 """Honest scores of good images: each by a model that has seen neither it nor its near-duplicates.
 
 Images of one group (copies, frames of one clip, views of one part) vouch for each other, so they are left out together.
-A small group is left out by the block identity. Of a large one, whose part in what regularises is no longer negligible,
-the moments are subtracted and the Gaussians factored again, which is exact.
+A small group is left out by the block identity. Of a large one, whose part in what regularises is no longer negligible
+(among fewer than 50 images that is every one of them), the moments are subtracted and the Gaussians factored again,
+which is exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +41,9 @@ from flawmap.records import Size
 
 __all__ = ["Calibration", "Calibrator", "is_large"]
 
+Embedded = tuple[Sequence[int], list[Loaded], list[Tensor]]
+"""Places of a batch of images, the images, and their embeddings, per level (positions, B, d)."""
+
 LARGEST_BLOCK = 32
 """Images of a group that is left out by the block identity, at most."""
 MOST_SKETCHES = 20_000
@@ -50,7 +54,7 @@ LARGEST_SHARE = 0.02
 
 def is_large(n_members: int, count: int) -> bool:
     """Whether a group of so many images is left out by subtracting its moments, for which all moments must be kept."""
-    return n_members > 1 and n_members > min(LARGEST_BLOCK, LARGEST_SHARE * count)
+    return n_members > min(LARGEST_BLOCK, LARGEST_SHARE * count)
 
 
 @dataclass
@@ -117,7 +121,8 @@ class Calibrator:
     def held_out(self, members: Sequence[Sequence[int]], advance: Callable[[int], None]) -> Calibration:
         """Scores of images that were not learnt, given the places of each group's."""
         numbers = {place: number for number, group in enumerate(members) for place in group}
-        self._score(sorted(numbers), numbers, squared_distances, self._factor, advance)
+        everything = self._embedded(sorted(numbers), self._batch_size)
+        self._score(everything, numbers, squared_distances, self._factor, advance)
         return self._result
 
     def left_out(self, members: Sequence[Sequence[int]], advance: Callable[[int], None]) -> Calibration:
@@ -135,15 +140,16 @@ class Calibrator:
             squared = leave_group_out(inner_products(factor, columns), self._count, sharing=sharing)
             return squared.T.reshape(-1, *factor.hierarchy.grid)
 
-        alone = sorted(group[0] for group in members if len(group) == 1)
-        self._score(alone, numbers, one_out, self._factor, advance)
+        small = [group for group in members if not is_large(len(group), self._count)]
+        alone = sorted(group[0] for group in small if len(group) == 1)
+        self._score(self._embedded(alone, self._batch_size), numbers, one_out, self._factor, advance)
         for group in members:
-            if len(group) == 1 or self._count - len(group) < MIN_IMAGES - 1:
+            if self._count - len(group) < MIN_IMAGES - 1:
                 continue
             if is_large(len(group), self._count):
                 self._without(group, numbers, advance)
-            else:
-                self._score(group, numbers, group_out, self._factor, advance, size=len(group))
+            elif len(group) > 1:
+                self._score(self._embedded(group, len(group)), numbers, group_out, self._factor, advance)
         return self._result
 
     def _without(self, group: Sequence[int], numbers: dict[int, int], advance: Callable[[int], None]) -> None:
@@ -151,29 +157,31 @@ class Calibrator:
         if self._moments is None:
             raise ValueError("the moments were not kept, but a group is large")
         part = Moments.empty(self._moments.hierarchy, self._backbone.device)
-        for places, batch in self._batches(group, self._batch_size):
-            update(part, self._embed(places, batch))
+        embedded: Iterable[Embedded] = self._embedded(group, self._batch_size)
+        if len(group) <= self._batch_size:
+            embedded = list(embedded)  # for the scores too
+        for _, _, columns in embedded:
+            update(part, columns)
         subtract(self._moments, part)
         try:
             factor = factorise(self._moments, regularization=self._regularization)
         finally:
             merge(self._moments, part)
-        self._score(group, numbers, squared_distances, factor, advance)
+        if not isinstance(embedded, list):
+            embedded = self._embedded(group, self._batch_size)
+        self._score(embedded, numbers, squared_distances, factor, advance)
 
     def _score(
         self,
-        places: Sequence[int],
+        embedded: Iterable[Embedded],
         numbers: dict[int, int],
         distances: Callable[[Factor, list[Tensor]], Tensor],
         factor: Factor,
         advance: Callable[[int], None],
-        *,
-        size: int | None = None,
     ) -> None:
         """Take in the scores of some images, by squared distances (B, h, w) of a batch."""
         result = self._result
-        for here, batch in self._batches(places, size or self._batch_size):
-            columns = self._embed(here, batch)
+        for here, batch, columns in embedded:
             maps, scores = passes.map_batch(batch, distances(factor, columns).sqrt_(), self._input_size)
             for image, anomaly_map in zip(batch, maps.numpy(), strict=True):
                 top, left, bottom, right = image.placement.content
@@ -185,14 +193,11 @@ class Calibrator:
                 result.sketches.append(self._sketch(columns))
             advance(len(batch))
 
-    def _embed(self, places: Sequence[int], batch: Sequence[Loaded]) -> list[Tensor]:
-        """Embeddings of a batch, per level (positions, B, d)."""
-        columns = self._kept.get(places, self._backbone.device)
-        return columns or passes.embed(self._backbone, self._factor.hierarchy, batch)
-
-    def _batches(self, places: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], list[Loaded]]]:
-        """Images at these places in batches, with the places of each."""
+    def _embedded(self, places: Sequence[int], size: int) -> Iterator[Embedded]:
+        """Images at these places in batches of up to `size`, with their embeddings."""
         done = 0
         for batch in passes.batches(self._replay.second(places), size):
-            yield places[done : done + len(batch)], batch
+            here = places[done : done + len(batch)]
+            kept = self._kept.get(here, self._backbone.device)
+            yield here, batch, kept or passes.embed(self._backbone, self._factor.hierarchy, batch)
             done += len(batch)

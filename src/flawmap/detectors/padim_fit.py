@@ -93,7 +93,8 @@ class Fitting:
         grouping.check()
         regularization = self.regularization or choose_regularization(moments, probe)
         members = self._members(replay, grouping, held_out)
-        whole = moments if any(is_large(len(group), moments.count) for group in members) else None
+        refits = held_out is None and any(is_large(len(group), moments.count) for group in members)
+        whole = moments if refits else None
         factor = factorise(moments, regularization=regularization, in_place=whole is None)
         learnt = Learnt(factor, regularization, moments.count)
         del moments

@@ -106,7 +106,8 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def _cannot_list(error: OSError) -> None:
-    raise DatasetError(f"{error.filename}: this folder cannot be listed ({error.strerror}); change its permissions")
+    remedy = "check the path" if isinstance(error, FileNotFoundError) else "change its permissions"
+    raise DatasetError(f"{error.filename}: this folder cannot be listed ({error.strerror}); {remedy}")
 
 
 def _flatten(images: Iterable[object]) -> Iterator[ImageSource]:

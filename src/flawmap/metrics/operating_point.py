@@ -82,7 +82,7 @@ def best_threshold(
         value = -(missed * misses / len(bad) + alarm * alarms / len(good))
     else:
         raise ParameterError(f"criterion must be 'f1', 'youden' or 'cost', got {criterion!r}")
-    best = np.flatnonzero(value >= value.max() - 1e-12)
+    best = np.flatnonzero(value >= value.max() - 1e-12 * abs(value.max()))
     return error_rates(labels, scores, float(middles[best[gaps[best].argmax()]]))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -111,6 +113,8 @@ def test_btad(btad, publish, write):
     found = reasons(check_dataset(str(btad)))
     assert "is 5 x 5, its image" in found[str(btad / "01/ground_truth/ko/0000.png")]
     assert found[str(btad / "02/test/ko/0000.png")] == "is ko, but has no mask"
+    shutil.rmtree(btad / "02/ground_truth")  # to learn and to score takes no masks
+    assert [sample.mask_path for sample in open_dataset(btad / "02").test] == [None, None]
     (btad / "01/test/ko").rename(btad / "01/test/KO")
     with pytest.raises(DatasetError, match=r"expected a folder ko .*, found KO; rename it, case matters"):
         open_dataset(btad / "01")

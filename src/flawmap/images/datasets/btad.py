@@ -26,8 +26,9 @@ def _read(folder: Path, _: Tell) -> Dataset:
     train, test = (expect_folder(folder, name, "BTAD") for name in ("train", "test"))
     good = find_images(expect_folder(train, "ok", "BTAD"))
     # images and masks end in .png or .bmp, not always alike
-    masks = {path.stem: path for path in find_images(folder / "ground_truth" / "ko")}
-    samples = [Sample(path, GOOD) for path in find_images(test / "ok")]
+    truth = folder / "ground_truth" / "ko"
+    masks = {path.stem: path for path in (find_images(truth) if truth.is_dir() else [])}  # to learn takes none
+    samples = [Sample(path, GOOD) for path in find_images(expect_folder(test, "ok", "BTAD"))]
     samples += [Sample(path, "ko", masks.get(path.stem)) for path in find_images(expect_folder(test, "ko", "BTAD"))]
     return Dataset(f"BTAD {folder.name}", tuple(good), tuple(samples))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flawmap.errors import DatasetError
-from flawmap.images.datasets.dataset import GOOD, Dataset, Sample, Tell, on_another_level, subfolders
+from flawmap.images.datasets.dataset import GOOD, Dataset, Sample, Tell, expect_folder, on_another_level, subfolders
 from flawmap.images.datasets.layout import Counts, Layout, files_below, no_classes
 from flawmap.images.datasets.split import hold_out
 from flawmap.images.source import find_images
@@ -43,7 +43,8 @@ def read_magnetic_tile(folder: Path, *, seed: int = 0) -> Dataset:
 
 def _photos(folder: Path) -> list[Path]:
     """Photos of a type; the .png files among them are masks."""
-    return [path for path in find_images(folder / "Imgs") if path.suffix.lower() in (".jpg", ".jpeg")]
+    photos = find_images(expect_folder(folder, "Imgs", "Magnetic Tile Defects"))
+    return [path for path in photos if path.suffix.lower() in (".jpg", ".jpeg")]
 
 
 def _mask(image: Path) -> Path | None:
