@@ -10,6 +10,27 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def closed_form():
+    """What decides when images are left out by fitting again; of single ones that would take so many tests too long."""
+    from flawmap.detectors import calibration, padim_fit
+
+    original = calibration.is_large
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (calibration, padim_fit):
+            patch.setattr(module, "is_large", lambda n_members, count: n_members > 1 and original(n_members, count))
+        yield original
+
+
+@pytest.fixture
+def fitting_again(closed_form, monkeypatch):
+    """Of few images each is left out by fitting again, as everywhere but in other tests."""
+    from flawmap.detectors import calibration, padim_fit
+
+    for module in (calibration, padim_fit):
+        monkeypatch.setattr(module, "is_large", closed_form)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of real images, weights and golden results that lies beside the project on some machines."""
