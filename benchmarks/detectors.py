@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 
 from flawmap import load
+from flawmap.datasets import open_dataset
 from flawmap.detectors import DETECTORS
-from flawmap.evaluation import evaluate
-from flawmap.images import open_dataset
+from flawmap.evaluation.evaluate import evaluate
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "padim": ("padim", {}),

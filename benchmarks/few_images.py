@@ -15,7 +15,8 @@ import time
 import numpy as np
 
 from flawmap import PaDiM
-from flawmap.images import collect, training_images
+from flawmap.datasets import training_images
+from flawmap.images import collect
 
 MOST_UNSEEN = 60
 

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flawmap.detectors.padim.embedding import Hierarchy, build_hierarchy, draw_channels
+from flawmap.detectors.padim.gaussian import PAPER, Factor, Moments, covariance_at, factorise, squared_distances, update
 from flawmap.detectors.passes import FIT_BATCH
-from flawmap.embedding import Hierarchy, build_hierarchy, draw_channels
-from flawmap.gaussian import PAPER, Factor, Moments, covariance_at, factorise, squared_distances, update
 
 GRIDS = [(56, 56), (28, 28), (14, 14)]
 CASES = {

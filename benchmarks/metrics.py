@@ -4,7 +4,7 @@ Maps of 256 x 256 are smooth, like those of a video's frames, each on a scale of
 
     python benchmarks/metrics.py [--maps N] [--types N] [--json FILE]
 
-With `--types` the maps go through `flawmap.evaluation.evaluate`, as those of so many types of defects.
+With `--types` the maps go through `flawmap.evaluation.evaluate.evaluate`, as those of so many types of defects.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from flawmap.evaluation import evaluate
-from flawmap.images import Preprocessing, Sample
-from flawmap.metrics import PixelScores
-from flawmap.metrics.pixel_scores import MAX_FPR
+from flawmap.datasets import Sample
+from flawmap.evaluation.evaluate import evaluate
+from flawmap.evaluation.metrics import PixelScores
+from flawmap.evaluation.metrics.pixel_scores import MAX_FPR
+from flawmap.images import Preprocessing
+from flawmap.prediction import Prediction
 from flawmap.progress import report_progress
-from flawmap.records import Prediction
 
 SIDE = 256
 PATTERNS = 40

@@ -19,10 +19,11 @@ import numpy as np
 
 from flawmap import Inspector, PaDiM, export_model, load
 from flawmap.backbones import Precision
-from flawmap.evaluation import Evaluation, evaluate
-from flawmap.images import Dataset, ImageInput, open_dataset
+from flawmap.datasets import Dataset, open_dataset
+from flawmap.evaluation.evaluate import Evaluation, evaluate
+from flawmap.images import ImageInput
 from flawmap.model_file import FactorDtype
-from flawmap.records import Prediction
+from flawmap.prediction import Prediction
 
 
 class Noted:

@@ -19,12 +19,13 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from flawmap import PaDiM
-from flawmap.anomaly_map import anomaly_maps, image_scores
 from flawmap.backbones import load_backbone
+from flawmap.datasets import training_images
 from flawmap.decision import Decision
 from flawmap.detectors import passes
-from flawmap.embedding import build_hierarchy, draw_channels
-from flawmap.gaussian import (
+from flawmap.detectors.anomaly_map import anomaly_maps, image_scores
+from flawmap.detectors.padim.embedding import build_hierarchy, draw_channels
+from flawmap.detectors.padim.gaussian import (
     PAPER,
     Factor,
     Moments,
@@ -35,7 +36,7 @@ from flawmap.gaussian import (
     squared_distances,
     update,
 )
-from flawmap.images import Preprocessing, collect, stream, training_images
+from flawmap.images import Preprocessing, collect, stream
 
 RATES = (0.01, 0.05, 0.1, 0.2)
 

@@ -25,11 +25,12 @@ from PIL import Image
 from torch import Tensor
 
 from flawmap import PaDiM
-from flawmap.anomaly_map import anomaly_maps, image_scores
 from flawmap.backbones import Backbone, load_backbone
+from flawmap.datasets import Dataset, Sample, open_dataset
 from flawmap.detectors import passes
-from flawmap.embedding import Hierarchy, build_hierarchy, draw_channels
-from flawmap.gaussian import (
+from flawmap.detectors.anomaly_map import anomaly_maps, image_scores
+from flawmap.detectors.padim.embedding import Hierarchy, build_hierarchy, draw_channels
+from flawmap.detectors.padim.gaussian import (
     PAPER,
     Factor,
     Moments,
@@ -41,9 +42,9 @@ from flawmap.gaussian import (
     squared_distances,
     update,
 )
-from flawmap.images import Dataset, Preprocessing, Sample, open_dataset, read_image, read_mask, stream
-from flawmap.metrics import PixelScores, image_auroc
-from flawmap.records import Size
+from flawmap.evaluation.metrics import PixelScores, image_auroc
+from flawmap.images import Preprocessing, read_image, read_mask, stream
+from flawmap.prediction import Size
 
 SHARINGS = (0.0, 0.05, 0.1, 0.3, 0.6, 0.9)
 RIDGES = (0.001, 0.01, 0.1, 1.0)

@@ -21,8 +21,8 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from numpy.typing import NDArray
 
 from flawmap import SPADE
-from flawmap.anomaly_map import anomaly_maps
 from flawmap.backbones import load_backbone
+from flawmap.detectors.anomaly_map import anomaly_maps
 
 NAME = "wide_resnet50_2"
 LAYERS = ("layer1", "layer2", "layer3", "layer4")

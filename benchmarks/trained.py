@@ -19,7 +19,7 @@ import numpy as np
 
 from flawmap.benchmark.parts import Parts, generate_parts
 from flawmap.detectors import ITAE, VAE, GANomaly, PatchSVDD, TrainedDetector
-from flawmap.metrics import image_auroc
+from flawmap.evaluation.metrics import image_auroc
 
 MINUTES = 4.0
 SETTINGS: dict[type[TrainedDetector[Any]], tuple[dict[str, Any], dict[str, Any], float, float | None]] = {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))  # naive.py, the float64 twins; videos.py, small videos by a real codec
 
 
 @pytest.fixture(scope="session", autouse=True)
 def closed_form():
     """What decides when images are left out by fitting again; of single ones that would take so many tests too long."""
-    from flawmap.detectors import calibration, padim_fit
+    from flawmap.detectors.padim import fit as padim_fit
+    from flawmap.detectors.padim import leave_one_out as calibration
 
     original = calibration.is_large
     with pytest.MonkeyPatch.context() as patch:
@@ -25,7 +28,8 @@ def closed_form():
 @pytest.fixture
 def fitting_again(closed_form, monkeypatch):
     """Of few images each is left out by fitting again, as everywhere but in other tests."""
-    from flawmap.detectors import calibration, padim_fit
+    from flawmap.detectors.padim import fit as padim_fit
+    from flawmap.detectors.padim import leave_one_out as calibration
 
     for module in (calibration, padim_fit):
         monkeypatch.setattr(module, "is_large", closed_form)

@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from flawmap import PaDiM, load
-from flawmap.atomic import replace_atomically
 from flawmap.errors import BackboneError, FlawmapError, ModelFileError
+from flawmap.files import replace_atomically
 from flawmap.model_file import ModelFile
 
 

@@ -38,7 +38,7 @@ def test_without_opencv_images_are_read_and_a_video_names_the_remedy(tmp_path):
     code = f"""
 import sys
 sys.modules.update(cv2=None, torch=None)
-import numpy as np, flawmap.pictures, flawmap.runtime
+import numpy as np, flawmap.results.pictures, flawmap.runtime
 from flawmap.errors import MissingDependencyError
 from flawmap.images import FrameReader, VideoFrame, read_image
 assert read_image(np.zeros((4, 5, 3), np.uint8)).shape == (4, 5, 3)

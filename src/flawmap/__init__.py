@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from flawmap.errors import FlawmapError, MissingDependencyError
-from flawmap.records import Placement, Prediction
+from flawmap.prediction import Placement, Prediction
 
 if TYPE_CHECKING:
     from flawmap.detectors import ITAE, SPADE, VAE, GANomaly, MahalanobisAD, PaDiM, PatchSVDD, load

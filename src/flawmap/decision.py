@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.errors import ParameterError
-from flawmap.records import Placement, Prediction, Region
+from flawmap.prediction import Placement, Prediction, Region
 
 __all__ = ["FALSE_ALARM_RATE", "PIXEL_FALSE_ALARM_RATE", "PIXEL_RATES", "Decision", "PixelHistogram", "find_regions"]
 

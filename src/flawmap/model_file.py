@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from flawmap.atomic import replace_atomically
 from flawmap.errors import ModelFileError
+from flawmap.files import replace_atomically
 from flawmap.tensor_stream import Streamed, write_tensors
 
 __all__ = [

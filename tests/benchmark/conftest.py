@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flawmap.benchmark import class_images
+from flawmap.benchmark.paper import class_images
 
 SCRATCH = np.s_[24:40, 38:43]
 

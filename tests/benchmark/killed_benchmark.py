@@ -15,13 +15,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import flawmap.benchmark.curves
-from flawmap.benchmark import class_images, paper, report, results, shared_features
-from flawmap.benchmark.paper import run_plan
-from flawmap.benchmark.plan import Plan
-from flawmap.benchmark.report import build_tables, write_report
-from flawmap.benchmark.results import Results
-from flawmap.benchmark.systems import Settings
+import flawmap.benchmark.paper.curves
+from flawmap.benchmark.paper import class_images, report, results, shared_features
+from flawmap.benchmark.paper import run as paper
+from flawmap.benchmark.paper.plan import Plan
+from flawmap.benchmark.paper.report import build_tables, write_report
+from flawmap.benchmark.paper.results import Results
+from flawmap.benchmark.paper.run import run_plan
+from flawmap.benchmark.paper.systems import Settings
 
 SETTINGS = Settings(backbone="resnet10t", pretrained=False)
 TABLES = ["I", "II"]
@@ -127,5 +128,5 @@ def main():
 
 
 if __name__ == "__main__":
-    assert flawmap.benchmark.curves  # imported before the fork, as all else
+    assert flawmap.benchmark.paper.curves  # imported before the fork, as all else
     main()

@@ -4,12 +4,12 @@ from itertools import combinations
 
 import pytest
 
-from flawmap.benchmark.results import Run
-from flawmap.benchmark.scores import RATES
-from flawmap.images.datasets import LAYOUTS
+from flawmap.benchmark.paper.results import Run
+from flawmap.benchmark.paper.scores import RATES
+from flawmap.datasets import LAYOUTS
 
 pytest.importorskip("matplotlib")
-from flawmap.benchmark import curves
+from flawmap.benchmark.paper import curves
 
 SYSTEMS = [f"system {i} of many" for i in range(19)]
 CLASSES = LAYOUTS["mvtec_ad"].classes

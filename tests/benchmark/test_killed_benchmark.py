@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flawmap.benchmark.results import RUNS_FILE, read_runs
+from flawmap.benchmark.paper.results import RUNS_FILE, read_runs
 
 PLACES = {
     "in_features": 1,

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from flawmap.benchmark.results import RUNS_FILE, Results, Run, read_runs
+from flawmap.benchmark.paper.results import RUNS_FILE, Results, Run, read_runs
 from flawmap.errors import ParameterError
 
 SETTINGS = {"backbone": "resnet18", "regularization": (0.1, 0.5)}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from flawmap.benchmark.scores import RATES, RunScores, image_curve
-from flawmap.metrics import PixelScores
+from flawmap.benchmark.paper.scores import RATES, RunScores, image_curve
+from flawmap.evaluation.metrics import PixelScores
 
 
 def test_the_image_curve_is_scikit_learns():

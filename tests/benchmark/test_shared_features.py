@@ -5,12 +5,12 @@ import pytest
 
 from flawmap import PaDiM
 from flawmap.backbones import load_backbone
-from flawmap.benchmark.class_images import RD, read_class
-from flawmap.benchmark.scores import RunScores
-from flawmap.benchmark.shared_features import SharedFeatures, score_shared
+from flawmap.benchmark.paper.class_images import RD, read_class
+from flawmap.benchmark.paper.scores import RunScores
+from flawmap.benchmark.paper.shared_features import SharedFeatures, score_shared
+from flawmap.datasets import open_dataset
 from flawmap.errors import DatasetError, ParameterError
-from flawmap.evaluation import evaluate
-from flawmap.images import open_dataset
+from flawmap.evaluation.evaluate import evaluate
 
 PLAIN = {"backbone": "resnet10t", "pretrained": False, "calibrate": None, "runtime": "torch"}
 LAYERS = ("layer1", "layer2", "layer3")

@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from flawmap.benchmark.compare import changed_classes, compare_runs, comparison_table
-from flawmap.benchmark.paper import Outcome
-from flawmap.benchmark.paper_tables import OBJECTS, PAPER_TABLES, TEXTURES, paper_figure
-from flawmap.benchmark.plan import SPADE_NEIGHBORS
-from flawmap.benchmark.report import write_table
-from flawmap.benchmark.results import Run
-from flawmap.benchmark.systems import Settings, System, systems
-from flawmap.benchmark.table_notes import class_notes, paper_notes
-from flawmap.benchmark.tables import Table, class_table, paper_table, summarise, to_html, to_latex, to_markdown
+from flawmap.benchmark.paper.compare import changed_classes, compare_runs, comparison_table
+from flawmap.benchmark.paper.plan import SPADE_NEIGHBORS
+from flawmap.benchmark.paper.published import OBJECTS, PAPER_TABLES, TEXTURES, paper_figure
+from flawmap.benchmark.paper.report import write_table
+from flawmap.benchmark.paper.results import Run
+from flawmap.benchmark.paper.run import Outcome
+from flawmap.benchmark.paper.systems import Settings, System, systems
+from flawmap.benchmark.paper.table_notes import class_notes, paper_notes
+from flawmap.benchmark.paper.tables import Table, class_table, paper_table, summarise, to_html, to_latex, to_markdown
+from flawmap.datasets import LAYOUTS
 from flawmap.errors import ParameterError
-from flawmap.images.datasets import LAYOUTS
 
 
 def runs_of(categories, values, system="Rd100", dataset="mvtec_ad"):

@@ -13,14 +13,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flawmap import SPADE, VAE, PaDiM, Prediction
-from flawmap.benchmark import class_images, plan
-from flawmap.benchmark.paper import run_plan
-from flawmap.benchmark.paper_tables import PAPER_TABLES
-from flawmap.benchmark.results import Results, Run, read_runs
-from flawmap.benchmark.shared_features import SharedFeatures
-from flawmap.benchmark.systems import ABLATIONS, TRAINED, Settings, System
-from flawmap.class_mean import evaluate_classes
+from flawmap.benchmark.paper import class_images, plan
+from flawmap.benchmark.paper.published import PAPER_TABLES
+from flawmap.benchmark.paper.results import Results, Run, read_runs
+from flawmap.benchmark.paper.run import run_plan
+from flawmap.benchmark.paper.shared_features import SharedFeatures
+from flawmap.benchmark.paper.systems import ABLATIONS, TRAINED, Settings, System
 from flawmap.cli.app import app
+from flawmap.evaluation.class_mean import evaluate_classes
 from flawmap.images import Preprocessing
 
 SMALL = ["--backbone", "resnet10t", "--random-weights"]
@@ -28,7 +28,7 @@ SMALL = ["--backbone", "resnet10t", "--random-weights"]
 
 @pytest.fixture(autouse=True)
 def small_inputs(monkeypatch):
-    monkeypatch.setattr("flawmap.benchmark.systems.pick_device", lambda _: torch.device("cpu"))
+    monkeypatch.setattr("flawmap.benchmark.paper.systems.pick_device", lambda _: torch.device("cpu"))
     for dataset in class_images.INPUTS:
         monkeypatch.setitem(class_images.INPUTS, dataset, {"resize": 64, "crop": None})
 
@@ -147,9 +147,9 @@ def small_footprints(monkeypatch, table):
         "SPADE": System("SPADE", lambda _, size: [SPADE(**small(size), **backbone, n_neighbors=2)]),
         "VAE": System("VAE", lambda *_: [VAE(resize=64, steps=1, batch_size=2, width=8, calibrate=None)]),
     }
-    monkeypatch.setattr("flawmap.benchmark.paper.systems_without_data", lambda: known)
-    monkeypatch.setattr("flawmap.benchmark.paper.N_IMAGES", 4)
-    monkeypatch.setattr("flawmap.benchmark.paper.GROWTH", (8,))
+    monkeypatch.setattr("flawmap.benchmark.paper.run.systems_without_data", lambda: known)
+    monkeypatch.setattr("flawmap.benchmark.paper.run.N_IMAGES", 4)
+    monkeypatch.setattr("flawmap.benchmark.paper.run.GROWTH", (8,))
     rows = replace(PAPER_TABLES[table], rows=tuple(known))
     monkeypatch.setitem(PAPER_TABLES, table, rows)
 

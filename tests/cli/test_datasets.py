@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flawmap.cli.app import app
-from flawmap.images import open_dataset
+from flawmap.datasets import open_dataset
 
 FIT = ["--backbone", "resnet10t", "--random-weights", "--resize", "64"]
 SIZE = (64, 64)

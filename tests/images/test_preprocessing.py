@@ -9,7 +9,7 @@ from torchvision.transforms.v2.functional import center_crop
 
 from flawmap.errors import ParameterError
 from flawmap.images import Preprocessing
-from flawmap.records import Placement
+from flawmap.prediction import Placement
 
 side = st.integers(1, 40)
 size = st.tuples(side, side)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flawmap.openvino_module import has_bfloat16, import_openvino
-from flawmap.records import Size
+from flawmap.prediction import Size
 
 __all__ = ["NETWORKS", "CompiledNetwork", "NormalisedNetwork", "Precision", "trace"]
 

@@ -21,7 +21,7 @@ from flawmap.backbones.compiled import NETWORKS, CompiledNetwork, NormalisedNetw
 from flawmap.backbones.weights import find_weights, fingerprint, load_weights
 from flawmap.errors import BackboneError, ParameterError
 from flawmap.openvino_module import has_bfloat16
-from flawmap.records import Size
+from flawmap.prediction import Size
 
 __all__ = [
     "COMPILE_AFTER",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from flawmap.backbones.catalogue import CatalogueEntry
 from flawmap.errors import WeightsError
-from flawmap.paths import expand_home
+from flawmap.files import expand_home
 
 __all__ = ["HUB_PREFIX", "WEIGHTS_FOLDER_VARIABLE", "WeightsFile", "find_weights", "fingerprint", "load_weights"]
 

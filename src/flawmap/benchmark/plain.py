@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from flawmap.backbones import Backbone, NormalisedNetwork
-from flawmap.records import Size
+from flawmap.prediction import Size
 
 __all__ = ["PlainPaDiM"]
 

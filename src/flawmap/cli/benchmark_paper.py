@@ -28,7 +28,7 @@ from flawmap.errors import ParameterError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from flawmap.benchmark.tables import Table
+    from flawmap.benchmark.paper.tables import Table
 
 __all__ = ["compare", "paper"]
 
@@ -69,13 +69,13 @@ def paper(
     Stop it whenever you like, and start it again: it goes on with the run it was at. The exit code is 0 if all was run
     that was asked for, and 1 if something failed.
     """
-    from flawmap.benchmark.paper import run_plan
-    from flawmap.benchmark.paper_tables import PAPER_TABLES
-    from flawmap.benchmark.plan import Plan
-    from flawmap.benchmark.report import build_tables, write_report
-    from flawmap.benchmark.results import Results
-    from flawmap.benchmark.systems import Settings
-    from flawmap.benchmark.table_notes import absent_classes
+    from flawmap.benchmark.paper.plan import Plan
+    from flawmap.benchmark.paper.published import PAPER_TABLES
+    from flawmap.benchmark.paper.report import build_tables, write_report
+    from flawmap.benchmark.paper.results import Results
+    from flawmap.benchmark.paper.run import run_plan
+    from flawmap.benchmark.paper.systems import Settings
+    from flawmap.benchmark.paper.table_notes import absent_classes
 
     names = _split(tables) or (["IV"] if dataset == "stc" else ["I", "II", "III", "V", "VI", "VII", "VIII"])
     settings = Settings(
@@ -139,9 +139,9 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Set two results side by side: B less A, over runs of the same class, system and seed, of the same files."""
-    from flawmap.benchmark.compare import changed_classes, compare_runs, comparison_table
-    from flawmap.benchmark.report import check_format, write_table
-    from flawmap.benchmark.results import read_runs
+    from flawmap.benchmark.paper.compare import changed_classes, compare_runs, comparison_table
+    from flawmap.benchmark.paper.report import check_format, write_table
+    from flawmap.benchmark.paper.results import read_runs
 
     if output is not None:
         check_format(output)

@@ -18,10 +18,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flawmap.atomic import check_replaceable
 from flawmap.decision import Decision
 from flawmap.errors import FlawmapError, ImageError, ParameterError
-from flawmap.records import Size
+from flawmap.files import check_replaceable
+from flawmap.prediction import Size
 
 __all__ = [
     "Aspect",

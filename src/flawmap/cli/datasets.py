@@ -27,8 +27,8 @@ from flawmap.cli.console import (
     messages,
     print_json,
 )
+from flawmap.datasets import LAYOUTS, Counts, Problem, Report, check_dataset, write_rd_mvtec_ad
 from flawmap.errors import DatasetError
-from flawmap.images.datasets import LAYOUTS, Counts, Problem, Report, check_dataset, write_rd_mvtec_ad
 from flawmap.progress import report_progress
 
 FIGURES = ("train", "good", "anomalous", "test")
@@ -132,8 +132,8 @@ def timeline(
 ) -> None:
     """Draw the scores of each test clip over time, with the threshold and the ground truth."""
     from flawmap import load
-    from flawmap.images import open_dataset
-    from flawmap.timeline import check_picture, save_timelines, score_timelines
+    from flawmap.datasets import open_dataset
+    from flawmap.evaluation.timeline import check_picture, save_timelines, score_timelines
 
     check_writable_target(output)
     check_picture(output, 0)

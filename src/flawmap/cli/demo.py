@@ -12,12 +12,12 @@ from rich.markup import escape
 
 from flawmap.cli.console import JsonOption, QuietOption, guarded, messages, print_json
 from flawmap.images import read_image
-from flawmap.pictures import Tile, contact_sheet, overlay
 from flawmap.progress import report_progress
+from flawmap.results.pictures import Tile, contact_sheet, overlay
 
 if TYPE_CHECKING:
-    from flawmap.images import Sample
-    from flawmap.records import Prediction
+    from flawmap.datasets import Sample
+    from flawmap.prediction import Prediction
 
 N_TILES = 8
 
@@ -37,8 +37,8 @@ def demo(
     defective ones.
     """
     from flawmap import PaDiM
-    from flawmap.images import open_dataset
-    from flawmap.metrics import image_auroc
+    from flawmap.datasets import open_dataset
+    from flawmap.evaluation.metrics import image_auroc
 
     started = time.perf_counter()
     data = open_dataset("elpv:mono")

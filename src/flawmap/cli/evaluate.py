@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flawmap.atomic import replace_atomically
 from flawmap.cli.console import (
     BadImages,
     DeviceOption,
@@ -28,6 +27,7 @@ from flawmap.cli.console import (
     print_json,
 )
 from flawmap.errors import DatasetError
+from flawmap.files import replace_atomically
 
 DOUBTFUL = 0.01
 """Uniformity of p-values below which the promise is in doubt."""
@@ -58,13 +58,13 @@ def evaluate(
 ) -> None:
     """Score the labelled images of a DATASET and compare with their labels and masks."""
     from flawmap import load
-    from flawmap.evaluation import Evaluation, Figures
-    from flawmap.evaluation import evaluate as run
-    from flawmap.images import open_dataset
+    from flawmap.datasets import open_dataset
+    from flawmap.evaluation.evaluate import Evaluation, Figures
+    from flawmap.evaluation.evaluate import evaluate as run
 
     if reliability is not None:
         check_writable_target(reliability)
-        from flawmap.plots import plot_reliability
+        from flawmap.evaluation.plots import plot_reliability
     data = open_dataset(dataset).every(stride)
     bad = BadImages()
     detector = load(model, weights=weights, device=device, runtime=runtime.value, workers=workers)

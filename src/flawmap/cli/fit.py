@@ -33,8 +33,9 @@ from flawmap.cli.console import (
     print_json,
 )
 from flawmap.cli.detector_choice import TRAINED, DetectorName, Variant, choose_detector, make_detector
+from flawmap.datasets import open_dataset, training_images
 from flawmap.errors import ParameterError
-from flawmap.images import SUFFIXES, ImageInput, collect, open_dataset, training_images
+from flawmap.images import SUFFIXES, ImageInput, collect
 
 if TYPE_CHECKING:
     from flawmap.detectors import AnyDetector

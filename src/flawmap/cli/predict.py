@@ -17,7 +17,6 @@ import typer
 from PIL import Image
 from rich.markup import escape
 
-from flawmap.atomic import replace_atomically
 from flawmap.cli.console import (
     BadImages,
     DeviceOption,
@@ -33,10 +32,11 @@ from flawmap.cli.console import (
     print_json,
 )
 from flawmap.errors import DatasetError, ParameterError
+from flawmap.files import replace_atomically
 from flawmap.images import collect, read_image
-from flawmap.pictures import overlay
+from flawmap.prediction import Prediction
 from flawmap.progress import report_progress
-from flawmap.records import Prediction
+from flawmap.results.pictures import overlay
 
 COLUMNS = (
     "path",

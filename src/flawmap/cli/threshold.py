@@ -77,9 +77,9 @@ def threshold(
         option = next(iter(costs)).replace("_", "-")
         raise ParameterError(f"--{option} serves --by cost; give that too, with --labelled DATASET, or leave it out")
     from flawmap import load
-    from flawmap.evaluation import labelled_scores
-    from flawmap.images import open_dataset
-    from flawmap.metrics import OperatingPoint, Rate, best_threshold, error_rates
+    from flawmap.datasets import open_dataset
+    from flawmap.evaluation.evaluate import labelled_scores
+    from flawmap.evaluation.metrics import OperatingPoint, Rate, best_threshold, error_rates
 
     detector = load(model, weights=weights, device=device, runtime=runtime.value, workers=workers)
     if detector.decision_ is None:

@@ -7,15 +7,15 @@ from typing import Any
 
 from flawmap.backbones import Runtime
 from flawmap.detectors.detector import Detector, OnBad
-from flawmap.detectors.ganomaly import GANomaly
-from flawmap.detectors.itae import ITAE
 from flawmap.detectors.mahalanobis_ad import MahalanobisAD
-from flawmap.detectors.padim import PaDiM
-from flawmap.detectors.patch_svdd import PatchSVDD
+from flawmap.detectors.padim.detector import PaDiM
 from flawmap.detectors.presets import PRESETS
-from flawmap.detectors.spade import SPADE
-from flawmap.detectors.trained import TrainedDetector
-from flawmap.detectors.vae import VAE
+from flawmap.detectors.spade.detector import SPADE
+from flawmap.detectors.trained.detector import TrainedDetector
+from flawmap.detectors.trained.ganomaly_detector import GANomaly
+from flawmap.detectors.trained.itae_detector import ITAE
+from flawmap.detectors.trained.patch_svdd_detector import PatchSVDD
+from flawmap.detectors.trained.vae_detector import VAE
 from flawmap.model_file import ModelFile
 
 __all__ = [

@@ -10,8 +10,8 @@ import numpy as np
 
 from flawmap.errors import ImageError, ParameterError
 from flawmap.images import ImageInput, Preprocessing
+from flawmap.prediction import Prediction
 from flawmap.progress import Progress
-from flawmap.records import Prediction
 
 __all__ = ["Detector", "OnBad", "check_calibration", "check_number", "check_seed"]
 

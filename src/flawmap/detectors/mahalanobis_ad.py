@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from flawmap.backbones import DEFAULT_BACKBONE, Backbone, Runtime, feature_levels, load_backbone
+from flawmap.datasets import training_images
 from flawmap.decision import FALSE_ALARM_RATE, Decision
 from flawmap.detectors import passes
 from flawmap.detectors.decision_file import decision_record, decision_shapes, decision_tensors, restore_decision
@@ -21,22 +22,14 @@ from flawmap.detectors.model_backbone import (
     matching_backbone,
     preprocessing_record,
 )
+from flawmap.detectors.padim.gaussian import MIN_IMAGES
+from flawmap.detectors.pooled_gaussian import PooledGaussian, learn_pooled
 from flawmap.detectors.presets import preset_arguments
 from flawmap.errors import ModelFileError, NotFittedError, ParameterError, TrainingSetError
-from flawmap.gaussian import MIN_IMAGES, PooledGaussian, learn_pooled
-from flawmap.images import (
-    ImageInput,
-    ImageSource,
-    Loaded,
-    Preprocessing,
-    Replay,
-    collect,
-    stream,
-    training_images,
-)
+from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, Replay, collect, stream
 from flawmap.model_file import MahalanobisADDocument, ModelFile
+from flawmap.prediction import Prediction, Size
 from flawmap.progress import Progress, report_progress
-from flawmap.records import Prediction, Size
 
 __all__ = ["MahalanobisAD"]
 
@@ -66,7 +59,7 @@ class MahalanobisAD:
         workers: threads that read images; None for one per processor, at most eight.
 
     Attributes after `fit`:
-        gaussians_: the Gaussian of each level (`flawmap.gaussian.PooledGaussian`).
+        gaussians_: the Gaussian of each level (`flawmap.detectors.padim.gaussian.PooledGaussian`).
         n_images_: number of good images learnt from.
         decision_: leave-one-out scores and threshold (`flawmap.decision.Decision`), or None: not calibrated, or fewer
             than three images.

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flawmap.anomaly_map import anomaly_maps, image_scores
 from flawmap.backbones import Backbone
-from flawmap.embedding import Hierarchy
+from flawmap.detectors.anomaly_map import anomaly_maps, image_scores
+from flawmap.detectors.padim.embedding import Hierarchy
+from flawmap.detectors.padim.gaussian import Moments, Probe, update
 from flawmap.errors import ParameterError, TrainingSetError
-from flawmap.gaussian import Moments, Probe, update
 from flawmap.images import Loaded
-from flawmap.records import Size
+from flawmap.prediction import Size
 
 __all__ = [
     "AT_ONCE",

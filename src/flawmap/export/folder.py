@@ -9,14 +9,14 @@ from typing import Any, get_args
 
 from torch import nn
 
-from flawmap.atomic import replace_folder_atomically
 from flawmap.backbones import trace
 from flawmap.detectors import SPADE, AnyDetector, MahalanobisAD, PaDiM, PatchSVDD
+from flawmap.detectors.padim.graph import ScoringNetwork
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.export.graph import JudgingNetwork, TrainedScoringNetwork, WholeImageNetwork, pixel_network
 from flawmap.export.onnx import write_onnx
 from flawmap.export.openvino import write_openvino
-from flawmap.paths import expand_home
+from flawmap.files import expand_home, replace_folder_atomically
 from flawmap.runtime.graph import JUDGEMENTS, OUTPUTS
 from flawmap.runtime.metadata import (
     FILES,
@@ -28,7 +28,6 @@ from flawmap.runtime.metadata import (
     Metadata,
     digest,
 )
-from flawmap.scoring_network import ScoringNetwork
 
 __all__ = ["Dtype", "Format", "export_model"]
 

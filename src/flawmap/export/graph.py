@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flawmap.backbones import Backbone, NormalisedNetwork
 from flawmap.decision import Decision
-from flawmap.gaussian import PooledGaussian
+from flawmap.detectors.pooled_gaussian import PooledGaussian
 from flawmap.images import Preprocessing
 
 __all__ = ["JudgingNetwork", "TrainedScoringNetwork", "WholeImageNetwork", "pixel_network"]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from flawmap.errors import MissingDependencyError
-from flawmap.records import Size
+from flawmap.prediction import Size
 from flawmap.runtime.graph import INPUT, OUTPUTS
 from flawmap.runtime.metadata import FILES
 

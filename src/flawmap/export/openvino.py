@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from flawmap.openvino_module import import_openvino
-from flawmap.records import Size
+from flawmap.prediction import Size
 from flawmap.runtime.graph import INPUT, OUTPUTS
 from flawmap.runtime.metadata import FILES
 

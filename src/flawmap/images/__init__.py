@@ -1,6 +1,5 @@
-"""Images: found, decoded, made ready for a model; and the data sets flawmap knows."""
+"""Images: found, decoded, made ready for a model."""
 
-from flawmap.images.datasets import Dataset, Sample, open_dataset, training_images
 from flawmap.images.masks import ClassMask, MaskFrame, MaskSource
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource, read_image, read_mask
@@ -12,7 +11,6 @@ from flawmap.images.video import FrameReader, VideoFrame
 __all__ = [
     "SUFFIXES",
     "ClassMask",
-    "Dataset",
     "FrameReader",
     "ImageCollection",
     "ImageInput",
@@ -22,14 +20,11 @@ __all__ = [
     "MaskSource",
     "Preprocessing",
     "Replay",
-    "Sample",
     "VideoFrame",
     "check_cache",
     "collect",
-    "open_dataset",
     "read_image",
     "read_mask",
     "reserve_memory",
     "stream",
-    "training_images",
 ]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawmap.errors import ParameterError
-from flawmap.records import Placement, Size
+from flawmap.prediction import Placement, Size
 
 __all__ = ["Aspect", "Preprocessing"]
 

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from flawmap.errors import DatasetError, ImageError, ParameterError
+from flawmap.files import expand_home
 from flawmap.images.read import ImageSource
 from flawmap.images.video import VideoFrame
-from flawmap.paths import expand_home
 
 __all__ = ["SUFFIXES", "ImageCollection", "ImageInput", "collect", "find_images", "list_folder"]
 

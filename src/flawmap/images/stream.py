@@ -17,7 +17,7 @@ from flawmap.errors import ImageError, ParameterError
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource, read_image
 from flawmap.images.video import FrameReader, VideoFrame
-from flawmap.records import Placement
+from flawmap.prediction import Placement
 
 __all__ = ["Loaded", "stream"]
 

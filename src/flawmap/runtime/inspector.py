@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from flawmap.decision import find_regions
 from flawmap.errors import ImageError, ModelFileError, ParameterError
+from flawmap.files import expand_home
 from flawmap.images import ImageCollection, ImageInput, Loaded, Preprocessing, collect, read_image, stream
-from flawmap.paths import expand_home
-from flawmap.records import Prediction
+from flawmap.prediction import Prediction
 from flawmap.runtime.graph import PrecisionChoice, open_graph
 from flawmap.runtime.metadata import Metadata, Rule
 

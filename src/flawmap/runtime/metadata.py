@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from flawmap.decision import PIXEL_RATES, Decision
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Preprocessing
-from flawmap.records import Size
+from flawmap.prediction import Size
 
 __all__ = [
     "FILES",

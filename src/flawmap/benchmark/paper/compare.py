@@ -1,0 +1,114 @@
+"""Two results files side by side: differences of runs that differ in nothing but what the files differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flawmap.benchmark.paper.results import Run
+from flawmap.benchmark.paper.tables import MEASURES, Table
+
+__all__ = ["Difference", "changed_classes", "compare_runs", "comparison_table"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure in two files, over runs of the same data set, class, system and seed.
+
+    Attributes:
+        first, second: means. mean: of second - first. std: standard deviation of that, None of one pair.
+        lowest, highest: smallest and largest difference.
+        n_pairs: runs that both files have. n_higher: those in which the second is higher.
+        unpaired: runs that only one file has.
+        other_data: runs that both have, but of classes whose files differ; they are not paired.
+    """
+
+    dataset: str
+    system: str
+    measure: str
+    first: float
+    second: float
+    mean: float
+    std: float | None
+    lowest: float
+    highest: float
+    n_pairs: int
+    n_higher: int
+    unpaired: int
+    other_data: int = 0
+
+
+def compare_runs(first: Sequence[Run], second: Sequence[Run]) -> list[Difference]:
+    """By data set, system and measure, in the order of the first file."""
+    differences = []
+    for dataset, system in dict.fromkeys((run.dataset, run.system) for run in [*first, *second]):
+        for measure in MEASURES:
+            one, other = (_values(runs, dataset, system, measure) for runs in (first, second))
+            common = sorted(one.keys() & other.keys())
+            keys = [key for key in common if _same_data(one[key], other[key])]
+            if not keys:
+                continue
+            pairs = np.array([(one[key].figures[measure], other[key].figures[measure]) for key in keys], float)
+            delta = pairs[:, 1] - pairs[:, 0]
+            differences.append(
+                Difference(
+                    dataset,
+                    system,
+                    measure,
+                    first=float(pairs[:, 0].mean()),
+                    second=float(pairs[:, 1].mean()),
+                    mean=float(delta.mean()),
+                    std=float(delta.std(ddof=1)) if len(delta) > 1 else None,
+                    lowest=float(delta.min()),
+                    highest=float(delta.max()),
+                    n_pairs=len(delta),
+                    n_higher=int((delta > 0).sum()),
+                    unpaired=len(one.keys() ^ other.keys()),
+                    other_data=len(common) - len(keys),
+                )
+            )
+    return differences
+
+
+def changed_classes(first: Sequence[Run], second: Sequence[Run]) -> list[str]:
+    """Classes that both files have runs of, made of other images, masks or types."""
+    data = {run.key: run for run in first}
+    pairs = [(data[run.key], run) for run in second if run.key in data]
+    return sorted({f"{one.category} ({one.dataset})" for one, other in pairs if not _same_data(one, other)})
+
+
+def _same_data(one: Run, other: Run) -> bool:
+    """Of runs of earlier versions, whose files are not known, the numbers of images have to do."""
+    known = one if one.data else other
+    return (other if one.data else one).is_of(known.data, known.n_train, known.n_test)
+
+
+def comparison_table(differences: Sequence[Difference], first: str, second: str) -> Table:
+    """For people; shares in per cent."""
+    rows = []
+    for one in differences:
+        name, unit, decimals = MEASURES[one.measure]
+        spread = "" if one.std is None else f" ± {unit * one.std:.{decimals + 1}f}"
+        rows.append(
+            (
+                f"{one.system} ({one.dataset})",
+                name,
+                *(f"{unit * value:.{decimals + 1}f}" for value in (one.first, one.second)),
+                f"{unit * one.mean:+.{decimals + 1}f}{spread}",
+                f"{unit * one.lowest:+.{decimals + 1}f} to {unit * one.highest:+.{decimals + 1}f}",
+                f"{one.n_higher} of {one.n_pairs}",
+                str(one.unpaired + one.other_data) if one.unpaired + one.other_data else "",
+            )
+        )
+    header = ("system", "figure", first, second, "difference", "from, to", "higher in", "unpaired")
+    return Table(f"{second} less {first}", header, tuple(rows))
+
+
+def _values(runs: Sequence[Run], dataset: str, system: str, measure: str) -> dict[tuple[str, int], Run]:
+    return {
+        (run.category, run.seed): run
+        for run in runs
+        if (run.dataset, run.system) == (dataset, system) and run.figures.get(measure) is not None
+    }

@@ -1,0 +1,163 @@
+"""Plots of results: ROC and PRO curves of each class, and the figures of all classes as bars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from flawmap.benchmark.paper.results import Run
+from flawmap.benchmark.paper.scores import RATES
+from flawmap.benchmark.paper.tables import MEASURES, summarise
+from flawmap.files import replace_atomically
+
+__all__ = ["plot_results"]
+
+CURVES = {
+    "image_roc": ("ROC, images", "true-positive rate"),
+    "pixel_roc": ("ROC, pixels", "true-positive rate"),
+    "pro": ("PRO curve", "mean per-region overlap"),
+}
+
+LINES = ("-", "--", ":", "-.")
+HATCHES = ("", "////", "....", "xxxx")
+COLOURS = 10
+"""Of matplotlib's cycle; systems beyond them differ by line or hatch."""
+ROW_INCHES = 15.0
+"""Width of a row of bars; more classes go into further rows."""
+BAR_INCHES = 0.15
+COLUMN_INCHES = 2.6
+"""Width of a column of the legend."""
+
+
+def plot_results(runs: Sequence[Run], folder: Path) -> dict[str, Path]:
+    """Write PNGs; gives their paths by title. Curves are means over seeds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for dataset in dict.fromkeys(run.dataset for run in runs if run.dataset != "speed"):
+        own = [run for run in runs if run.dataset == dataset]
+        for category in sorted({run.category for run in own}):
+            path = folder / f"{dataset}_{category}_curves.png"
+            _plot_curves([run for run in own if run.category == category], path, f"{category} ({dataset})")
+            written[f"{dataset}, {category}: curves"] = path
+        for measure in ("image_auroc", "pixel_auroc", "pro_score"):
+            if any(run.figures.get(measure) is not None for run in own):
+                path = folder / f"{dataset}_{measure}.png"
+                _plot_bars(own, measure, path, dataset)
+                written[f"{dataset}: {MEASURES[measure][0]} by class"] = path
+    growing = {run.system for run in runs if run.dataset == "speed" and run.category}
+    if growing:
+        path = folder / "growth.png"
+        _plot_growth([run for run in runs if run.dataset == "speed" and run.system in growing], path)
+        written["time and memory against the number of good images"] = path
+    return written
+
+
+def _plot_growth(runs: Sequence[Run], path: Path) -> None:
+    systems = sorted({run.system for run in runs})
+    figure = Figure(figsize=(10, 4 + _legend_inches(systems, 10)), layout="constrained")
+    measures = {"seconds": "seconds an image", "gigabytes": "GB of the model's file"}
+    for axes, (measure, what) in zip(figure.subplots(1, 2), measures.items(), strict=True):
+        for i, system in enumerate(systems):
+            points = sorted((run.n_train, run.figures[measure] or 0.0) for run in runs if run.system == system)
+            axes.plot(*zip(*points, strict=True), marker="o", label=system, **_line(i))
+        axes.set_xlabel("good images")
+        axes.set_ylabel(what)
+        axes.set_ylim(bottom=0)
+    _add_legend(figure)
+    _save(figure, path)
+
+
+def _plot_curves(runs: Sequence[Run], path: Path, title: str) -> None:
+    systems = list(dict.fromkeys(run.system for run in runs))
+    figure = Figure(figsize=(15, 5 + _legend_inches(systems, 15)), layout="constrained")
+    for axes, (name, (heading, what)) in zip(figure.subplots(1, 3), CURVES.items(), strict=True):
+        for i, system in enumerate(systems):
+            curves = [run.curves[name] for run in runs if run.system == system and name in run.curves]
+            if curves:
+                axes.plot(RATES[name], np.mean(curves, axis=0), label=system, linewidth=1.2, **_line(i))
+        axes.set_title(heading)
+        axes.set_xlabel("false-positive rate")
+        axes.set_ylabel(what)
+        axes.set_ylim(0, 1.01)
+    figure.suptitle(title)
+    _add_legend(figure)
+    _save(figure, path)
+
+
+def _plot_bars(runs: Sequence[Run], measure: str, path: Path, dataset: str) -> None:
+    """A group of bars for each class, in as many rows as they need."""
+    systems = list(dict.fromkeys(run.system for run in runs))
+    categories = sorted({run.category for run in runs})
+    inches = max(0.8, BAR_INCHES * len(systems) + 0.3)  # of a group
+    n_rows = math.ceil(len(categories) / max(1, int(ROW_INCHES / inches)))
+    per_row = math.ceil(len(categories) / n_rows)
+    wide = max(6, inches * per_row + 1)
+    size = wide, 3.5 * n_rows + 1 + _legend_inches(systems, wide)
+    figure = Figure(figsize=size, layout="constrained")
+    tops = [100 * value for run in runs if (value := run.figures.get(measure)) is not None]
+    rows = figure.subplots(n_rows, 1, sharey=True, squeeze=False)[:, 0]
+    for row, axes in enumerate(rows):
+        shown = categories[row * per_row : (row + 1) * per_row]
+        for i, system in enumerate(systems):
+            _draw_bars(axes, runs, measure, shown, system, (i, 0.85 / len(systems)))
+        axes.set_xticks([place + 0.425 for place in range(len(shown))], shown, rotation=30, ha="right")
+        axes.set_xlim(-0.15, per_row)
+        axes.set_ylim(max(min(tops) - 5, 0), 100)
+        axes.set_ylabel(f"{MEASURES[measure][0]}, %")
+    figure.suptitle(dataset)
+    _add_legend(figure)
+    _save(figure, path)
+
+
+def _draw_bars(
+    axes: Axes, runs: Sequence[Run], measure: str, categories: Sequence[str], system: str, slot: tuple[int, float]
+) -> None:
+    """One system's bars; `slot` is its place in a group and its width."""
+    i, width = slot
+    found = [summarise(runs, system, [category], measure) for category in categories]
+    places = [place + i * width for place, one in enumerate(found) if one]
+    heights = [100 * one.mean for one in found if one]
+    spread = [100 * (one.std or 0) for one in found if one]
+    hatch = HATCHES[i // COLOURS % len(HATCHES)]
+    axes.bar(
+        places, heights, width, yerr=spread, label=system, align="edge", color=f"C{i % COLOURS}", hatch=hatch,
+        edgecolor="white", linewidth=0.3,
+    )  # fmt: skip
+
+
+def _line(i: int) -> dict[str, Any]:
+    """How the i-th system is drawn."""
+    return {"color": f"C{i % COLOURS}", "linestyle": LINES[i // COLOURS % len(LINES)]}
+
+
+def _add_legend(figure: Figure) -> None:
+    """One for all axes, below them."""
+    labelled = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }  # fmt: skip
+    if labelled:
+        n_columns = _legend_columns(figure.get_size_inches()[0])
+        figure.legend(list(labelled.values()), list(labelled), loc="outside lower center", ncols=n_columns, fontsize=8)
+
+
+def _legend_columns(width: float) -> int:
+    return max(1, int(width / COLUMN_INCHES))
+
+
+def _legend_inches(systems: Sequence[str], width: float) -> float:
+    return 0.2 * math.ceil(len(systems) / _legend_columns(width)) + 0.2
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    with replace_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

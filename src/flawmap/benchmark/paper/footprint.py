@@ -1,0 +1,72 @@
+"""Time and memory of every system, also against the number of good images it has learnt from.
+
+Weights and images are random: neither time nor memory depends on them. Those that train a network do a single step, and
+learn from a few images if nothing of the images stays in the model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawmap.benchmark.paper.systems import System
+from flawmap.benchmark.timing import interleaved
+from flawmap.detectors import ITAE, SPADE, VAE, AnyDetector, Detector, GANomaly
+from flawmap.errors import ParameterError
+from flawmap.export import export_model
+from flawmap.images import Preprocessing
+from flawmap.runtime import Inspector
+
+__all__ = ["GROWING", "GROWTH", "N_IMAGES", "measure_footprint"]
+
+N_IMAGES = 242
+"""Good images of a class of MVTec AD on average, which the paper's tables VII and VIII are over."""
+GROWTH = (60, 120, 480)
+"""Further numbers of good images."""
+GROWING = ("SPADE", "PaDiM-R18-Rd100")
+"""Systems that are measured at each of them: one that remembers all images, and one that does not."""
+STEADY, FEW = (VAE, GANomaly, ITAE), 8
+"""Systems whose time and memory are the same after any number of good images, and so many are enough for them."""
+INPUT = {"resize": 256, "crop": 224}
+ROUNDS = 2
+
+
+def measure_footprint(system: System, *, n_images: int, rounds: int = ROUNDS) -> dict[str, float | None]:
+    """Median seconds of one image, from array to map and score, and gigabytes of the model's file.
+
+    Seconds are those of the exported graph, or of `predict` for a detector that cannot be exported.
+    """
+    detectors = system.make(0, dict(INPUT))
+    if len(detectors) != 1:
+        raise ParameterError(f"{system.name} is several models; time and memory are measured of one")
+    [model] = detectors
+    n_needed = min(n_images, FEW) if isinstance(model, STEADY) else n_images
+    model.fit(list(_images(n_needed, model.preprocessing)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.flawmap")
+        model.save(path)
+        gigabytes = path.stat().st_size / 1e9
+        seconds = _seconds(model, Path(folder, "export"), rounds)
+    return {"seconds": seconds, "gigabytes": gigabytes}
+
+
+def _seconds(model: Detector, folder: Path, rounds: int) -> float:
+    images = np.stack(list(_images(1, model.preprocessing)))
+    if isinstance(model, SPADE):  # its gallery is no part of a graph
+        latency = interleaved({"predict": lambda: model.predict(images)}, rounds=1)["predict"]
+    else:
+        if not isinstance(model, AnyDetector):
+            raise ParameterError(f"{type(model).__name__} cannot be exported")
+        inspector = Inspector(export_model(model, folder))
+        latency = interleaved({"graph": lambda: inspector.score_batch(images)}, rounds=rounds)["graph"]
+    return latency.p50 / 1000
+
+
+def _images(n_images: int, preprocessing: Preprocessing) -> Iterator[NDArray[np.uint8]]:
+    rng = np.random.default_rng(0)
+    for _ in range(n_images):
+        yield rng.integers(0, 256, (*preprocessing.resize, 3), np.uint8)

@@ -1,0 +1,380 @@
+"""The paper's evaluation: every system on every class that is there, one run after the other, resumable."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawmap.backbones import Backbone, Runtime, load_backbone, pick_device
+from flawmap.benchmark.paper.class_images import (
+    INPUTS,
+    RD,
+    ClassFiles,
+    ClassImages,
+    look_at_class,
+    read_class,
+    readable,
+)
+from flawmap.benchmark.paper.footprint import GROWING, GROWTH, N_IMAGES, measure_footprint
+from flawmap.benchmark.paper.gallery import Gallery
+from flawmap.benchmark.paper.plan import Group, Plan, asked_classes, class_paths, classes_on_disk, groups, left_out
+from flawmap.benchmark.paper.published import PAPER_TABLES
+from flawmap.benchmark.paper.results import Results, Run
+from flawmap.benchmark.paper.scores import RunScores
+from flawmap.benchmark.paper.shared_features import SharedFeatures, score_shared
+from flawmap.benchmark.paper.systems import System, systems_without_data
+from flawmap.detectors import Detector, OnBad, PaDiM
+from flawmap.errors import BackboneError, FlawmapError, ImageError
+from flawmap.progress import Progress, report_progress
+
+__all__ = ["Outcome", "run_plan"]
+
+FOR_GALLERY = ("Rd100", "all")
+"""Systems whose maps are shown, the first that is run; another if none of them is."""
+FEW_IMAGES = 32
+"""Images for which compiling a backbone does not pay."""
+
+Advance = Callable[[int], None]
+Tell = Callable[[str], None]
+Scored = tuple[int, float, NDArray[np.float32] | None, NDArray[np.bool_] | None]
+"""Number of a test image, its score, its map, its mask."""
+
+
+@dataclass
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        runs: all runs there are now, also those of earlier times.
+        on_disk: names of the classes that are there, wanted or not.
+        asked: names of those that were asked for; None for all.
+        failures: why a system could not be run, by system and class.
+        left_out: why a system was not meant to be run.
+        n_done: runs made this time.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    on_disk: tuple[str, ...] = ()
+    asked: tuple[str, ...] | None = None
+    failures: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    n_done: int = 0
+
+    def reason(self, dataset: str, system: str, category: str) -> str | None:
+        """Why there is no such run, if it failed or was left out."""
+        if dataset == "speed":
+            return self.failures.get(f"{system}, time and memory")
+        sources = (dataset, "mvtec_ad") if dataset == RD else (dataset,)
+        places = [*(f"{source} {category}" for source in sources), f"{system}, {category}", system]
+        return next((self.failures[place] for place in places if place in self.failures), self.left_out.get(system))
+
+
+def run_plan(
+    plan: Plan,
+    results: Results,
+    *,
+    progress: Progress = False,
+    tell: Tell = lambda _: None,
+    on_bad: OnBad | None = None,
+) -> Outcome:
+    """Make all runs that the results do not hold yet, each written down before the next begins.
+
+    `on_bad` is told, once, of each image that cannot be read and is then left out; None fails the class's runs.
+    """
+    plan.check()
+    names = {PAPER_TABLES[name].dataset for name in plan.tables}
+    outcome = Outcome()
+    if names != {"speed"}:
+        outcome.on_disk = classes_on_disk(plan)
+        outcome.asked = asked_classes(plan)
+        outcome.left_out = left_out(plan)
+        _measure_classes(plan, results, outcome, progress, tell, on_bad and _once(on_bad))
+    if "speed" in names:
+        _measure_footprints(results, outcome, tell)
+    outcome.runs = list(results.runs.values())
+    return outcome
+
+
+def _measure_classes(
+    plan: Plan, results: Results, outcome: Outcome, progress: Progress, tell: Tell, on_bad: OnBad | None
+) -> None:
+    """All tables but VII and VIII."""
+    files: dict[Path, ClassFiles] = {}
+    for path in class_paths(plan):
+        try:
+            files[path] = look_at_class(plan.dataset, path, stride=plan.settings.stride)
+        except FlawmapError as error:
+            outcome.failures[f"{plan.dataset} {path.name}"] = str(error)
+            continue
+        if _forget_others(plan, results, path.name, files[path]):
+            tell(f"{path.name}: its files have changed since earlier runs, which are made anew")
+    todo = [left for group in groups(plan, list(files)) if (left := group.left(results)).todo]
+    total = sum(files[group.path].n_images * (len(group.todo) + _n_backbones(group)) for group in todo)
+    unreadable: dict[Path, ImageError] = {}
+    with report_progress(progress, "Images", total) as advance:
+        for group in todo:
+            tell(f"{group.dataset} {group.path.name}" + (f", rotations {group.image_seed}" * (group.dataset == RD)))
+            _Worker(plan, results, outcome, advance, on_bad, unreadable).run(group, files[group.path])
+
+
+def _forget_others(plan: Plan, results: Results, category: str, files: ClassFiles) -> bool:
+    """Drop runs of a class that were made of other files, and their pictures; whether there were any."""
+    others = [
+        key
+        for key, run in results.runs.items()
+        if run.category == category
+        and run.dataset != "speed"
+        and not run.is_of(files.digest, files.n_train, files.n_test)
+    ]
+    for key in others:
+        del results.runs[key]
+    if others:
+        (plan.output / "galleries" / f"{category}.jpg").unlink(missing_ok=True)
+    return bool(others)
+
+
+def _once(on_bad: OnBad) -> OnBad:
+    """Tells of each image one time, however often it is met."""
+    told: set[str] = set()
+
+    def tell(error: ImageError) -> None:
+        if error.name not in told:
+            told.add(error.name)
+            on_bad(error)
+
+    return tell
+
+
+def _n_backbones(group: Group) -> int:
+    """Passes over the group's images whose features are shared."""
+    made = [system.make(seed, INPUTS[group.dataset]) for system, seed in group.todo]
+    return len({_backbone_key(models[0]) for models in made if isinstance(models[0], PaDiM)})
+
+
+def _backbone_key(model: PaDiM) -> tuple[object, ...]:
+    return model.backbone, model.weights, model.pretrained, model.preprocessing
+
+
+class _Share:
+    """A share of the whole progress: never more is reported than it is, and all of it when it is over."""
+
+    def __init__(self, advance: Advance, size: int) -> None:
+        self._advance, self._left = advance, size
+
+    def __call__(self, images: int) -> None:
+        images = min(images, self._left)
+        self._left -= images
+        if images:
+            self._advance(images)
+
+    def finish(self) -> None:
+        """Whatever it ended with."""
+        self(self._left)
+
+
+def _measure_footprints(results: Results, outcome: Outcome, tell: Tell) -> None:
+    """Tables VII and VIII, and how they depend on the number of good images."""
+    known = systems_without_data()
+    rows = [(name, "", N_IMAGES) for name in PAPER_TABLES["VIII"].rows]
+    rows += [(name, str(n_images), n_images) for name in GROWING for n_images in GROWTH]
+    for name, category, n_images in rows:
+        if ("speed", category, name, 0) in results.runs:
+            continue
+        tell(f"time and memory of {name}, {n_images} good images")
+        try:
+            figures = measure_footprint(known[name], n_images=n_images)
+        except FlawmapError as error:
+            outcome.failures[f"{name}, time and memory"] = str(error)
+            continue
+        results.append(Run("speed", category, name, 0, figures, n_images))
+        outcome.n_done += 1
+
+
+class _Worker:
+    """Makes the runs of one group."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        results: Results,
+        outcome: Outcome,
+        advance: Advance,
+        on_bad: OnBad | None,
+        unreadable: dict[Path, ImageError],
+    ) -> None:
+        self._plan, self._results, self._outcome, self._advance = plan, results, outcome, advance
+        self._on_bad, self._unreadable = on_bad, unreadable
+        self._features: dict[tuple[object, ...], SharedFeatures | FlawmapError] = {}
+        self._shown: str | None = None
+
+    def run(self, group: Group, files: ClassFiles) -> None:
+        """All runs of the group; what fails is noted, and the others go on."""
+        whole = _Share(self._advance, files.n_images * (len(group.todo) + _n_backbones(group)))
+        self._advance = whole
+        try:
+            self._run_all(group, files)
+        except ImageError as error:  # no other system could read it either
+            self._unreadable[group.path] = error
+            self._outcome.failures[f"{group.dataset} {group.path.name}"] = str(error)
+        except FlawmapError as error:
+            self._outcome.failures[f"{group.dataset} {group.path.name}"] = str(error)
+        finally:
+            self._drop_features()
+            whole.finish()
+
+    def _run_all(self, group: Group, files: ClassFiles) -> None:
+        if group.path in self._unreadable:
+            raise self._unreadable[group.path]
+        stride = self._plan.settings.stride
+        images = read_class(group.dataset, group.path, seed=group.image_seed, stride=stride, on_bad=self._on_bad)
+        names = [system.name for system, _ in group.todo]
+        self._shown = next((name for name in FOR_GALLERY if name in names), names[0])
+        for system, seed in group.todo:
+            share = _Share(self._advance, files.n_images)
+            try:
+                images = self._run_readable(images, system, seed, files.digest, share)
+            except ImageError:
+                raise
+            except FlawmapError as error:
+                where = system.name if isinstance(error, BackboneError) else f"{system.name}, {images.name}"
+                self._outcome.failures[where] = str(error)
+            share.finish()
+
+    def _run_readable(
+        self, images: ClassImages, system: System, seed: int, digest: str, advance: Advance
+    ) -> ClassImages:
+        """Run; if an image cannot be read, look for all such, and run without them. Gives the images that were used."""
+        try:
+            self._run(images, system, seed, digest, advance)
+        except ImageError:
+            if self._on_bad is None:
+                raise
+            images = readable(images, self._on_bad)
+            self._drop_features()
+            self._run(images, system, seed, digest, advance)
+        return images
+
+    def _run(self, images: ClassImages, system: System, seed: int, digest: str, advance: Advance) -> None:
+        detectors = system.make(seed, images.input)
+        padims = [detector for detector in detectors if isinstance(detector, PaDiM)]
+        shared = self._share(images, padims[0]) if len(padims) == len(detectors) else None
+        started = time.perf_counter()
+        scores = RunScores()
+        gallery = Gallery.of(images) if self._wants_gallery(images, system) else None
+        if shared:
+            scored = self._score_shared(images, padims, shared, advance)
+        else:
+            scored = self._score_each(images, detectors, advance)
+        for index, score, anomaly_map, mask in scored:
+            scores.add(score, anomaly_map, mask, is_anomalous=images.is_anomalous(index))
+            if gallery is not None and anomaly_map is not None:
+                gallery.take(index, score, anomaly_map)
+        if gallery is not None:
+            folder = self._plan.output / "galleries"
+            folder.mkdir(exist_ok=True)
+            gallery.save(folder / f"{images.name}.jpg", detectors[0].preprocessing, f"{images.name}: {system.name}")
+            self._shown = None
+        run = Run(
+            images.dataset,
+            images.name,
+            system.name,
+            seed,
+            scores.figures(),
+            len(images.train),
+            len(images.test),
+            scores.curves(),
+            round(time.perf_counter() - started, 2),
+            digest,
+            scores.n_without_mask,
+            images.n_skipped,
+        )
+        self._results.append(run)
+        self._outcome.n_done += 1
+
+    def _score_shared(
+        self, images: ClassImages, models: Sequence[PaDiM], features: SharedFeatures, advance: Advance
+    ) -> Iterator[Scored]:
+        for index, anomaly_map in score_shared(models, features, advance):
+            mask = images.mask(index, features.preprocessing, features.placement(index))
+            yield index, float(anomaly_map.max()), anomaly_map, mask
+
+    def _score_each(self, images: ClassImages, detectors: Sequence[Detector], advance: Advance) -> Iterator[Scored]:
+        """Any one detector, by what all detectors can do."""
+        [detector] = detectors
+        detector.fit(list(images.train))
+        advance(len(images.train))
+        for index, prediction in enumerate(detector.iter_predict(list(images.test))):
+            mask = images.mask(index, detector.preprocessing, prediction.placement)
+            yield index, prediction.pred_score, prediction.anomaly_map, mask
+            advance(1)
+
+    def _share(self, images: ClassImages, model: PaDiM) -> SharedFeatures:
+        """Features of a model's backbone; those of one backbone at a time are kept."""
+        key = _backbone_key(model)
+        if key not in self._features:
+            self._drop_features()
+            try:
+                self._features[key] = self._compute(images, model)
+            except BackboneError as error:
+                self._features[key] = error
+        found = self._features[key]
+        if isinstance(found, FlawmapError):
+            raise found
+        return found
+
+    def _compute(self, images: ClassImages, model: PaDiM) -> SharedFeatures:
+        features = SharedFeatures(
+            images,
+            _steady_backbone(model, len(images.train) + len(images.test)),
+            model.preprocessing,
+            folder=self._plan.output,
+            limit_bytes=int(min(self._plan.limit_gb * 1e9, shutil.disk_usage(self._plan.output).free / 2)),
+        )
+        features.compute(self._advance)
+        return features
+
+    def _drop_features(self) -> None:
+        self._features = {key: kept for key, kept in self._features.items() if isinstance(kept, FlawmapError)}
+
+    def _wants_gallery(self, images: ClassImages, system: System) -> bool:
+        """One of each class, unless there is one already."""
+        if images.dataset == RD or system.name != self._shown:
+            return False
+        return not (self._plan.output / "galleries" / f"{images.name}.jpg").exists()
+
+
+def _steady_backbone(model: PaDiM, n_images: int) -> Backbone:
+    """A model's backbone with all the layers it is known for, on one runtime from the first image on.
+
+    A benchmark that goes on after a kill then computes the very same features as one that was never disturbed.
+    """
+    runtimes: tuple[Runtime, ...] = ("torch",)
+    if n_images > FEW_IMAGES and pick_device("auto").type == "cpu":
+        runtimes = ("openvino", "torch")
+    for runtime in runtimes:
+        backbone = _load(model, runtime)
+        backbone.shapes(model.preprocessing.input_size)  # BackboneError for a size that the network cannot take
+        try:
+            backbone.features(np.zeros((1, *model.preprocessing.input_size, 3), np.uint8))
+        except BackboneError:
+            if runtime == runtimes[-1]:
+                raise
+        else:
+            break
+    return backbone
+
+
+def _load(model: PaDiM, runtime: Runtime) -> Backbone:
+    """With all layers it is known for, which then serve every model of it; with the model's, if those are others."""
+    options: dict[str, Any] = {"pretrained": model.pretrained, "weights": model.weights, "runtime": runtime}
+    backbone = load_backbone(model.backbone, **options)
+    if set(model.layers or ()) <= set(backbone.layers):
+        return backbone
+    return load_backbone(model.backbone, layers=model.layers, **options)

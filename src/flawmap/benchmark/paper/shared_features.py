@@ -1,0 +1,177 @@
+"""Feature maps of one class that several PaDiMs learn from and score: one pass of the backbone for all of them.
+
+They lie in files on disk up to a limit; those of images beyond it are computed again whenever they are asked for, so
+neither memory nor disk grows with the data set.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flawmap.backbones import Backbone
+from flawmap.benchmark.paper.class_images import ClassImages
+from flawmap.detectors import PaDiM, passes
+from flawmap.detectors.anomaly_map import anomaly_maps
+from flawmap.detectors.padim.embedding import draw_channels
+from flawmap.detectors.padim.gaussian import (
+    Factor,
+    Moments,
+    Probe,
+    Regularization,
+    choose_regularization,
+    factorise,
+    squared_distances,
+    update,
+)
+from flawmap.detectors.padim.reduction import reduced_hierarchy
+from flawmap.errors import ParameterError
+from flawmap.images import Preprocessing, stream
+from flawmap.prediction import Placement
+
+__all__ = ["SharedFeatures", "score_shared"]
+
+SCORE_BATCH = 8
+
+Advance = Callable[[int], None]
+
+
+class SharedFeatures:
+    """Feature maps of a class's training images, then its test images.
+
+    What is stored lies in files without a name in `folder`, which vanish with this object, however the process ends.
+
+    Attributes:
+        preprocessing: what makes the backbone's input. placements: where that lies on each image seen so far.
+    """
+
+    def __init__(
+        self, images: ClassImages, backbone: Backbone, preprocessing: Preprocessing, *, folder: Path, limit_bytes: int
+    ) -> None:
+        self.preprocessing = preprocessing
+        self.shapes = backbone.shapes(preprocessing.input_size)
+        self.n_train = len(images.train)
+        self._backbone = backbone
+        self._sources = [*images.train, *images.test]
+        self.placements: list[Placement | None] = [None] * len(self._sources)
+        per_image = 4 * sum(n * height * width for n, (height, width) in self.shapes)
+        self._n_stored = min(len(self._sources), limit_bytes // per_image)
+        self._stored: list[NDArray[np.float32]] = []
+        self._folder = folder
+
+    def compute(self, advance: Advance) -> None:
+        """Run the backbone over all images that are to be stored. ParameterError where there is no room for them."""
+        if self._n_stored == 0:
+            return
+        self._stored = [_reserve(self._folder, (self._n_stored, n, *grid)) for n, grid in self.shapes]
+        for start, maps in self._run(0, self._n_stored):
+            for stored, part in zip(self._stored, maps, strict=True):
+                stored[start : start + len(part)] = part.cpu().numpy()
+            advance(len(maps[0]))
+
+    def train(self, size: int, layers: Sequence[int]) -> Iterator[list[Tensor]]:
+        """Maps (B, C, h, w) of some layers of all training images, in batches of up to `size`."""
+        return (maps for _, maps in self._batches(0, self.n_train, size, layers))
+
+    def test(self, size: int, layers: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
+        """The same of the test images, each batch with the number of its first image."""
+        for start, maps in self._batches(self.n_train, len(self._sources), size, layers):
+            yield start - self.n_train, maps
+
+    def placement(self, index: int) -> Placement:
+        """Where the input lies on a test image that was seen."""
+        placement = self.placements[self.n_train + index]
+        if placement is None:
+            raise ValueError(f"test image {index} was not read yet")
+        return placement
+
+    def layers_of(self, model: PaDiM) -> list[int]:
+        """Places of a model's layers among those computed."""
+        return [self._backbone.layers.index(layer) for layer in model.layers or self._backbone.layers]
+
+    def _batches(self, first: int, last: int, size: int, layers: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
+        for start in range(first, min(last, self._n_stored), size):
+            stop = min(start + size, last, self._n_stored)
+            yield start, [torch.from_numpy(np.array(self._stored[layer][start:stop])) for layer in layers]
+        if last > self._n_stored:
+            for start, maps in self._run(max(first, self._n_stored), last):
+                for offset in range(0, len(maps[0]), size):
+                    yield start + offset, [maps[layer][offset : offset + size].cpu() for layer in layers]
+
+    def _run(self, first: int, last: int) -> Iterator[tuple[int, list[Tensor]]]:
+        loaded = stream(self._sources[first:last], self.preprocessing)
+        for batch in passes.batches(loaded, passes.batch_size(self.preprocessing.input_size)):
+            self.placements[first : first + len(batch)] = [image.placement for image in batch]
+            yield first, self._backbone.features(np.stack([image.pixels for image in batch]))
+            first += len(batch)
+
+
+def _reserve(folder: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An array in a file without a name, all of whose room is set aside: a disk that fills up later does no harm."""
+    n_bytes = 4 * math.prod(shape)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.truncate(n_bytes)
+            if hasattr(os, "posix_fallocate"):
+                try:
+                    os.posix_fallocate(file.fileno(), 0, n_bytes)
+                except OSError as error:
+                    if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # what this file system cannot do
+                        raise
+            return np.memmap(file, np.float32, "r+", shape=shape)
+    except OSError as error:
+        raise ParameterError(
+            f"{folder}: cannot hold {n_bytes / 1e9:.2g} GB of features ({error.strerror}); make room, write the "
+            "results to another disk, or let features take less of it (--cache-gb; 0 computes them anew each time)"
+        ) from error
+
+
+def score_shared(
+    models: Sequence[PaDiM], features: SharedFeatures, advance: Advance
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Learn each model, then yield number and anomaly map (H, W) of every test image: the sum over the models.
+
+    Of the models, `layers`, `n_features`, `reduction`, `seed` and `regularization` count.
+    """
+    learnt = []
+    for i, model in enumerate(models):  # an image counts once, however many models learn it
+        learnt.append((features.layers_of(model), _learn(model, features, advance if i == 0 else lambda _: None)))
+    used = sorted({layer for layers, _ in learnt for layer in layers})
+    for start, maps in features.test(SCORE_BATCH, used):
+        total: Tensor | None = None
+        for layers, factor in learnt:
+            columns = factor.hierarchy.select([maps[used.index(layer)] for layer in layers])
+            distances = squared_distances(factor, columns).sqrt_()
+            part = anomaly_maps(distances, features.preprocessing.input_size)
+            total = part if total is None else total + part
+        if total is None:
+            raise ParameterError("a system needs at least one model")
+        yield from ((start + i, one) for i, one in enumerate(total.numpy()))
+        advance(len(total))
+
+
+def _learn(model: PaDiM, features: SharedFeatures, advance: Advance) -> Factor:
+    layers = features.layers_of(model)
+    shapes = [features.shapes[layer] for layer in layers]
+    channels = draw_channels(sum(n for n, _ in shapes), model.n_features, model.seed)
+    hierarchy = reduced_hierarchy(
+        shapes, channels, model.reduction, model.n_features, features.train(passes.FIT_BATCH, layers)
+    )
+    moments, probe = Moments.empty(hierarchy), Probe(hierarchy)
+    regularization = Regularization.of(model.regularization)
+    for maps in features.train(passes.FIT_BATCH, layers):
+        columns = hierarchy.select(maps)
+        if regularization is None:
+            probe.take(columns, range(moments.count, moments.count + columns[0].shape[1]))
+        update(moments, columns)
+        advance(len(maps[0]))
+    return factorise(moments, regularization=regularization or choose_regularization(moments, probe))

@@ -1,0 +1,103 @@
+"""Data sets by the name or folder a user gives."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flawmap.datasets.btad import BTAD
+from flawmap.datasets.dataset import GOOD, Dataset, check_folder, refuse
+from flawmap.datasets.elpv import ELPV, packaged_folder
+from flawmap.datasets.layout import Layout
+from flawmap.datasets.magnetic_tile import MAGNETIC_TILE
+from flawmap.datasets.manifest import MANIFEST
+from flawmap.datasets.mvtec_ad import MVTEC_AD, find_class_folders
+from flawmap.datasets.stc import STC
+from flawmap.datasets.ucsd import UCSD
+from flawmap.datasets.visa import VISA
+from flawmap.errors import DatasetError
+from flawmap.files import expand_home
+from flawmap.images.source import ImageInput
+
+__all__ = ["LAYOUTS", "find_classes", "find_layout", "open_dataset", "training_images"]
+
+LAYOUTS = {layout.name: layout for layout in (MVTEC_AD, VISA, BTAD, MAGNETIC_TILE, ELPV, STC, UCSD, MANIFEST)}
+"""Known layouts, by name."""
+
+RECOGNISED = tuple(layout.name for layout in (MANIFEST, STC, UCSD, BTAD, VISA, MAGNETIC_TILE, ELPV))
+"""Names of layouts that are told by their folders; whatever is none of them is read as MVTec AD."""
+
+
+def open_dataset(where: str | os.PathLike[str]) -> Dataset:
+    """The data set meant by a path, NAME:PATH, or elpv, elpv:mono, elpv:poly (the images of the installed package).
+
+    A class of a data set of several is named ROOT/CLASS. Without a NAME the layout is recognised by its folders. Raises
+    DatasetError, also for the root of several classes: one model is for one class.
+    """
+    layout, path = find_layout(where)
+    if layout.holds(path) or not (classes := layout.find_classes(path)):
+        return layout.read(path, refuse)
+    if len(classes) == 1:
+        return layout.read(classes[0], refuse)
+    raise _several(layout, where, classes)
+
+
+def training_images(where: str | os.PathLike[str]) -> ImageInput:
+    """Good images meant by a name, folder or glob; what is no data set is returned as it came, for `collect`.
+
+    Of a data set only its good images are meant: defects and masks must never be learnt. Raises DatasetError for a
+    folder that has test images or masks, but no good images by known names.
+    """
+    layout, path = find_layout(where)
+    if layout.name != MVTEC_AD.name:
+        return open_dataset(where).train
+    for good in (path / "train" / GOOD, path / GOOD):
+        if _is_dir(good):
+            return good
+    if any(_is_dir(path / part) for part in ("test", "ground_truth")):
+        raise DatasetError(
+            f"{where}: expected train/good beside its test images and masks, found none; name the folder of good images"
+        )
+    if classes := find_class_folders(path):
+        if len(classes) == 1:
+            return classes[0] / "train" / GOOD
+        raise _several(layout, where, classes)
+    if path != expand_home(where):  # it was named as a data set
+        check_folder(path)
+        return path
+    return where
+
+
+def find_layout(where: str | os.PathLike[str]) -> tuple[Layout, Path]:
+    """The layout and path meant by a name; MVTec AD's, where it is told by nothing else. Reads folders' names only."""
+    text = os.fspath(where)
+    path = expand_home(text)
+    if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises for names that are too long)
+        if text in ("elpv", "elpv:mono", "elpv:poly"):
+            return LAYOUTS[ELPV.name], packaged_folder() / text.partition(":")[2]
+        name, colon, rest = text.partition(":")
+        if colon and rest and name in LAYOUTS:
+            return LAYOUTS[name], expand_home(rest)
+    try:
+        for layout in (LAYOUTS[name] for name in RECOGNISED):
+            if layout.holds(path) or layout.find_classes(path):
+                return layout, path
+    except (OSError, ValueError):  # a name that can be no path
+        pass
+    return LAYOUTS[MVTEC_AD.name], path
+
+
+def find_classes(where: str | os.PathLike[str]) -> tuple[Layout, list[Path]]:
+    """The layout of a path and its classes; the path itself if it is one class."""
+    layout, path = find_layout(where)
+    return layout, layout.find_classes(path) or [path]
+
+
+def _several(layout: Layout, where: str | os.PathLike[str], classes: list[Path]) -> DatasetError:
+    names = ", ".join(path.name for path in classes)
+    example = f"{layout.name}:{classes[0]}"
+    return DatasetError(f"{where}: holds several classes ({names}), a model is for one; name it, such as {example}")
+
+
+def _is_dir(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises for names that are too long)

@@ -1,0 +1,135 @@
+"""A manifest: a CSV file with the columns path, label, split and, if you like, mask and group.
+
+Paths are relative to the file. `split` is train or test. `label` is good (also: ok, normal, 0), or what is wrong with
+the image; 1 stands for "anomalous".
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, why_no_file
+from flawmap.datasets.layout import Layout, no_classes, no_files
+from flawmap.errors import DatasetError
+
+__all__ = ["MANIFEST"]
+
+REQUIRED = ("path", "label", "split")
+COLUMNS = (*REQUIRED, "mask", "group")
+GOOD_LABELS = frozenset({GOOD, "ok", "normal", "0"})
+Row = dict[str, str]
+
+
+def _holds(path: Path) -> bool:
+    return path.suffix.lower() == ".csv" and path.is_file()
+
+
+def _read(path: Path, tell: Tell) -> Dataset:
+    train: list[tuple[Path, str | None]] = []
+    samples: list[Sample] = []
+    first_lines: dict[str, int] = {}
+    for number, row in _rows(path, tell):
+        if problems := [*_problems(path.parent, row)]:
+            for problem in problems:
+                tell(path, f"line {number}: {problem}")
+            continue
+        image = path.parent / row["path"]
+        first = first_lines.setdefault(os.path.realpath(image), number)
+        if first != number:
+            tell(path, f"line {number}: {row['path']} is named a second time, first in line {first}")
+            continue
+        kind, group = _kind(row["label"]), row["group"] or None
+        if row["split"] == "train":
+            train.append((image, group))
+        else:
+            samples.append(Sample(image, kind, path.parent / row["mask"] if row["mask"] else None, group))
+    if not train and not samples:
+        raise DatasetError(f"{path}: names no image that can be used; expected a line for each")
+    has_groups = any(group is not None for _, group in train)
+    return Dataset(
+        path.stem,
+        tuple(image for image, _ in train),
+        tuple(samples),
+        tuple(group for _, group in train) if has_groups else (),
+    )
+
+
+def _problems(folder: Path, row: Row) -> Iterator[str]:
+    """What is wrong with a line."""
+    image, label, split, mask = (row[name] for name in ("path", "label", "split", "mask"))
+    if not image:
+        yield "no path"
+    elif reason := why_no_file(folder / image):
+        yield reason
+    if split not in ("train", "test"):
+        yield f"split must be train or test, got '{split}'"
+    if not label:
+        yield "no label; expected good, or what is wrong with the image"
+    elif split == "train" and _kind(label) != GOOD:
+        yield f"{image} is '{label}'; only good images are learnt from, expected split test"
+    if mask and _kind(label) == GOOD:
+        yield f"{image} is good and takes no mask; leave the column empty"
+    elif mask and (reason := why_no_file(folder / mask)):
+        yield f"mask {reason}"
+
+
+def _kind(label: str) -> str:
+    """The type meant by a label."""
+    if label.lower() in GOOD_LABELS:
+        return GOOD
+    return "anomalous" if label == "1" else label
+
+
+def _rows(path: Path, tell: Tell) -> Iterator[tuple[int, Row]]:
+    """Line numbers and rows; empty lines are passed over, wrong ones told. DatasetError for what is no such table."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines, restval="", skipinitialspace=True, strict=True)
+            header = [(name or "").strip() for name in reader.fieldnames or ()]
+            _check_header(path, header)
+            reader.fieldnames = header
+            for row in reader:
+                if None in row:
+                    reason = "more values than columns; put quotes around what holds a comma"
+                    tell(path, f"line {reader.line_num}: {reason}")
+                else:
+                    yield reader.line_num, {name: str(row.get(name, "")).strip() for name in COLUMNS}
+    except csv.Error as error:
+        raise DatasetError(f"{path}: line {reader.reader.line_num}: is no CSV table ({error})") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: is no text in UTF-8; save it as 'CSV UTF-8'") from error
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    """Raise DatasetError, with all that is wrong."""
+    wrong = []
+    if missing := [name for name in REQUIRED if name not in header]:
+        hint = " (separate them by commas)" if len(header) == 1 else ""
+        wrong.append(f"no column {', '.join(missing)}{hint}")
+    if unknown := [name for name in header if name not in COLUMNS]:
+        wrong.append(f"unknown column {', '.join(unknown)}")
+    if twice := [name for name in COLUMNS if header.count(name) > 1]:
+        wrong.append(f"column {', '.join(twice)} more than once")
+    if wrong:
+        raise DatasetError(f"{path}: line 1: {'; '.join(wrong)}; expected {','.join(COLUMNS)}")
+
+
+MANIFEST = Layout(
+    name="csv",
+    title="CSV manifest",
+    what="your own images, by a table with the columns path,label,split,mask,group",
+    classes=(),
+    licence="yours",
+    origin="your own",
+    paper="-",
+    holds=_holds,
+    find_classes=no_classes,
+    read=_read,
+    files=no_files,
+    has_masks=False,
+)

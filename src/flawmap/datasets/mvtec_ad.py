@@ -1,0 +1,95 @@
+"""MVTec AD (Bergmann et al. 2019): CLASS/train/good, CLASS/test/<type>, CLASS/ground_truth/<type>/NNN_mask.png.
+
+A folder that holds good/ and other types directly, without test/, is read the same way; it has no masks.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, check_folder, subfolders
+from flawmap.datasets.layout import Counts, Layout, files_below
+from flawmap.errors import DatasetError
+from flawmap.images.source import find_images
+
+__all__ = ["MVTEC_AD", "find_class_folders", "read_mvtec_ad"]
+
+PUBLISHED = {
+    "bottle": (209, 20, 63),
+    "cable": (224, 58, 92),
+    "capsule": (219, 23, 109),
+    "carpet": (280, 28, 89),
+    "grid": (264, 21, 57),
+    "hazelnut": (391, 40, 70),
+    "leather": (245, 32, 92),
+    "metal_nut": (220, 22, 93),
+    "pill": (267, 26, 141),
+    "screw": (320, 41, 119),
+    "tile": (230, 33, 84),
+    "toothbrush": (60, 12, 30),
+    "transistor": (213, 60, 40),
+    "wood": (247, 19, 60),
+    "zipper": (240, 32, 119),
+}
+"""Training images, good and anomalous test images (table 2 of the paper)."""
+
+
+def read_mvtec_ad(root: str | os.PathLike[str]) -> Dataset:
+    """Data set below a folder in MVTec AD layout. Raises DatasetError."""
+    folder = check_folder(root)
+    test = folder / "test" if (folder / "test").is_dir() else folder
+    types = subfolders(test)
+    if test is folder:
+        types = [path for path in types if path.name not in ("train", "ground_truth")]
+        if GOOD not in [path.name for path in types]:
+            names = sorted(path.name for path in folder.iterdir())
+            hint = "; rename Test to test, case matters" if "Test" in names else ""
+            raise DatasetError(
+                f"{root}: expected test/good and test/<type> (MVTec AD layout), or good/ and folders of other types; "
+                f"found {', '.join(names[:8]) or 'an empty folder'}{hint}"
+            )
+    samples = [
+        Sample(image, path.name, _mask(image, folder / "ground_truth" / path.name))
+        for path in types
+        for image in find_images(path)
+    ]
+    if not samples:
+        raise DatasetError(f"{root}: the folders of test images are empty; expected images in good/ and <type>/")
+    train = folder / "train" / GOOD
+    return Dataset(folder.resolve().name, tuple(find_images(train)) if train.is_dir() else (), tuple(samples))
+
+
+def find_class_folders(root: Path) -> list[Path]:
+    """Folders with train/good and test below a root."""
+    return [path for path in subfolders(root) if (path / "train" / GOOD).is_dir() and (path / "test").is_dir()]
+
+
+def _mask(path: Path, masks: Path) -> Path | None:
+    """The mask of an image: NNN_mask.png, or of the image's own name."""
+    candidates = [masks / f"{path.stem}_mask.png", masks / f"{path.stem}.png", masks / path.name]
+    return next((mask for mask in candidates if mask.is_file()), None)
+
+
+def _holds(path: Path) -> bool:
+    return any(os.path.isdir(path / part) for part in ("test", GOOD))  # noqa: PTH112 (Path.is_dir raises)
+
+
+def _read(folder: Path, _: Tell) -> Dataset:
+    return read_mvtec_ad(folder)
+
+
+MVTEC_AD = Layout(
+    name="mvtec_ad",
+    title="MVTec AD",
+    what="photos of ten kinds of objects and five textures, with 73 kinds of defects",
+    classes=tuple(PUBLISHED),
+    licence="CC BY-NC-SA 4.0",
+    origin="https://www.mvtec.com/company/research/datasets/mvtec-ad",
+    paper="Bergmann et al., MVTec AD, CVPR 2019",
+    holds=_holds,
+    find_classes=find_class_folders,
+    read=_read,
+    files=files_below,
+    published={name: Counts(train, good + bad, good, bad) for name, (train, good, bad) in PUBLISHED.items()},
+)

@@ -1,0 +1,173 @@
+"""Rd-MVTec AD: MVTec AD made non-aligned, for table VI of the PaDiM paper.
+
+Each image, of training and of test, is resized to 256 x 256, rotated by a random angle within +-10 degrees and cut to a
+random window of 224 x 224; its mask goes the same way. What the paper leaves open: bilinear for images and nearest for
+masks; corners that the rotation leaves empty are black; a defect that falls out of the window leaves an empty mask, and
+its image stays anomalous.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from flawmap.datasets.dataset import GOOD, Dataset
+from flawmap.datasets.mvtec_ad import find_class_folders, read_mvtec_ad
+from flawmap.errors import DatasetError, ImageError
+from flawmap.files import expand_home
+from flawmap.images.masks import MaskSource
+from flawmap.images.read import read_image, read_mask
+
+__all__ = ["RESIZE", "RdImage", "rd_images", "write_rd_mvtec_ad"]
+
+RESIZE = 256
+CROP = 224
+MAX_DEGREES = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class RdImage:
+    """A rotated and cropped image.
+
+    Attributes:
+        place: where MVTec AD's layout has it, such as train/good/000.png.
+        type: "good" or the kind of defect.
+        pixels: (224, 224, 3) uint8.
+        mask: (224, 224) bool, or None for good images and those without a mask.
+    """
+
+    place: PurePosixPath
+    type: str
+    pixels: NDArray[np.uint8]
+    mask: NDArray[np.bool_] | None
+
+
+def rd_images(
+    folder: str | os.PathLike[str], *, seed: int, on_bad: Callable[[ImageError], None] | None = None
+) -> Iterator[RdImage]:
+    """Images of one class of MVTec AD, training first. The same class, file and seed always give the same image.
+
+    A mask that marks nothing is as good as none. `on_bad` is told of an image that cannot be read, or whose mask
+    cannot, and which is then left out; None raises ImageError. Raises DatasetError.
+    """
+    root = expand_home(folder)
+    data = read_mvtec_ad(root)
+    _check_places(data, root)
+    for path, kind, mask in _sources(data):
+        random = _random(f"{seed}/{data.name}/{path.relative_to(root).as_posix()}")
+        try:
+            pixels, truth = read_image(path), None if mask is None else read_mask(mask)
+        except ImageError as error:
+            if on_bad is None:
+                raise
+            on_bad(error)
+            continue
+        if truth is not None and truth.shape != pixels.shape[:2]:
+            raise DatasetError(
+                f"{mask}: the mask is {truth.shape[0]} x {truth.shape[1]}, but its image {path} is "
+                f"{pixels.shape[0]} x {pixels.shape[1]}"
+            )
+        marked = truth if truth is not None and truth.any() else None
+        yield RdImage(_place(path, root), kind, *_move(pixels, marked, random))
+
+
+def write_rd_mvtec_ad(
+    root: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    seed: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[str, int]:
+    """Write one class, or all classes of a root, below a new folder, in MVTec AD's layout; gives images by class.
+
+    The folder appears when all of it is written. Raises DatasetError, also if there is something in it already.
+    """
+    source, target = expand_home(root), expand_home(output)
+    classes = find_class_folders(source) or [source]
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DatasetError(f"{target}: is there already and not empty; name a new folder")
+    temporary = target.absolute().parent / f".{target.name}.{secrets.token_hex(8)}.partial"
+    try:
+        counts = {}
+        for folder in classes:
+            n_images = 0
+            for image in rd_images(folder, seed=seed):
+                _write(temporary / folder.resolve().name, image)
+                n_images += 1
+                advance(1)
+            counts[folder.resolve().name] = n_images
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return counts
+
+
+def _sources(data: Dataset) -> Iterator[tuple[Path, str, MaskSource | None]]:
+    """Path, type and mask of every image."""
+    for path in data.train:
+        if isinstance(path, Path):
+            yield path, GOOD, None
+    for sample in data.test:
+        yield sample.path, sample.type, sample.mask_path
+
+
+def _place(path: Path, root: Path) -> PurePosixPath:
+    return PurePosixPath(*path.relative_to(root).with_suffix(".png").parts)
+
+
+def _mask_place(place: PurePosixPath, kind: str) -> PurePosixPath:
+    return PurePosixPath("ground_truth", kind, f"{place.stem}_mask.png")
+
+
+def _check_places(data: Dataset, root: Path) -> None:
+    """Raise DatasetError for two images that would be written, or whose masks would be, to one file."""
+    taken: dict[PurePosixPath, Path] = {}
+    for path, kind, mask in _sources(data):
+        place = _place(path, root)
+        for own in [place] if mask is None else [place, _mask_place(place, kind)]:
+            if own in taken:
+                raise DatasetError(f"{path}: would be written to {own}, as would {taken[own]}; rename one of them")
+            taken[own] = path
+
+
+def _random(key: str) -> np.random.Generator:
+    """A generator that a text fixes, on every machine."""
+    return np.random.default_rng(int.from_bytes(hashlib.blake2b(os.fsencode(key), digest_size=8).digest(), "little"))
+
+
+def _move(
+    pixels: NDArray[np.uint8], mask: NDArray[np.bool_] | None, random: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+    """Resize, rotate and crop an image (H, W, 3) and its mask (H, W) alike."""
+    degrees = float(random.uniform(-MAX_DEGREES, MAX_DEGREES))
+    top, left = (int(offset) for offset in random.integers(0, RESIZE - CROP + 1, 2))
+
+    def move(image: Image.Image, filter_: Image.Resampling) -> Image.Image:
+        turned = image.resize((RESIZE, RESIZE), filter_).rotate(degrees, filter_)
+        return turned.crop((left, top, left + CROP, top + CROP))
+
+    moved = np.asarray(move(Image.fromarray(pixels), Image.Resampling.BILINEAR))
+    if mask is None:
+        return moved, None
+    return moved, np.asarray(move(Image.fromarray(mask.astype(np.uint8) * 255), Image.Resampling.NEAREST)) > 127
+
+
+def _write(folder: Path, image: RdImage) -> None:
+    path = folder / image.place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.pixels).save(path)
+    if image.mask is not None:
+        mask = folder / _mask_place(image.place, image.type)
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.mask.astype(np.uint8) * 255).save(mask)

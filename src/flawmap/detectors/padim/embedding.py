@@ -1,0 +1,270 @@
+"""From the feature maps of several layers to one embedding per patch, kept in its exact hierarchy.
+
+PaDiM (Defard et al. 2020, section III-A) repeats the coarser maps onto the finest grid (nearest neighbour) and
+concatenates them. What is repeated is the same in all fine positions of one coarse cell, so nothing is repeated here:
+each level keeps its own cells, and every cell knows the cell of the next coarser level it lies in. Levels run coarse to
+fine. Where grids do not nest, a cell is a distinct (own position, parent cell) pair.
+
+Cells are ordered by their parent. Where every parent has the same number of children, as with nested grids, the
+children of a parent form a group and share one product with what is coarser; elsewhere each cell is its own group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flawmap.detectors.padim.projection import Projection, finest_grid, nearest_positions
+from flawmap.errors import ParameterError
+from flawmap.prediction import Size
+
+__all__ = ["Hierarchy", "Level", "build_hierarchy", "draw_channels", "project_hierarchy", "spread_positions"]
+
+CHUNK_BYTES = 32 * 2**20
+"""How large a block of intermediate results may be."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One layer's part of the embedding.
+
+    Attributes:
+        layer: index of the layer in the order the user gave.
+        grid: (height, width) of its feature map.
+        channels: (d,) selected channels of that layer.
+        columns: (d,) where these channels stand in the embedding, i.e. in the sorted draw over all layers.
+        n_coarser: D, channels of all coarser levels together.
+        own: (cells,) position on `grid` of each cell; None if cell i is position i.
+        group_parent: (groups,) parent of each group of cells; None if group i is parent i.
+        n_groups: groups; of the coarsest level, which has no parents, its cells.
+        children: cells in each group.
+    """
+
+    layer: int
+    grid: Size
+    channels: Tensor
+    columns: Tensor
+    n_coarser: int
+    own: Tensor | None
+    group_parent: Tensor | None
+    n_groups: int
+    children: int
+
+    @property
+    def n_channels(self) -> int:
+        """Channels d of this level alone."""
+        return len(self.channels)
+
+    @property
+    def n_positions(self) -> int:
+        """Positions on this level's own grid."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def n_cells(self) -> int:
+        """Cells: positions, or more where grids do not nest."""
+        return self.n_groups * self.children
+
+    def in_cells(self, column: Tensor) -> Tensor:
+        """Own channels of each cell (cells, B, d) from those of each position (positions, B, d)."""
+        return column if self.own is None else column[self.own]
+
+    def coarser(self, parents: Tensor, groups: slice) -> Tensor:
+        """What the cells of some groups have above them (groups, ...) from that of each parent (parents, ...)."""
+        return parents[groups] if self.group_parent is None else parents[self.group_parent[groups]]
+
+    def stack(self, parents: Tensor, own: Tensor) -> Tensor:
+        """Channels of each cell and of all it lies in, coarse first: (cells, B, D + d)."""
+        stacked = own.new_empty(self.n_groups, self.children, own.shape[1], self.n_coarser + self.n_channels)
+        stacked[..., : self.n_coarser] = self.coarser(parents, slice(None))[:, None]
+        stacked[..., self.n_coarser :] = own.view(self.n_groups, self.children, *own.shape[1:])
+        return stacked.flatten(0, 1)
+
+    def chunks(self, bytes_per_group: int) -> Iterator[tuple[slice, slice]]:
+        """Slices of groups whose blocks stay under CHUNK_BYTES, each with the slice of their cells."""
+        step = max(1, CHUNK_BYTES // max(1, bytes_per_group))
+        for start in range(0, self.n_groups, step):
+            stop = min(start + step, self.n_groups)
+            yield slice(start, stop), slice(start * self.children, stop * self.children)
+
+    def parent(self, cell: int) -> int:
+        """Cell of the next coarser level that a cell lies in."""
+        group = cell // self.children
+        return group if self.group_parent is None else int(self.group_parent[group])
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """All levels, coarse to fine, and where each position of the finest grid finds its cell.
+
+    Attributes:
+        grid: (height, width) of the finest layer, the resolution of the patch distances.
+        levels: coarse to fine; layers of which no channel was selected have none.
+        cell: (height * width,) cell of the finest level for each position; None if cell i is position i.
+        n_features: channels d of the whole embedding.
+        projection: principal components that stand in place of channels, or None; there is then one level.
+    """
+
+    grid: Size
+    levels: tuple[Level, ...]
+    cell: Tensor | None
+    n_features: int
+    projection: Projection | None = None
+
+    def to(self, device: torch.device) -> Hierarchy:
+        """The same hierarchy with its index tensors on a device."""
+        levels = tuple(
+            replace(
+                level,
+                channels=level.channels.to(device),
+                own=None if level.own is None else level.own.to(device),
+                group_parent=None if level.group_parent is None else level.group_parent.to(device),
+            )
+            for level in self.levels
+        )
+        return replace(
+            self,
+            levels=levels,
+            cell=None if self.cell is None else self.cell.to(device),
+            projection=None if self.projection is None else self.projection.to(device),
+        )
+
+    def select(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Selected channels, positions first: one (p, B, d) per level from the layers' maps (B, C, h, w)."""
+        if self.projection is not None:
+            return [self.projection(features).permute(2, 0, 1).contiguous()]
+        columns = []
+        for level in self.levels:
+            maps = features[level.layer]
+            if tuple(maps.shape[2:]) != level.grid:
+                raise ParameterError(f"expected feature maps of {level.grid}, got {tuple(maps.shape[2:])}")
+            columns.append(maps[:, level.channels].flatten(2).permute(2, 0, 1).contiguous())
+        return columns
+
+    def walk(self, columns: Sequence[Tensor]) -> Iterator[tuple[Level, Tensor, Tensor]]:
+        """Levels, coarse to fine, each with its cells' own channels and those of all coarser levels of each parent.
+
+        From columns (positions, B, d) per level; yields (level, own (cells, B, d), parents (parents, B, D)).
+        """
+        parents = columns[0].new_empty(self.levels[0].n_groups, columns[0].shape[1], 0)
+        for level, column in zip(self.levels, columns, strict=True):
+            own = level.in_cells(column)
+            yield level, own, parents
+            if level is not self.levels[-1]:
+                parents = level.stack(parents, own)
+
+    def to_positions(self, per_cell: Tensor) -> Tensor:
+        """Spread (cells, ...) of the finest level over the positions of the finest grid (P, ...)."""
+        return per_cell if self.cell is None else per_cell[self.cell]
+
+    def coverage(self) -> list[Tensor]:
+        """Positions of the finest grid that each cell stands for: (cells,) per level."""
+        finest = self.levels[-1]
+        n_positions = self.grid[0] * self.grid[1]
+        cell = torch.arange(n_positions, device=finest.channels.device) if self.cell is None else self.cell
+        counts = [torch.bincount(cell, minlength=finest.n_cells)]
+        for level, above in zip(self.levels[:0:-1], self.levels[-2::-1], strict=True):
+            per_group = counts[0].view(level.n_groups, level.children).sum(dim=1)
+            parent = torch.arange(level.n_groups, device=cell.device)
+            parent = parent if level.group_parent is None else level.group_parent
+            counts.insert(0, torch.zeros(above.n_cells, dtype=cell.dtype, device=cell.device))
+            counts[0].index_add_(0, parent, per_group)
+        return counts
+
+    def ancestors(self, position: int) -> list[int]:
+        """Cell of every level, coarse to fine, in which a position of the finest grid lies."""
+        path = [position if self.cell is None else int(self.cell[position])]
+        for level in reversed(self.levels[1:]):
+            path.append(level.parent(path[-1]))
+        return path[::-1]
+
+    def own_positions(self, position: int) -> list[int]:
+        """Position on every level's own grid, coarse to fine, under a position of the finest grid."""
+        cells = zip(self.levels, self.ancestors(position), strict=True)
+        return [cell if level.own is None else int(level.own[cell]) for level, cell in cells]
+
+
+def spread_positions(grid: Size, n_positions: int) -> list[int]:
+    """Some positions of a grid, ascending: evenly spread, and never in step with its rows (golden ratio)."""
+    total = grid[0] * grid[1]
+    spread = np.arange(1, n_positions + 1) * 0.6180339887498949 % 1 * total
+    return [int(position) for position in np.unique(spread.astype(np.int64))]
+
+
+def draw_channels(n_total: int, n_features: int | None, seed: int) -> NDArray[np.int64]:
+    """Channels drawn at random without replacement, sorted; all of them if `n_features` is None.
+
+    Source: PaDiM section III-B (random dimensionality reduction).
+    """
+    if n_features is None:
+        return np.arange(n_total)
+    if isinstance(n_features, bool) or not isinstance(n_features, int | np.integer) or not 1 <= n_features <= n_total:
+        raise ParameterError(
+            f"n_features must lie between 1 and {n_total}, the channels of these layers; got {n_features}"
+        )
+    return np.sort(np.random.default_rng(seed).choice(n_total, n_features, replace=False))
+
+
+def build_hierarchy(grids: Sequence[Size], n_channels: Sequence[int], selected: NDArray[np.int64]) -> Hierarchy:
+    """Hierarchy of layers with these grids and channel counts, of which `selected` (sorted, concatenated) are used."""
+    total = sum(n_channels)
+    if len(selected) == 0 or len(np.unique(selected)) != len(selected) or selected.min() < 0 or selected.max() >= total:
+        raise ParameterError(f"channels must be distinct indices from 0 to {total - 1}, got {len(selected)} of them")
+    finest = finest_grid(grids)
+    offsets = np.concatenate([[0], np.cumsum(n_channels)])
+    order = sorted(range(len(grids)), key=lambda layer: grids[layer][0] * grids[layer][1])
+    levels: list[Level] = []
+    cell: NDArray[np.int64] | None = None  # cell of the last level made, for every position of the finest grid
+    for layer in order:
+        columns = np.flatnonzero((selected >= offsets[layer]) & (selected < offsets[layer + 1]))
+        if len(columns) == 0:
+            continue
+        own, group_parent, n_groups, children, cell = _cells(grids[layer], finest, cell)
+        levels.append(
+            Level(
+                layer=layer,
+                grid=grids[layer],
+                channels=torch.from_numpy(selected[columns] - offsets[layer]),
+                columns=torch.from_numpy(columns),
+                n_coarser=sum(level.n_channels for level in levels),
+                own=own,
+                group_parent=group_parent,
+                n_groups=n_groups,
+                children=children,
+            )
+        )
+    return Hierarchy(finest, tuple(levels), _unless_identity(cell, finest[0] * finest[1]), len(selected))
+
+
+def project_hierarchy(grids: Sequence[Size], components: Tensor) -> Hierarchy:
+    """Hierarchy of the projection of layers with these grids onto components (C, k): one level, the finest grid."""
+    n_features = components.shape[1]
+    whole = build_hierarchy([finest_grid(grids)], [n_features], np.arange(n_features))
+    return replace(whole, projection=Projection(tuple(grids), components))
+
+
+def _cells(
+    grid: Size, finest: Size, coarser: NDArray[np.int64] | None
+) -> tuple[Tensor | None, Tensor | None, int, int, NDArray[np.int64]]:
+    """Of a level: own position of each cell, parent of each group, groups, children; and each position's cell."""
+    position = nearest_positions(grid, finest)
+    n_positions = grid[0] * grid[1]
+    if coarser is None:
+        return None, None, n_positions, 1, position
+    pair, cell = np.unique(coarser * n_positions + position, return_inverse=True)
+    parent, own = np.divmod(pair, n_positions)
+    siblings = np.bincount(parent)
+    if siblings.min() == siblings.max():
+        return _unless_identity(own, n_positions), None, len(siblings), int(siblings[0]), cell
+    return _unless_identity(own, n_positions), _unless_identity(parent, len(siblings)), len(parent), 1, cell
+
+
+def _unless_identity(index: NDArray[np.int64] | None, n: int) -> Tensor | None:
+    if index is None or (len(index) == n and np.array_equal(index, np.arange(n))):
+        return None
+    return torch.from_numpy(index)

@@ -1,0 +1,150 @@
+r"""The exact hierarchical factorisation of all patch covariances.
+
+With the channels ordered coarse to fine and Sigma = L L^T, the rows of A = L^-1 that belong to a level depend on that
+level's cell alone: Sigma^-1 = A^T A, so a squared Mahalanobis distance is the sum over levels of |A_level x|^2, and
+every level is stored and computed once per cell instead of once per position. Nothing is approximated.
+
+For a cell with own block S, cross block C to the coarser channels and their inverse factor T:
+K = C T^T, L L^T = S - K K^T (Schur complement), rows of A = [-L^-1 K T, L^-1]. T is the same for all children of a
+parent, which therefore share the two large products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flawmap.detectors.padim.embedding import Hierarchy, Level
+from flawmap.detectors.padim.gaussian.moments import Moments
+from flawmap.detectors.padim.gaussian.regularization import Regularization, shared_scatter
+from flawmap.errors import TrainingSetError
+
+__all__ = ["Factor", "covariance_at", "factorise", "mean_at", "triangles"]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One Gaussian per patch position, ready for distances.
+
+    Attributes:
+        hierarchy: levels, coarse to fine.
+        mean: per level (positions, d), float32.
+        cross: per level (cells, d, D), float32: the level's rows of A = L^-1, coarser channels.
+        own: per level (cells, d, d), float32: the same rows, own channels; lower triangular.
+    """
+
+    hierarchy: Hierarchy
+    mean: list[Tensor]
+    cross: list[Tensor]
+    own: list[Tensor]
+
+
+def factorise(moments: Moments, *, regularization: Regularization, in_place: bool = False) -> Factor:
+    """Factor the regularised covariance of every cell, in float64, stored in float32.
+
+    `in_place` takes the memory of the moments' scatter for it, and leaves them without: half of what is needed else.
+
+    Source: PaDiM section III-B, equation 1. Raises TrainingSetError for fewer than two images, or where a covariance is
+    not positive definite.
+    """
+    if moments.count < 2:
+        raise TrainingSetError(
+            f"a Gaussian needs at least 2 good images, got {moments.count}; a few dozen are a good start"
+        )
+    levels = moments.hierarchy.levels
+    factor = Factor(moments.hierarchy, [mean.float() for mean in moments.mean], [], [])
+    shared = shared_scatter(moments)
+    for depth, (level, cross, own) in enumerate(zip(levels, moments.cross, moments.own, strict=True)):
+        factor.cross.append(cross if in_place else torch.empty_like(cross))
+        factor.own.append(own if in_place else torch.empty_like(own))
+        n_together = level.children * level.n_channels
+        for groups, cells in level.chunks(
+            8 * (level.n_coarser * (level.n_coarser + 3 * n_together) + 4 * n_together * level.n_channels)
+        ):
+            triangle = _triangle(levels[:depth], factor, _parents(level, groups, cross.device))
+            blocks = _factor_cells(
+                regularization.blend(cross[cells], shared[depth][0], moments.count),
+                regularization.blend(own[cells], shared[depth][1], moments.count),
+                triangle,
+                regularization.ridge,
+            )
+            factor.cross[depth][cells], factor.own[depth][cells] = blocks
+    if in_place:
+        moments.cross, moments.own = [], []
+    return factor
+
+
+def mean_at(factor: Factor, position: int) -> Tensor:
+    """Mean (d,) float64 at a position of the finest grid, in the order of the drawn channels."""
+    mean = torch.empty(factor.hierarchy.n_features, dtype=torch.float64)
+    for level, own, means in zip(
+        factor.hierarchy.levels, factor.hierarchy.own_positions(position), factor.mean, strict=True
+    ):
+        mean[level.columns] = means[own].double().cpu()
+    return mean
+
+
+def covariance_at(factor: Factor, position: int) -> Tensor:
+    """Regularised covariance (d, d) float64 at a position of the finest grid, in the order of the drawn channels."""
+    levels = factor.hierarchy.levels
+    inverse = triangles(factor, [position])[0].cpu()
+    identity = torch.eye(len(inverse), dtype=torch.float64)
+    lower = torch.linalg.solve_triangular(inverse, identity, upper=False)
+    order = torch.cat([level.columns for level in levels])
+    covariance = torch.empty_like(lower)
+    covariance[order[:, None], order] = lower @ lower.T
+    return covariance
+
+
+def triangles(factor: Factor, positions: Sequence[int]) -> Tensor:
+    """Inverse Cholesky factors A (n, d, d) float64 at positions of the finest grid, channels coarse to fine."""
+    cells = [factor.hierarchy.ancestors(position)[-1] for position in positions]
+    return _triangle(factor.hierarchy.levels, factor, torch.tensor(cells, device=factor.own[-1].device))
+
+
+def _parents(level: Level, groups: slice, device: torch.device) -> Tensor:
+    """Parent of each of some groups."""
+    if level.group_parent is None:
+        return torch.arange(groups.start, groups.stop, device=device)
+    return level.group_parent[groups]
+
+
+def _triangle(levels: Sequence[Level], factor: Factor, cells: Tensor) -> Tensor:
+    """The whole inverse factor A (n, D, D) float64 of some cells of the last of these levels; (n, 0, 0) of none."""
+    width = levels[-1].n_coarser + levels[-1].n_channels if levels else 0
+    triangle = torch.zeros(len(cells), width, width, dtype=torch.float64, device=cells.device)
+    for depth in reversed(range(len(levels))):
+        level, start = levels[depth], levels[depth].n_coarser
+        stop = start + level.n_channels
+        triangle[:, start:stop, :start] = factor.cross[depth][cells].double()
+        triangle[:, start:stop, start:stop] = factor.own[depth][cells].double()
+        group = cells // level.children
+        cells = group if level.group_parent is None else level.group_parent[group]
+    return triangle
+
+
+def _factor_cells(cross: Tensor, own: Tensor, triangle: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Rows of A of some cells, from those of Sigma (n, d, D), (n, d, d) and their parents' A (g, D, D)."""
+    n_cells, n_own, n_coarser = cross.shape
+    grouped = cross.view(len(triangle), n_cells // len(triangle) * n_own, n_coarser)
+    projected = torch.bmm(grouped, triangle.transpose(1, 2))
+    per_cell = projected.view(cross.shape)
+    own.diagonal(dim1=1, dim2=2).add_(ridge)
+    inverse = _inverse_cholesky(own.baddbmm_(per_cell, per_cell.transpose(1, 2), alpha=-1))
+    return torch.bmm(-inverse, torch.bmm(projected, triangle).view(cross.shape)), inverse
+
+
+def _inverse_cholesky(matrix: Tensor) -> Tensor:
+    """L^-1 of (n, d, d) symmetric positive definite matrices, by substitution (batched inversion is unsafe in MKL)."""
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    if bool(failed.any()):
+        raise TrainingSetError(
+            "a patch covariance is not positive definite: the features hold NaN, or there are fewer good images than "
+            "channels and `regularization` is too small; raise `regularization` (0.01 is the paper's)"
+        )
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device).expand_as(matrix)
+    inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return inverse

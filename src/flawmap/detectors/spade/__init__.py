@@ -1,0 +1,1 @@
+"""SPADE: patches compared with those of the most similar good images (Cohen & Hoshen 2020, arXiv 2005.02357)."""

@@ -1,0 +1,1 @@
+"""Detectors that train a network on good images."""

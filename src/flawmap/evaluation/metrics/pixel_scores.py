@@ -1,0 +1,191 @@
+"""Pixel AUROC and PRO score over any number of anomaly maps, exact and in one pass.
+
+Pixel AUROC needs how often each score occurs in normal and in anomalous pixels. PRO (Bergmann et al. 2021) at a
+threshold is the mean over ground-truth regions of the share of their pixels at or above it: the same count, with every
+anomalous pixel weighted by one over its region's size. No grid of thresholds is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+
+import cc3d
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flawmap.errors import ParameterError
+from flawmap.evaluation.metrics.score_counts import ScoreCounts, ranked
+
+__all__ = ["MAX_FPR", "PixelScores", "pixel_auroc", "pro_score"]
+
+MAX_FPR = 0.3
+"""False-positive rate up to which PRO is integrated."""
+
+REGION_WEIGHT = 2**42
+"""What a region weighs, in integers so that sums are the same in any order.
+
+Its pixels' shares are rounded, which changes its weight by at most one part in 2**43 / size: 1e-8 for 65,536 pixels.
+"""
+MAX_REGIONS = 2_000_000
+"""Regions whose weights fit an int64 even if all their pixels had one score."""
+CORNERS = 2**15
+"""Corners of a curve that are kept of each part."""
+
+
+class PixelScores:
+    """Scores of normal and anomalous pixels; maps are added one by one, parts merge, in any order, to the same figures.
+
+    Attributes:
+        n_maps: maps added.
+        n_regions: 8-connected regions of their ground truth.
+        n_normal: pixels outside all regions.
+        n_anomalous: pixels of the regions.
+    """
+
+    def __init__(self) -> None:
+        self.n_maps = self.n_regions = self.n_normal = self.n_anomalous = 0
+        self._normal = ScoreCounts()
+        self._anomalous = ScoreCounts()
+        self._overlap = ScoreCounts()  # anomalous pixels, weighted by one over their region's size
+
+    def add(self, anomaly_map: ArrayLike, gt_mask: ArrayLike | None = None) -> None:
+        """Take in a map (H, W), as float32, and its ground truth (H, W), True where anomalous; None for a good image.
+
+        Infinite scores are allowed. Raises ParameterError for other shapes, NaN, and a mask that is neither bool nor
+        integer; nothing is taken in then.
+        """
+        scores = _checked_scores(anomaly_map)
+        mask = np.zeros(scores.shape, bool) if gt_mask is None else _checked_mask(gt_mask, scores.shape)
+        anomalous = scores[mask]
+        if len(anomalous):
+            self._add_regions(anomalous, mask)
+            self._normal.add(scores[~mask])
+        else:
+            self._normal.add(scores.ravel())
+        self.n_maps += 1
+        self.n_anomalous += len(anomalous)
+        self.n_normal += scores.size - len(anomalous)
+
+    def merge(self, other: PixelScores) -> None:
+        """Take in all that `other` has seen; `other` stays as it is."""
+        _check_regions(self.n_regions + other.n_regions)
+        self._normal.merge(other._normal)
+        self._anomalous.merge(other._anomalous)
+        self._overlap.merge(other._overlap)
+        self.n_maps += other.n_maps
+        self.n_regions += other.n_regions
+        self.n_normal += other.n_normal
+        self.n_anomalous += other.n_anomalous
+
+    def auroc(self, others: Sequence[PixelScores] = ()) -> float | None:
+        """Area under the pixels' ROC curve, ties counted half; None without anomalous or without normal pixels.
+
+        With `others` that of all maps together, as if merged, without the memory that merging takes.
+        """
+        parts = (self, *others)
+        n_normal, n_anomalous = sum(part.n_normal for part in parts), sum(part.n_anomalous for part in parts)
+        if not n_normal or not n_anomalous:
+            return None
+        n_below = 0.0
+        for counts, below, equal in ranked([part._anomalous for part in parts], [part._normal for part in parts]):
+            n_below += float(np.sum(counts * (below + equal / 2)))
+        return min(1.0, n_below / n_normal / n_anomalous)
+
+    def pro(self, others: Sequence[PixelScores] = (), *, max_fpr: float = MAX_FPR) -> float | None:
+        """Mean per-region overlap up to a false-positive rate, over that rate: 0 to 1; None, and `others`, as `auroc`.
+
+        The curve starts at (0, 0). It rises by a pixel's weight while the rate goes from that of the scores above it to
+        that of the scores at or above it, in a straight line; the area under each rise, cut off at `max_fpr`, is known
+        in closed form. Raises ParameterError unless 0 < max_fpr <= 1.
+        """
+        if not 0 < max_fpr <= 1:
+            raise ParameterError(f"expected max_fpr above 0 and at most 1, got {max_fpr}")
+        parts = (self, *others)
+        n_normal = sum(part.n_normal for part in parts)
+        if not n_normal or not any(part.n_anomalous for part in parts):
+            return None
+        _check_regions(sum(part.n_regions for part in parts))
+        total = area = 0.0
+        for weights, below, equal in ranked([part._overlap for part in parts], [part._normal for part in parts]):
+            start, width = (n_normal - below - equal) / n_normal, equal / n_normal
+            rise = np.clip(max_fpr - start, 0, width)
+            share = np.divide(rise, width, out=np.zeros_like(rise), where=equal > 0)
+            area += float(np.sum(weights * (share * rise / 2 + np.clip(max_fpr - start - width, 0, None))))
+            total += float(np.sum(weights))
+        return min(1.0, area / total / max_fpr)
+
+    def curve(self, rates: NDArray[np.float64], *, by_region: bool = False) -> NDArray[np.float64] | None:
+        """Share of anomalous pixels found at false-positive rates (n,): the ROC curve; None as for `auroc`.
+
+        `by_region` weighs regions alike, whatever their size: the curve that PRO integrates. For drawing: where the
+        curve has more than some 30,000 corners, some are passed over.
+        """
+        if not self.n_normal or not self.n_anomalous:
+            return None
+        x, y, total = [np.ones(1)], [np.zeros(1)], 0.0
+        for counts, below, equal in ranked([self._overlap if by_region else self._anomalous], [self._normal]):
+            found = total + np.cumsum(counts, dtype=np.float64)  # at or below each score
+            ends = np.stack([self.n_normal - below, self.n_normal - below - equal], axis=1).ravel() / self.n_normal
+            shares = np.stack([found - counts, found], axis=1).ravel()
+            kept = np.unique(np.linspace(0, len(ends) - 1, CORNERS).astype(np.int64))
+            x.append(ends[kept])
+            y.append(shares[kept])
+            total = float(found[-1])
+        shown: NDArray[np.float64] = np.interp(
+            rates, np.append(0, np.concatenate(x)[::-1]), np.append(0, 1 - np.concatenate(y)[::-1] / total)
+        )
+        return shown
+
+    def _add_regions(self, anomalous: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
+        labels, n_regions = cc3d.connected_components(mask, connectivity=8, return_N=True)
+        _check_regions(self.n_regions + n_regions)
+        region = labels[mask]
+        sizes = np.bincount(region)
+        self._anomalous.add(anomalous)
+        self._overlap.add(anomalous, np.rint(REGION_WEIGHT / sizes[region]).astype(np.int64))
+        self.n_regions += n_regions
+
+
+def pixel_auroc(masks: Iterable[ArrayLike | None], maps: Iterable[ArrayLike]) -> float | None:
+    """Pixel AUROC over masks (H, W), None for good images, and their maps (H, W); see `PixelScores`."""
+    return _gather(masks, maps).auroc()
+
+
+def pro_score(
+    masks: Iterable[ArrayLike | None], maps: Iterable[ArrayLike], *, max_fpr: float = MAX_FPR
+) -> float | None:
+    """PRO score over masks (H, W), None for good images, and their maps (H, W); see `PixelScores`."""
+    return _gather(masks, maps).pro(max_fpr=max_fpr)
+
+
+def _gather(masks: Iterable[ArrayLike | None], maps: Iterable[ArrayLike]) -> PixelScores:
+    pixels = PixelScores()
+    for mask, anomaly_map in zip_longest(zip(masks), zip(maps)):  # tuples of one, for a mask may be None
+        if mask is None or anomaly_map is None:
+            raise ParameterError(f"expected as many masks as maps, got one without the other after {pixels.n_maps}")
+        pixels.add(anomaly_map[0], mask[0])
+    return pixels
+
+
+def _checked_scores(anomaly_map: ArrayLike) -> NDArray[np.float32]:
+    scores = np.asarray(anomaly_map, np.float32)
+    if scores.ndim != 2 or scores.size == 0:
+        raise ParameterError(f"expected an anomaly map (H, W), got an array of shape {scores.shape}")
+    if np.isnan(scores).any():
+        raise ParameterError("expected an anomaly map of numbers, got NaN")
+    return scores
+
+
+def _checked_mask(gt_mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    mask = np.asarray(gt_mask)
+    if mask.shape != shape:
+        raise ParameterError(f"expected a mask of its map's shape {shape}, got one of shape {mask.shape}")
+    if mask.dtype.kind not in "biu":
+        raise ParameterError(f"expected a mask of booleans, or of integers with 0 for normal, got {mask.dtype}")
+    return mask.astype(bool)
+
+
+def _check_regions(n_regions: int) -> None:
+    if n_regions > MAX_REGIONS:
+        raise ParameterError(f"expected at most {MAX_REGIONS} ground-truth regions, got {n_regions}; score in parts")

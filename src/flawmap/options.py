@@ -1,0 +1,52 @@
+"""Values that options may have, and limits, each stated once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Literal
+
+from flawmap.errors import ImageError
+
+__all__ = [
+    "MAX_LAYERS",
+    "MAX_SIDE",
+    "PRECISION_HINTS",
+    "Aspect",
+    "Calibration",
+    "FactorDtype",
+    "GraphDtype",
+    "GraphFormat",
+    "Groups",
+    "OnBad",
+    "Precision",
+    "PrecisionChoice",
+    "Runtime",
+]
+
+Aspect = Literal["squash", "letterbox"]
+"""What happens to images of other proportions: they are squashed, or padded with grey."""
+Runtime = Literal["auto", "openvino", "torch"]
+"""What runs a network."""
+Precision = Literal["float32", "bfloat16"]
+"""Numbers in which a network computes."""
+PrecisionChoice = Literal["auto", "float32", "bfloat16"]
+"""The same, or "auto": bfloat16 where the processor has it."""
+PRECISION_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
+"""What OpenVINO calls them."""
+Calibration = Literal["leave-one-out", "holdout"]
+"""How good images get held-out scores."""
+FactorDtype = Literal["float32", "bfloat16", "float16"]
+"""Numbers in which a model file stores factors."""
+GraphFormat = Literal["openvino", "onnx"]
+"""Kinds of exported graphs."""
+GraphDtype = Literal["float32", "float16"]
+"""Numbers in which an exported graph stores constants."""
+Groups = str | Callable[[str], Hashable]
+"""Which images belong together: a regular expression on the path, "folder", or a function of the path."""
+OnBad = Callable[[ImageError], None]
+"""Called with each image that cannot be used, which is then left out; without it, the first such image raises."""
+
+MAX_SIDE = 16384
+"""Largest side of a model's input, in pixels."""
+MAX_LAYERS = 64
+"""Most layers of a backbone that a model may read."""

@@ -1,0 +1,93 @@
+"""Pictures for people: an image with its anomaly map laid over it, and a contact sheet of many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from flawmap.prediction import Prediction
+
+__all__ = ["Tile", "contact_sheet", "overlay"]
+
+MAX_SIDE = 1600
+"""Longest side of an overlay; larger images are shown smaller."""
+TILE = 200
+MARGIN = 12
+CAPTION = 22
+INK = (32, 32, 32)
+TURBO = np.frombuffer(
+    bytes.fromhex(
+        "30123b 3f3e9c 4666dd 458cfd 2fb2f4 1ad4d0 22ebaa 52fa7a 8bff4b "
+        "b7f735 dbe236 f5c53a fea130 f9751d e84b0c ce2d04 a91601 7a0403"
+    ),
+    np.uint8,
+).reshape(-1, 3)
+"""The colours of Turbo (Mikhailov 2019) at equal distances, RGB; those between lie on straight lines, within 3 %."""
+
+
+def overlay(
+    rgb: NDArray[np.uint8], prediction: Prediction, scale: tuple[float, float], *, max_side: int = MAX_SIDE
+) -> NDArray[np.uint8]:
+    """The image (H, W, 3), made smaller if need be, with its anomaly map laid over it.
+
+    `scale` is the model's fixed (coolest, hottest) map value: below the first the image shows as it is, from the second
+    on it is covered in red. The scale is the same for all images of a model, so a good part never glows. ParameterError
+    for a prediction without a map.
+    """
+    factor = min(1.0, max_side / max(rgb.shape[:2]))
+    height, width = max(1, round(rgb.shape[0] * factor)), max(1, round(rgb.shape[1] * factor))
+    picture = Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX)
+    shown = replace(prediction, placement=replace(prediction.placement, image_size=(height, width)))  # only proportions
+    low, high = scale
+    strength = np.clip((shown.original_map() - low) / max(high - low, 1e-12), 0, 1)
+    knots = np.linspace(0, 1, len(TURBO))
+    colours = np.stack([np.interp(strength, knots, channel) for channel in TURBO.T], axis=-1)
+    opacity = 0.55 * np.sqrt(strength)[..., None]
+    blend: NDArray[np.uint8] = np.round(np.asarray(picture) * (1 - opacity) + colours * opacity).astype(np.uint8)
+    return blend
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of a contact sheet: the picture (H, W, 3), its overlay of the same size, and a line below them."""
+
+    picture: NDArray[np.uint8]
+    overlay: NDArray[np.uint8]
+    caption: str
+
+
+def contact_sheet(title: str, sections: Sequence[tuple[str, Sequence[Tile]]], *, columns: int = 4) -> Image.Image:
+    """Titled sections of tiles; each tile is an image beside its overlay."""
+    font, bold = ImageFont.load_default(14), ImageFont.load_default(18)
+    cell = (2 * TILE + MARGIN, TILE + CAPTION + MARGIN)
+    rows = [-(-len(tiles) // columns) for _, tiles in sections]
+    height = 3 * MARGIN + 24 + sum(r * cell[1] + 34 for r in rows)
+    sheet = Image.new("RGB", (columns * cell[0] + 2 * MARGIN, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), _shortened(title, bold, sheet.width - 2 * MARGIN), INK, font=bold)
+    top = 2 * MARGIN + 24
+    for (heading, tiles), n_rows in zip(sections, rows, strict=True):
+        draw.text((MARGIN, top), _shortened(heading, bold, sheet.width - 2 * MARGIN), INK, font=bold)
+        top += 30
+        for i, tile in enumerate(tiles):
+            x, y = MARGIN + i % columns * cell[0], top + i // columns * cell[1]
+            for j, content in enumerate((tile.picture, tile.overlay)):
+                thumbnail = Image.fromarray(content)
+                thumbnail.thumbnail((TILE - 2, TILE), Image.Resampling.BICUBIC)
+                sheet.paste(thumbnail, (x + j * TILE, y))
+            draw.text((x, y + TILE + 3), _shortened(tile.caption, font, 2 * TILE), INK, font=font)
+        top += n_rows * cell[1] + 4
+    return sheet
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text, or its two ends, so that it is no wider than that many pixels."""
+    shown, kept = text, len(text)
+    while kept > 1 and font.getlength(shown) > width:
+        kept -= 1
+        shown = f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
+    return shown
