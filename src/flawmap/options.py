@@ -10,6 +10,7 @@ from flawmap.errors import ImageError
 __all__ = [
     "MAX_LAYERS",
     "MAX_SIDE",
+    "MIN_IMAGES",
     "PRECISION_HINTS",
     "Aspect",
     "Calibration",
@@ -46,6 +47,8 @@ Groups = str | Callable[[str], Hashable]
 OnBad = Callable[[ImageError], None]
 """Called with each image that cannot be used, which is then left out; without it, the first such image raises."""
 
+MIN_IMAGES = 3
+"""Fewest good images from which one can be left out: two must remain."""
 MAX_SIDE = 16384
 """Largest side of a model's input, in pixels."""
 MAX_LAYERS = 64

@@ -1,29 +1,27 @@
-"""Frozen pretrained networks: their catalogue, their weights, and the code that runs them."""
+"""Frozen pretrained networks: their catalogue, their weights, and what runs them."""
 
 from flawmap.backbones.catalogue import CATALOGUE, DEFAULT_BACKBONE
-from flawmap.backbones.compiled import NETWORKS, CompiledNetwork, NormalisedNetwork, trace
-from flawmap.backbones.network import (
-    COMPILE_AFTER,
-    Backbone,
-    Precision,
-    PrecisionChoice,
-    Runtime,
-    feature_levels,
-    load_backbone,
+from flawmap.backbones.loading import feature_levels, load_backbone
+from flawmap.backbones.network import Backbone
+from flawmap.backbones.runtimes import (
+    COMPILE_FROM,
+    NETWORKS,
+    CompiledNetwork,
+    NormalisedNetwork,
+    Policy,
     pick_device,
+    trace,
 )
 
 __all__ = [
     "CATALOGUE",
-    "COMPILE_AFTER",
+    "COMPILE_FROM",
     "DEFAULT_BACKBONE",
     "NETWORKS",
     "Backbone",
     "CompiledNetwork",
     "NormalisedNetwork",
-    "Precision",
-    "PrecisionChoice",
-    "Runtime",
+    "Policy",
     "feature_levels",
     "load_backbone",
     "pick_device",

@@ -1,53 +1,66 @@
-"""Detectors: each learns from good images alone and scores new ones."""
+"""Detectors: each learns from good images alone and scores new ones. The register, and `load`."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from importlib.metadata import entry_points
 
-from flawmap.backbones import Runtime
-from flawmap.detectors.detector import Detector, OnBad
+from flawmap.detectors.detector import Detector
+from flawmap.detectors.document import read_document
 from flawmap.detectors.mahalanobis_ad import MahalanobisAD
-from flawmap.detectors.padim.detector import PaDiM
-from flawmap.detectors.presets import PRESETS
-from flawmap.detectors.spade.detector import SPADE
-from flawmap.detectors.trained.detector import TrainedDetector
-from flawmap.detectors.trained.ganomaly_detector import GANomaly
-from flawmap.detectors.trained.itae_detector import ITAE
-from flawmap.detectors.trained.patch_svdd_detector import PatchSVDD
-from flawmap.detectors.trained.vae_detector import VAE
-from flawmap.model_file import ModelFile
+from flawmap.detectors.padim import PaDiM
+from flawmap.detectors.spade import SPADE
+from flawmap.detectors.trained import ITAE, VAE, GANomaly, PatchSVDD, TrainedDetector
+from flawmap.errors import ParameterError
+from flawmap.model_file import ModelFile, damaged
+from flawmap.options import Runtime
 
 __all__ = [
     "DETECTORS",
+    "ENTRY_POINTS",
     "ITAE",
-    "PRESETS",
     "SPADE",
     "VAE",
-    "AnyDetector",
     "Detector",
     "GANomaly",
     "MahalanobisAD",
-    "OnBad",
     "PaDiM",
     "PatchSVDD",
     "TrainedDetector",
+    "find_detector",
     "load",
+    "register",
 ]
 
-AnyDetector = PaDiM | SPADE | MahalanobisAD | VAE | PatchSVDD | GANomaly | ITAE
-"""What `load` gives."""
-
-DETECTORS: dict[str, type[AnyDetector]] = {
-    "padim": PaDiM,
-    "spade": SPADE,
-    "mahalanobis-ad": MahalanobisAD,
-    "vae": VAE,
-    "patch-svdd": PatchSVDD,
-    "ganomaly": GANomaly,
-    "itae": ITAE,
+DETECTORS: dict[str, type[Detector]] = {
+    kind.name: kind for kind in (PaDiM, SPADE, MahalanobisAD, VAE, PatchSVDD, GANomaly, ITAE)
 }
 """Detectors by the name that model files and commands use."""
+ENTRY_POINTS = "flawmap.detectors"
+"""Group of entry points by which an installed package adds detectors."""
+
+
+def register(kind: type[Detector]) -> type[Detector]:
+    """Make a detector known by its name: to model files, the command, presets, evaluation and export.
+
+    Raises ParameterError for a name that another detector has.
+    """
+    known = DETECTORS.setdefault(kind.name, kind)
+    if known is not kind and (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise ParameterError(f"there is a detector of the name {kind.name} already: {known.__qualname__}")
+    DETECTORS[kind.name] = kind
+    return kind
+
+
+def find_detector(name: str) -> type[Detector]:
+    """The detector of a name: built in, registered, or of an installed package. Raises ParameterError."""
+    if name not in DETECTORS:
+        for entry in entry_points(group=ENTRY_POINTS):
+            if entry.name == name:
+                register(entry.load())
+    if name not in DETECTORS:
+        raise ParameterError(f"unknown detector '{name}'; there are {', '.join(DETECTORS)}")
+    return DETECTORS[name]
 
 
 def load(
@@ -57,21 +70,27 @@ def load(
     device: str = "auto",
     runtime: Runtime = "auto",
     workers: int | None = None,
-) -> AnyDetector:
+) -> Detector:
     """The model of a file that `save` or `flawmap fit` wrote, of the detector that it names.
 
     Args:
         path: the model file.
         weights: the backbone's weights file, if it is no longer where it was when the model was fitted.
-        device: "auto" takes a GPU where there is one.
-        runtime: what runs the backbone: "torch", or "openvino" on the CPU; "auto" as in `PaDiM`. A network that was
-            trained is run by torch.
+        device: "auto": a GPU where there is one, else the CPU.
+        runtime: what runs the backbone: "torch", or "openvino" on the CPU; "auto" as in `PaDiM`. Torch runs a network
+            that was trained.
         workers: threads that read images; None for one per processor, at most eight.
 
     Raises ModelFileError for a file that is damaged, hostile or too new, and WeightsError if the weights it was fitted
-    with are not to be found.
+    with are not found.
     """
-    file: ModelFile[Any] = ModelFile(path)
-    model = DETECTORS[file.document.detector].from_file(file, weights=weights, device=device, runtime=runtime)
-    model.workers = workers
-    return model
+    file = ModelFile(path)
+    document = read_document(file)
+    try:
+        kind = find_detector(document.detector)
+    except ParameterError as error:
+        raise damaged(path, f"{error}. If a package adds this detector, install it") from error
+    if weights is not None and "weights" not in kind.parameters_type.model_fields:
+        raise ParameterError(f"{path}: holds the network that was trained, and needs no other weights")
+    settings = {"weights": weights, "device": device, "runtime": runtime, "workers": workers}
+    return kind.from_document(file, document, **settings)

@@ -1,73 +1,427 @@
-"""What every detector can do; the commands and the evaluation know detectors by this alone."""
+"""What all detectors share: parameters, fit, predictions, thresholds, model files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
-from typing import Protocol, Self
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+from typing_extensions import dataclass_transform
 
-from flawmap.errors import ImageError, ParameterError
-from flawmap.images import ImageInput, Preprocessing
+from flawmap.backbones import NETWORKS, pick_device
+from flawmap.decision import FALSE_ALARM_RATE, Decision, judge
+from flawmap.detectors.batches import Batch, batch_size, in_batches
+from flawmap.detectors.calibration import HeldOutScores
+from flawmap.detectors.document import (
+    BackboneRecord,
+    DecisionRecord,
+    Document,
+    Record,
+    decision_shapes,
+    decision_tensors,
+    library_versions,
+    restore_decision,
+)
+from flawmap.detectors.good_images import GoodImages
+from flawmap.detectors.parameters import (
+    DeviceName,
+    Parameters,
+    Pixels,
+    Share,
+    Workers,
+    build_parameters,
+    check,
+    describe_parameters,
+    explain,
+    whole_number,
+)
+from flawmap.errors import ImageError, NotFittedError, ParameterError
+from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, stream
+from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
+from flawmap.options import MIN_IMAGES, Aspect, FactorDtype, GraphDtype, OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress
 
-__all__ = ["Detector", "OnBad", "check_calibration", "check_number", "check_seed"]
+__all__ = ["Detector", "Stored"]
 
-OnBad = Callable[[ImageError], None]
-"""Is told of each image that cannot be used, which is then left out; without it, the first such image raises."""
+R = TypeVar("R", bound=Record)
 
 
-class Detector(Protocol):
-    """Learns from good images alone, then scores new ones; higher means more anomalous."""
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What a detector restores itself from.
+
+    Attributes:
+        file: the opened model file.
+        document: its checked document.
+        device: where tensors are read to.
+        localises: whether the detector makes maps.
+        tensors: those that were read.
+    """
+
+    file: ModelFile
+    document: Document
+    device: torch.device
+    localises: bool
+    tensors: dict[str, Tensor]
+
+    def learnt(self, kind: type[R]) -> R:
+        """What the document keeps, checked. Raises ModelFileError."""
+        try:
+            return kind.model_validate(self.document.learnt)
+        except ValidationError as error:
+            raise damaged(self.file.path, f"its description is wrong at 'learnt': {explain(error)}") from error
+
+    def read(self, shapes: Mapping[str, tuple[int, ...]], *, leave: tuple[str, ...] = ()) -> dict[str, Tensor]:
+        """The tensors of these names and shapes, float32, which must be all there are. Raises ModelFileError."""
+        expected = {**shapes, **decision_shapes(self.document.decision, localises=self.localises)}
+        self.tensors.update(self.file.read(expected, self.device, leave=leave))
+        return self.tensors
+
+
+@dataclass_transform(kw_only_default=True)
+class Detector(ABC):
+    """Learns from good images alone, then scores new ones; higher means more anomalous.
+
+    A detector is a class with a `name` and its parameters as annotated attributes. It writes what it learns (`_learn`),
+    how it scores (`network`, or `_score`), and what a model file keeps (`_tensors`, `_learnt`, `_unpack`); the rest is here.
+
+    Attributes after `fit`:
+        n_images_: number of good images it learnt from.
+        decision_: held-out scores of good images, and thresholds (`flawmap.decision.Decision`), or None: not
+            calibrated, or fewer than three images.
+        outliers_: names of good images that look unlike the others.
+        copies_: names of good images that equal an earlier one.
+        duplicates_: pairs of names of near-duplicates. The last three are not saved.
+    """
+
+    name: ClassVar[str]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Parameters by the name of a preset."""
+    localises: ClassVar[bool] = True
+    """Whether it makes anomaly maps."""
+    reads_whole: ClassVar[bool] = False
+    """Whether `fit` gets images before their crop."""
+    factor_dtypes: ClassVar[tuple[FactorDtype, ...]] = ()
+    """Numbers in which `save` can store factors, where there is a choice."""
+    graph_dtypes: ClassVar[tuple[GraphDtype, ...]] = get_args(GraphDtype)
+    """Numbers in which a graph of it can store constants."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Further packages whose versions a model file names."""
+    parameters_type: ClassVar[type[Parameters]]
+    """The pydantic model of the parameters."""
+
+    seed: Annotated[int, whole_number(least=0, most=2**63 - 1), Field(description="Random seed.")] = 0
+    resize: Annotated[
+        Pixels, Field(description="Size to which the whole image is resized, an int or (height, width).")
+    ] = 256
+    crop: Annotated[
+        Pixels, Field(description="Centre crop after that, an int or (height, width). The rest is not inspected.")
+    ] = None
+    aspect: Annotated[
+        Aspect, Field(description='"squash" fills `resize`; "letterbox" keeps the proportions and pads.')
+    ] = "squash"
+    device: Annotated[DeviceName, Field(description='"auto": a GPU where there is one, else the CPU.')] = "auto"
+    calibrate: Annotated[
+        Literal["leave-one-out", None],
+        Field(description="How good images get held-out scores, from which the threshold follows; None: no threshold."),
+    ] = "leave-one-out"
+    false_alarm_rate: Annotated[Share, Field(description="Share of good images that may be flagged.")] = (
+        FALSE_ALARM_RATE
+    )
+    workers: Annotated[
+        Workers, Field(description="Threads that read images; None: one per processor, at most eight.")
+    ] = None
+
+    def __init_subclass__(cls) -> None:
+        cls.parameters_type = build_parameters(cls)
+        cls.__doc__ = f"{cls.__doc__ or ''}\n\n{describe_parameters(cls.parameters_type)}"
+
+    def __init__(self, **parameters: Any) -> None:  # noqa: ANN401 (typed by the class's annotations)
+        checked = check(type(self).__name__, self.parameters_type, parameters)
+        for parameter in type(checked).model_fields:
+            setattr(self, parameter, getattr(checked, parameter))
+        self._given = frozenset(checked.model_fields_set)
+        self.n_images_ = 0
+        self.decision_: Decision | None = None
+        self.outliers_: tuple[str, ...] = ()
+        self.copies_: tuple[str, ...] = ()
+        self.duplicates_: tuple[tuple[str, str], ...] = ()
+        self._input: Preprocessing | None = None
+        self._network: nn.Module | None = None
+        self._stored_dtype: FactorDtype = "float32"
+
+    @classmethod
+    def from_preset(cls, preset: str, **changes: Any) -> Self:  # noqa: ANN401 (the parameters)
+        """A detector as its paper configures it; `changes` are further parameters, such as `weights`."""
+        if preset not in cls.presets:
+            raise ParameterError(f"unknown preset '{preset}'; there are {', '.join(cls.presets)}")
+        return cls(**{**cls.presets[preset], **changes})
+
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters, checked. Raises ParameterError."""
+        values = {name: getattr(self, name) for name in self.parameters_type.model_fields}
+        return check(type(self).__name__, self.parameters_type, values)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How an image becomes the detector's input."""
-        ...
+        """How an image becomes the model's input."""
+        return Preprocessing.of(self.resize, self.crop, self.aspect)
 
-    def fit(self, images: ImageInput, *, progress: Progress = False, on_bad: OnBad | None = None) -> Self:
-        """Learn from good images."""
-        ...
+    def fit(
+        self,
+        images: ImageInput,
+        *,
+        progress: Progress = False,
+        on_bad: OnBad | None = None,
+        batch_size: int | None = None,
+    ) -> Self:
+        """Learn from good images, then calibrate the threshold.
 
-    def iter_predict(self, images: ImageInput, *, on_bad: OnBad | None = None) -> Iterator[Prediction]:
-        """Score images one after the other, in input order, in bounded memory."""
-        ...
+        Args:
+            images: path, folder, glob, iterable, RGB uint8 array (H, W, 3) or batch of them, PIL image. Of a data set's
+                folder only train/good is learnt.
+            progress: True for a progress bar, or a function of (done, total) of each pass.
+            on_bad: called with each image that cannot be read, which is then left out; None raises ImageError.
+            batch_size: images per step; None to choose by the input size.
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a model file atomically."""
-        ...
+        Raises ParameterError for a parameter it cannot use, TrainingSetError for images it cannot learn from.
+        """
+        self._check()
+        good = GoodImages(
+            images,
+            self.preprocessing,
+            groups=getattr(self, "groups", None),
+            hold_out=self.seed if self.calibrate == "holdout" else None,
+            cache_mb=self._image_cache(),
+            whole=self.reads_whole,
+            batch_size=batch_size,
+            on_bad=on_bad,
+            workers=self.workers,
+            progress=progress,
+        )
+        held_out = self._learn(good)
+        self.n_images_ = len(good.learnt)
+        self.decision_, self.outliers_, self.duplicates_ = None, (), ()
+        if held_out is not None and held_out.scores:
+            indices, decision = held_out.in_order()
+            names = good.names
+            self.decision_ = decision.at_rate(self.false_alarm_rate)
+            self.outliers_ = tuple(names[indices[i]] for i in decision.outliers())
+            self.duplicates_ = tuple((names[earlier], names[later]) for earlier, later in held_out.duplicates)
+        self.copies_ = good.copies()
+        self._prepare()
+        return self
 
-    def describe(self) -> dict[str, object]:
-        """What the model is and what it was fitted on, as plain JSON values."""
-        ...
+    def predict(
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None
+    ) -> Prediction | list[Prediction]:
+        """Score one image (a Prediction, or an ImageError) or many (a list in input order).
+
+        Args:
+            images: as for `fit`.
+            on_bad: called with each image that cannot be read. Of many images it is then left out; None raises
+                ImageError.
+            batch_size: images per step; None to choose.
+        """
+        self._check_fitted()
+        collection = collect(images)
+        if not collection.single:
+            return list(self._predict(collection, on_bad, batch_size))
+        try:
+            [prediction] = self._predict(collection, None, batch_size)
+        except ImageError as error:
+            if on_bad is not None:
+                on_bad(error)
+            raise
+        return prediction
+
+    def iter_predict(
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None
+    ) -> Iterator[Prediction]:
+        """Score images one after the other, in input order, in bounded memory; input and `on_bad` as in `predict`.
+
+        Each image of an iterator, such as a camera, is scored before the next one is asked for.
+        """
+        self._check_fitted()
+        collection = collect(images)
+        live = collection.count is None
+        return self._predict(collection, on_bad, batch_size or (1 if live else None), live=live)
+
+    @property
+    def leave_one_out_scores_(self) -> NDArray[np.float32]:
+        """Held-out score (N,) of each good image, in the training order."""
+        return self._calibrated().scores
+
+    @property
+    def threshold_(self) -> float:
+        """Image scores above it are labelled anomalous."""
+        return self._calibrated().threshold
+
+    def set_threshold(
+        self,
+        *,
+        false_alarm_rate: float | None = None,
+        value: float | None = None,
+        pixel_false_alarm_rate: float | None = None,
+    ) -> Self:
+        """Decide by another false-alarm rate, or by a score without a guarantee; the model is not fitted again."""
+        self.decision_ = self._calibrated().changed(
+            false_alarm_rate=false_alarm_rate, value=value, pixel_false_alarm_rate=pixel_false_alarm_rate
+        )
+        return self
 
     @property
     def map_scale(self) -> tuple[float, float] | None:
-        """Anomaly-map values that pictures show as coolest and as hottest, the same for every image of a model.
+        """Map values that pictures show as coolest and hottest, the same for every image; None without maps."""
+        if not self.localises:
+            return None
+        return self._usual_scale() if self.decision_ is None else self.decision_.map_scale
 
-        None for a detector that makes no maps.
+    def describe(self) -> dict[str, Any]:
+        """What the model is and what it was fitted on, as plain JSON values."""
+        self._check_fitted()
+        return describe_document(self._document(self._stored_dtype))
+
+    def save(self, path: str | os.PathLike[str], *, dtype: FactorDtype | None = None) -> None:
+        """Write a model file atomically; the same images, parameters and seed give the same bytes.
+
+        `dtype` "float16" or "bfloat16" halves the factors of a detector that has them (`factor_dtypes`).
         """
-        ...
+        self._check_fitted()
+        if dtype is not None and dtype not in self.factor_dtypes:
+            choices = ", ".join(self.factor_dtypes) or "not given"
+            raise ParameterError(f"dtype of {self.name} must be {choices}, got {dtype!r}")
+        stored = dtype or self._stored_dtype
+        tensors = self._tensors(stored)
+        in_memory = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+        streamed = {name: value for name, value in tensors.items() if isinstance(value, Streamed)}
+        document = self._document(stored).model_dump(mode="json")
+        write_model_file(path, document, {**in_memory, **decision_tensors(self.decision_)}, streamed)
+
+    @classmethod
+    def from_document(cls, file: ModelFile, document: Document, **settings: Any) -> Self:  # noqa: ANN401
+        """The model of an opened file; `settings` are parameters of this machine. Raises ModelFileError."""
+        known = {name: value for name, value in settings.items() if name in cls.parameters_type.model_fields}
+        check(cls.__name__, cls.parameters_type, known)
+        try:
+            model = cls(**{**document.parameters, **known})
+            stored = Stored(file, document, pick_device(model.device), cls.localises, {})
+            model._restore(stored)
+        except ParameterError as error:
+            raise damaged(file.path, error) from error
+        model.n_images_, model._stored_dtype = document.n_images, document.factor_dtype
+        model.decision_ = restore_decision(file.path, document.decision, stored.tensors)
+        model._prepare()
+        return model
+
+    def network(self, *, for_graph: bool = False) -> nn.Module:
+        """Images (B, h, w, 3) uint8, the model's input, to anomaly maps (B, h, w), if there are any, and scores (B,).
+
+        Of a detector that makes maps, a score is the highest value of its map. `for_graph` asks for a network of its
+        own on the CPU, for a graph format. Raises ParameterError for a detector that is no network.
+        """
+        raise ParameterError(f"{self.name} has no network that a graph format could hold, and cannot be exported")
+
+    @abstractmethod
+    def _learn(self, good: GoodImages) -> HeldOutScores | None:
+        """Learn from good images; gives their held-out scores, or None without calibration."""
+
+    @abstractmethod
+    def _tensors(self, dtype: FactorDtype) -> dict[str, Tensor | Streamed]:
+        """The tensors of a model file by their names; factors, where there are any, in `dtype`."""
+
+    @abstractmethod
+    def _unpack(self, stored: Stored) -> None:
+        """The way back. Raises ModelFileError, or ParameterError for values that contradict each other."""
+
+    def _learnt(self) -> dict[str, Any]:
+        """What a model file keeps beside tensors, as plain JSON values."""
+        return {}
+
+    def _score(self, batch: Batch) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+        """Anomaly maps (B, h, w), if any, and scores (B,); None for the highest value of each map."""
+        if self._network is None:
+            self._network = self.network().eval()
+        with NETWORKS, torch.inference_mode():
+            outputs: tuple[Tensor, ...] = self._network(torch.from_numpy(batch.pixels).to(pick_device(self.device)))
+        *maps, scores = (output.cpu().numpy() for output in outputs)
+        return (maps[0], None) if maps else (None, scores)
+
+    def _usual_scale(self) -> tuple[float, float]:
+        """`map_scale` of a model that was not calibrated."""
+        raise NotImplementedError
+
+    def _check(self) -> None:
+        """Raise ParameterError for parameters that `fit` cannot use, before anything is read."""
+        _ = self.parameters, self.preprocessing
+
+    def _image_cache(self) -> float:
+        """Megabytes of good images that `fit` keeps between its passes."""
+        return 0.0
+
+    def _prepare(self) -> None:
+        """Make ready to score, after a fit or a load."""
+        self._input, self._network = self.preprocessing, None
+        self._step = max(1, batch_size(self._input.input_size) // 4)
+
+    def _restore(self, stored: Stored) -> None:
+        self._unpack(stored)
+
+    def _backbone_record(self) -> BackboneRecord | None:
+        return None
+
+    def _document(self, dtype: FactorDtype) -> Document:
+        method = self.calibrate or "leave-one-out"
+        return Document(
+            detector=self.name,
+            parameters=self.parameters.model_dump(mode="json"),
+            backbone=self._backbone_record(),
+            learnt=self._learnt(),
+            factor_dtype=dtype,
+            n_images=self.n_images_,
+            decision=None if self.decision_ is None else DecisionRecord.of(self.decision_, method),
+            versions=library_versions(*self.libraries),
+        )
+
+    def _check_fitted(self) -> None:
+        if self._input is None:
+            raise NotFittedError(
+                f"this {type(self).__name__} has learnt nothing yet; call fit(good_images), or flawmap.load(path)"
+            )
+
+    def _calibrated(self) -> Decision:
+        self._check_fitted()
+        if self.decision_ is None:
+            usual = self.parameters_type.model_fields["calibrate"].default
+            raise NotFittedError(
+                f"this {type(self).__name__} was not calibrated: fit it with calibrate={usual!r} on at least "
+                f"{MIN_IMAGES} good images"
+            )
+        return self.decision_
+
+    def _predict(
+        self, collection: ImageCollection, on_bad: OnBad | None, size: int | None, *, live: bool = False
+    ) -> Iterator[Prediction]:
+        if self._input is None:
+            return
+        loaded = stream(collection.items, self._input, on_bad=on_bad, workers=self.workers, live=live)
+        for batch in in_batches(loaded, self._step if size is None else size):
+            maps, scores = self._score(batch)
+            yield from judge(batch.images, maps, scores, self.decision_)
 
 
-def check_calibration(calibrate: object, methods: Collection[object], false_alarm_rate: float) -> None:
-    """Raise ParameterError for values that `calibrate`, one of the `methods`, and `false_alarm_rate` cannot have."""
-    if calibrate not in methods:
-        raise ParameterError(f"calibrate must be {' or '.join(map(repr, methods))}, got {calibrate!r}")
-    if not 0 < false_alarm_rate < 1:
-        raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}")
-
-
-def check_seed(seed: object) -> None:
-    """Raise ParameterError for what is no seed of every generator of random numbers."""
-    check_number("seed", seed, least=0, most=2**63 - 1)
-
-
-def check_number(name: str, value: object, *, least: int = 1, most: int | None = None) -> None:
-    """Raise ParameterError for a parameter that is no whole number from `least` to `most`."""
-    is_number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_number or int(value) < least or (most is not None and int(value) > most):  # type: ignore[call-overload]
-        limit = "" if most is None else f" to {most}"
-        raise ParameterError(f"{name} must be a whole number from {least}{limit}, got {value!r}")
+def describe_document(document: Document) -> dict[str, Any]:
+    """A document as plain JSON values on one level: parameters, with what was learnt in their place."""
+    content = document.model_dump(mode="json")
+    parameters, learnt = content.pop("parameters"), content.pop("learnt")
+    sizes = Preprocessing.of(parameters.pop("resize"), parameters.pop("crop"), parameters.pop("aspect"))
+    return {**content, "preprocessing": asdict(sizes), **parameters, **learnt}

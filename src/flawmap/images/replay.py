@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import tee
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +46,8 @@ class Replay:
     have no file, are left out of the second pass.
 
     Attributes:
-        names: of the images of the first pass, in its order.
-        copies: places (earlier, later) of images whose pixels, made ready for the model, are equal.
+        names, digests: of the images of the first pass, in its order; a digest is of the pixels made ready.
+        copies: indices (earlier, later) of images whose pixels, made ready for the model, are equal.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Replay:
         cache_mb: float,
         on_bad: Callable[[ImageError], None] | None = None,
         workers: int | None = None,
+        whole: bool = False,
     ) -> None:
         self._items = items
+        self._whole = whole
         self._preprocessing = preprocessing
         self._on_bad = on_bad
         self._workers = workers
@@ -66,13 +69,16 @@ class Replay:
         self._free = reserve_memory(cache_mb)
         self._again: dict[int, Loaded | ImageSource] = {}  # place in the first pass: what was kept, or its source
         self._seen: dict[bytes, int] = {}
+        self.digests: list[bytes] = []
         self.names: list[str] = []
         self.copies: list[tuple[int, int]] = []
 
     def first(self) -> Iterator[Loaded]:
         """All images; bad ones raise, or are told of and left out."""
-        for image in stream(self._items, self._preprocessing, on_bad=self._on_bad, workers=self._workers):
+        options: dict[str, Any] = {"on_bad": self._on_bad, "workers": self._workers, "whole": self._whole}
+        for image in stream(self._items, self._preprocessing, **options):
             digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=16).digest()
+            self.digests.append(digest)
             if (earlier := self._seen.setdefault(digest, len(self.names))) < len(self.names):
                 self.copies.append((earlier, len(self.names)))
             if (memory := self.reserve(image.pixels.size)) is not None:
@@ -89,15 +95,15 @@ class Replay:
             yield image
 
     @property
-    def places(self) -> list[int]:
-        """Places in the first pass of the images that the second can give, ascending."""
+    def again(self) -> list[int]:
+        """Indices in the first pass of the images that the second can give, ascending."""
         return list(self._again)
 
-    def second(self, places: Iterable[int]) -> Iterator[Loaded]:
-        """The images at some of `places`, in the order asked for; ImageError if a file has become unreadable."""
-        ahead, wanted = tee(self._again[place] for place in places)
+    def second(self, indices: Iterable[int]) -> Iterator[Loaded]:
+        """Some of the images that are there `again`, in this order; ImageError if a file has become unreadable."""
+        ahead, wanted = tee(self._again[index] for index in indices)
         to_read = (entry for entry in ahead if not isinstance(entry, Loaded))
-        read = stream(to_read, self._preprocessing, workers=self._workers)
+        read = stream(to_read, self._preprocessing, workers=self._workers, whole=self._whole)
         for entry in wanted:
             yield entry if isinstance(entry, Loaded) else next(read)
 

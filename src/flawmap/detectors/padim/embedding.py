@@ -7,6 +7,9 @@ fine. Where grids do not nest, a cell is a distinct (own position, parent cell) 
 
 Cells are ordered by their parent. Where every parent has the same number of children, as with nested grids, the
 children of a parent form a group and share one product with what is coarser; elsewhere each cell is its own group.
+
+Principal components (table II of the paper) mix the layers: one set of directions serves all patches, and there is one
+level. Repeating a coarse map is linear, so each layer is projected on its own grid and the results are added up.
 """
 
 from __future__ import annotations
@@ -19,11 +22,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flawmap.detectors.padim.projection import Projection, finest_grid, nearest_positions
 from flawmap.errors import ParameterError
 from flawmap.prediction import Size
 
-__all__ = ["Hierarchy", "Level", "build_hierarchy", "draw_channels", "project_hierarchy", "spread_positions"]
+__all__ = [
+    "Hierarchy",
+    "Level",
+    "Projection",
+    "build_hierarchy",
+    "concatenate",
+    "draw_channels",
+    "finest_grid",
+    "nearest_positions",
+    "project_hierarchy",
+    "spread_positions",
+]
 
 CHUNK_BYTES = 32 * 2**20
 """How large a block of intermediate results may be."""
@@ -187,6 +200,55 @@ class Hierarchy:
         """Position on every level's own grid, coarse to fine, under a position of the finest grid."""
         cells = zip(self.levels, self.ancestors(position), strict=True)
         return [cell if level.own is None else int(level.own[cell]) for level, cell in cells]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Onto `components` (C, k) of the concatenated channels C of layers with these grids."""
+
+    grids: tuple[Size, ...]
+    components: Tensor
+
+    def __call__(self, features: Sequence[Tensor]) -> Tensor:
+        """Scores (B, k, positions) on the finest grid from the layers' maps (B, C, h, w)."""
+        finest, start, total = finest_grid(self.grids), 0, None
+        for maps, grid in zip(features, self.grids, strict=True):
+            stop = start + maps.shape[1]
+            scores = self.components[start:stop].T @ maps.flatten(2)
+            if grid != finest:
+                scores = scores[:, :, torch.from_numpy(nearest_positions(grid, finest)).to(maps.device)]
+            total = scores if total is None else total.add_(scores)
+            start = stop
+        if total is None or start != len(self.components):
+            raise ValueError(f"expected {len(self.components)} channels, got {start}")
+        return total
+
+    def to(self, device: torch.device) -> Projection:
+        """The same on a device."""
+        return replace(self, components=self.components.to(device))
+
+
+def finest_grid(grids: Sequence[Size]) -> Size:
+    """The grid of the most positions."""
+    return max(grids, key=lambda grid: grid[0] * grid[1])
+
+
+def nearest_positions(grid: Size, finest: Size) -> NDArray[np.int64]:
+    """Position on a grid under each position of a finer one (P,)."""
+    rows = np.arange(finest[0]) * grid[0] // finest[0]
+    columns = np.arange(finest[1]) * grid[1] // finest[1]
+    return (rows[:, None] * grid[1] + columns).ravel()
+
+
+def concatenate(features: Sequence[Tensor]) -> Tensor:
+    """Whole embeddings (B * positions, C) of the finest grid from the layers' maps (B, C, h, w)."""
+    grids = [(maps.shape[2], maps.shape[3]) for maps in features]
+    finest = finest_grid(grids)
+    repeated = [
+        maps.flatten(2)[:, :, torch.from_numpy(nearest_positions(grid, finest)).to(maps.device)]
+        for maps, grid in zip(features, grids, strict=True)
+    ]
+    return torch.cat(repeated, dim=1).transpose(1, 2).flatten(0, 1)
 
 
 def spread_positions(grid: Size, n_positions: int) -> list[int]:

@@ -1,7 +1,7 @@
-"""PaDiM's whole way from images to anomaly maps as one network, that graph formats and compilers are given.
+"""PaDiM's head: from feature maps to anomaly maps in plain tensor operations, for torch and for graph formats alike.
 
-It computes in plain tensor operations what `gaussian` and `anomaly_map` compute: the hierarchy of distances, with each
-level's factors stored once per cell, and the map as A M B^T.
+It computes what `gaussian` and `anomaly_map` compute: the hierarchy of distances, with each level's factors stored once
+per cell, and the map as A M B^T.
 """
 
 from __future__ import annotations
@@ -13,53 +13,55 @@ import torch
 from torch import Tensor, nn
 
 from flawmap.detectors.anomaly_map import image_scores, smoothing_operator
-from flawmap.detectors.padim.embedding import Level
+from flawmap.detectors.padim.embedding import Level, Projection, finest_grid, nearest_positions
 from flawmap.detectors.padim.gaussian import Factor
-from flawmap.errors import ParameterError
-from flawmap.images import Preprocessing
 from flawmap.prediction import Size
 
-__all__ = ["ScoringNetwork"]
+__all__ = ["PaDiMHead"]
 
 
-class ScoringNetwork(nn.Module):
-    """Images (N, H, W, 3) uint8, resized or letterboxed, to anomaly maps (N, h, w) and image scores (N,), float32.
-
-    The padding of a letterbox is scored like everything else: where it lies depends on the original image.
+class PaDiMHead(nn.Module):
+    """Feature maps (N, C, h, w) of each layer to anomaly maps (N, H, W) and image scores (N,), float32.
 
     Args:
-        features: a backbone from pixels on: images (N, h, w, 3) uint8 to the feature maps of each layer.
+        factor: the Gaussians. Without `for_graph` the head shares their memory.
+        input_size: (height, width) of the maps.
+        for_graph: keep constants on the CPU, laid out as graph formats store them.
     """
 
-    def __init__(self, features: nn.Module, factor: Factor, preprocessing: Preprocessing) -> None:
+    def __init__(self, factor: Factor, input_size: Size, *, for_graph: bool = False) -> None:
         super().__init__()
-        if factor.hierarchy.projection is not None:
-            raise ParameterError("models reduced by principal components cannot be exported; use reduction='random'")
-        self._rows, self._columns = preprocessing.window
-        self.features = features
-        self.distances = _Distances(factor)
-        self.smoothing = _Smoothing(factor.hierarchy.grid, preprocessing.input_size)
+        grid = factor.hierarchy.grid
+        device = torch.device("cpu") if for_graph else factor.mean[0].device
+        self.distances = _Distances(factor, for_graph)
+        self.rows: Tensor
+        self.columns: Tensor
+        self.register_buffer("rows", smoothing_operator(grid[0], input_size[0]).clone().to(device))
+        self.register_buffer("columns", smoothing_operator(grid[1], input_size[1]).T.contiguous().to(device))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Anomaly maps (N, h, w) and image scores (N,)."""
-        maps = self.smoothing(self.distances(self.features(images[:, self._rows, self._columns])))
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Anomaly maps (N, H, W) and image scores (N,)."""
+        maps = self.rows @ self.distances(features) @ self.columns
         return maps, image_scores(maps)
 
 
 class _Distances(nn.Module):
     """Feature maps (N, C, h, w) of each layer to patch distances (N, h, w) on the finest grid."""
 
-    def __init__(self, factor: Factor) -> None:
+    def __init__(self, factor: Factor, for_graph: bool) -> None:
         super().__init__()
         hierarchy = factor.hierarchy
         self.grid = hierarchy.grid
         self.levels = nn.ModuleList(
-            _LevelDistances(level, *tensors)
+            _LevelDistances(level, *tensors, for_graph=for_graph)
             for level, *tensors in zip(hierarchy.levels, factor.mean, factor.cross, factor.own, strict=True)
         )
-        self.cell = _Index(hierarchy.cell)
+        self.cell = _Index(hierarchy.cell, for_graph=for_graph)
+        self.projection = None if hierarchy.projection is None else _Projected(hierarchy.projection, for_graph)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
+        if self.projection is not None:
+            features = [self.projection(features)]
         parents: Tensor | None = None
         total: Tensor | None = None
         last = len(self.levels) - 1
@@ -75,21 +77,21 @@ class _Distances(nn.Module):
 class _LevelDistances(nn.Module):
     """One level: |A_level x|^2 of each of its cells, plus what the cells of the next coarser level have."""
 
-    def __init__(self, level: Level, mean: Tensor, cross: Tensor, own: Tensor) -> None:
+    def __init__(self, level: Level, mean: Tensor, cross: Tensor, own: Tensor, *, for_graph: bool) -> None:
         super().__init__()
         self.layer = level.layer
         self.n_groups, self.n_children, self.width = level.n_groups, level.children, level.n_channels
         self.mean: Tensor
         self.own: Tensor
-        self.channels = _Index(level.channels, axis=1)
-        self.register_buffer("mean", mean[:, None].contiguous().cpu())  # (positions, 1, d)
-        self.own_position = _Index(level.own)
-        self.register_buffer("own", own.transpose(1, 2).contiguous().cpu())  # (cells, d, d): x A^T in one product
-        self.parent = _Index(level.group_parent)
+        self.channels = _Index(level.channels, axis=1, for_graph=for_graph)
+        self.register_buffer("mean", _constant(mean[:, None], for_graph))  # (positions, 1, d)
+        self.own_position = _Index(level.own, for_graph=for_graph)
+        self.register_buffer("own", _constant(own.transpose(1, 2), for_graph))  # (cells, d, d): x A^T in one product
+        self.parent = _Index(level.group_parent, for_graph=for_graph)
         self.cross: Tensor | None
         if level.n_coarser:
             grouped = cross.view(self.n_groups, self.n_children * self.width, level.n_coarser)
-            self.register_buffer("cross", grouped.transpose(1, 2).contiguous().cpu())  # (groups, D, children * d)
+            self.register_buffer("cross", _constant(grouped.transpose(1, 2), for_graph))  # (groups, D, children * d)
         else:
             self.cross = None
 
@@ -115,28 +117,48 @@ class _LevelDistances(nn.Module):
         return centred, squares.reshape(self.n_groups * self.n_children, batch), spread
 
 
-class _Smoothing(nn.Module):
-    """Patch distances (N, h, w) to anomaly maps (N, H, W): up-sampling and Gaussian filter as two products."""
+class _Projected(nn.Module):
+    """Principal components of the concatenated layers, on the finest grid: (N, k, h, w)."""
 
-    def __init__(self, grid: Size, input_size: Size) -> None:
+    def __init__(self, projection: Projection, for_graph: bool) -> None:
         super().__init__()
-        self.rows: Tensor
-        self.columns: Tensor
-        self.register_buffer("rows", smoothing_operator(grid[0], input_size[0]).clone())
-        self.register_buffer("columns", smoothing_operator(grid[1], input_size[1]).T.contiguous())
+        self.grid = finest_grid(projection.grids)
+        self.components: Tensor
+        self.register_buffer("components", _constant(projection.components.T, for_graph))
+        device = self.components.device
+        self.repeated = nn.ModuleList(
+            _Index(
+                None if grid == self.grid else torch.from_numpy(nearest_positions(grid, self.grid)).to(device),
+                axis=2,
+                for_graph=for_graph,
+            )
+            for grid in projection.grids
+        )
 
-    def forward(self, distances: Tensor) -> Tensor:
-        return self.rows @ distances @ self.columns
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        parts = self.components.split([maps.shape[1] for maps in features], dim=1)
+        total = torch.stack(
+            [
+                repeat(torch.matmul(part, maps.flatten(2)))
+                for repeat, part, maps in zip(self.repeated, parts, features, strict=True)
+            ]
+        ).sum(dim=0)
+        return total.reshape(-1, self.components.shape[0], *self.grid)
 
 
 class _Index(nn.Module):
     """Elements along an axis by constant indices; all of them where there are none."""
 
-    def __init__(self, index: Tensor | None, axis: int = 0) -> None:
+    def __init__(self, index: Tensor | None, axis: int = 0, *, for_graph: bool) -> None:
         super().__init__()
         self.axis = axis
         self.index: Tensor | None
-        self.register_buffer("index", None if index is None else index.cpu())
+        self.register_buffer("index", None if index is None else _constant(index, for_graph))
 
     def forward(self, values: Tensor) -> Tensor:
         return values if self.index is None else values.index_select(self.axis, self.index)
+
+
+def _constant(values: Tensor, for_graph: bool) -> Tensor:
+    """Values as a graph format stores them, or as they are: a view shares the model's memory."""
+    return values.contiguous().cpu() if for_graph else values

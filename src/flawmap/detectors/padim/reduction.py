@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from flawmap.detectors.padim.embedding import Hierarchy, build_hierarchy, draw_channels, project_hierarchy
+from flawmap.detectors.padim.embedding import Hierarchy, build_hierarchy, concatenate, draw_channels, project_hierarchy
 from flawmap.detectors.padim.gaussian import Moments, principal_components, update
-from flawmap.detectors.padim.projection import concatenate
 from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.prediction import Size
 

@@ -122,7 +122,7 @@ class Gallery:
         except OSError as error:
             raise ModelFileError(f"{name}: cannot be read ({error.strerror})") from error
         if rest:
-            raise ModelFileError(f"{name}: was cut short while it was in use; fit again or take a backup")
+            raise ModelFileError(f"{name}: was cut short while it was in use; fit again or restore a backup")
         if not np.isfinite(values.sum(dtype=np.float64)):
             raise ModelFileError(f"{name}: image {index + 1} of the gallery holds NaN or infinite values; fit again")
         return values

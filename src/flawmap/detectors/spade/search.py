@@ -1,4 +1,4 @@
-"""SPADE's passes over images: features into a gallery, and from the nearest images to patch distances."""
+"""How SPADE learns and searches: features into a gallery, and from the nearest images to patch distances."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.backbones import Backbone
-from flawmap.decision import PIXEL_RATES, Decision, PixelHistogram
-from flawmap.detectors import passes
+from flawmap.decision import blank_padding
+from flawmap.detectors.anomaly_map import anomaly_maps
+from flawmap.detectors.batches import Batch, make_batch
+from flawmap.detectors.calibration import HeldOutScores, all_scores
+from flawmap.detectors.feature_detector import feature_maps
 from flawmap.detectors.neighbours import PatchSearch, Pyramid, build_pyramid, greedy_coreset, nearest_images
 from flawmap.detectors.spade.gallery import Gallery
 from flawmap.images import Loaded
@@ -27,7 +31,7 @@ __all__ = [
     "Variant",
     "calibrate",
     "learn",
-    "map_batch",
+    "mean_maps",
     "patch_distances",
     "typical_distance",
 ]
@@ -129,32 +133,23 @@ class Sample:
         """Keep an image, or do not."""
         if len(self.kept) < self.size:
             self.kept.append((index, image))
-        elif (place := int(self._rng.integers(index + 1))) < self.size:
-            self.kept[place] = (index, image)
+        elif (slot := int(self._rng.integers(index + 1))) < self.size:
+            self.kept[slot] = (index, image)
 
 
 def learn(
-    backbone: Backbone,
-    layout: Layout,
-    groups: Iterable[list[Loaded]],
-    *,
-    cache_mb: float,
-    sample: Sample,
-    advance: Callable[[int], None],
-) -> tuple[Known, list[str]]:
-    """Features and names of all images; `sample` draws those that set the pixel threshold."""
+    backbone: Backbone, layout: Layout, batches: Iterable[Batch], *, cache_mb: float, sample: Sample
+) -> Known:
+    """Features of all images; `sample` draws those that set the pixel threshold."""
     gallery = Gallery(layout.n_values, cache_mb=cache_mb)
     pooled: list[Tensor] = []
-    names: list[str] = []
-    for batch in groups:
-        features = passes.feature_maps(backbone, batch)
+    for batch in batches:
+        features = feature_maps(backbone, batch)
         pooled.append(layout.pooled(features))
-        for i, image in enumerate(batch):
+        for i, image in enumerate(batch.images):
+            sample.offer(len(gallery), image)
             gallery.append(layout.row([maps[i : i + 1] for maps in features]))
-            sample.offer(len(names), image)
-            names.append(image.name)
-        advance(len(batch))
-    return Known(torch.cat(pooled) if pooled else torch.empty(0, 0), gallery), names
+    return Known(torch.cat(pooled) if pooled else torch.empty(0, 0), gallery)
 
 
 def calibrate(
@@ -166,7 +161,7 @@ def calibrate(
     *,
     n_neighbors: int,
     advance: Callable[[int], None],
-) -> Decision:
+) -> HeldOutScores:
     """Leave-one-out scores of all images, and how often the values of the sampled images' maps occur."""
     n_images = len(known.pooled)
     k = min(n_neighbors, n_images - 1)
@@ -174,33 +169,37 @@ def calibrate(
     for own in torch.split(torch.arange(n_images, device=known.pooled.device), POOLED_BLOCK):
         squared = nearest_images(known.pooled, known.pooled[own], k, own=own)[1]
         scores.append(_score(squared, layout))
-    pixels = PixelHistogram()
+    result = all_scores(torch.cat(scores).cpu().numpy())
     for start in range(0, len(sample.kept), QUERY_IMAGES):
-        indices, batch = zip(*sample.kept[start : start + QUERY_IMAGES], strict=True)
-        _, distances = patch_distances(backbone, layout, known, batch, n_neighbors=k, own=torch.tensor(indices))
-        for image, anomaly_map in zip(batch, map_batch(batch, distances, input_size).numpy(), strict=True):
-            top, left, bottom, right = image.placement.content
-            pixels.add(anomaly_map[top:bottom, left:right])
-        advance(len(batch))
-    return Decision(torch.cat(scores).cpu().numpy(), pixels.exceeded_by(PIXEL_RATES))
+        indices, images = zip(*sample.kept[start : start + QUERY_IMAGES], strict=True)
+        batch = make_batch(images)
+        _, distances = patch_distances(
+            backbone, layout, known, batch.pixels, n_neighbors=k, own=torch.tensor(indices)
+        )
+        maps = mean_maps(distances, input_size)
+        blank_padding(maps, images)
+        for image, anomaly_map in zip(images, maps, strict=True):
+            result.add_map(anomaly_map, image.placement)
+        advance(len(images))
+    return result
 
 
 def patch_distances(
     backbone: Backbone,
     layout: Layout,
     known: Known,
-    batch: Sequence[Loaded],
+    pixels: NDArray[np.uint8],
     *,
     n_neighbors: int,
     own: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Image scores (B,) and, per pyramid, patch distances (B, h, w) of a batch; `own` (B,) leaves a known image out."""
-    features = passes.feature_maps(backbone, batch)
-    places, squared = nearest_images(
+    """Image scores (B,) and, per pyramid, patch distances (B, h, w) of images; `own` (B,) leaves a known image out."""
+    features = backbone.features(pixels)
+    nearest, squared = nearest_images(
         known.pooled, layout.pooled(features), n_neighbors, own=None if own is None else own.to(backbone.device)
     )
     searches = []
-    for i in range(len(batch)):
+    for i in range(len(pixels)):
         levels = [pyramid.arrange([maps[i : i + 1] for maps in features]) for pyramid in layout.pyramids]
         searches.append(
             [
@@ -208,7 +207,7 @@ def patch_distances(
                 for pyramid, group in zip(layout.pyramids, levels, strict=True)
             ]
         )
-    wanted = [set(row) for row in places.tolist()]
+    wanted = [set(row) for row in nearest.tolist()]
     for index in sorted(set().union(*wanted)):  # in one order, whatever the batch: ties fall the same way
         gallery = layout.split(known.gallery.row(index).to(backbone.device))
         for search, images in zip(searches, wanted, strict=True):
@@ -216,16 +215,17 @@ def patch_distances(
                 for part, patches in zip(search, gallery, strict=True):
                     part.offer(patches)
     maps = []
-    for place, pyramid in enumerate(layout.pyramids):
-        distances = torch.stack([pyramid.to_grid(search[place].squared()) for search in searches])
+    for number, pyramid in enumerate(layout.pyramids):
+        distances = torch.stack([pyramid.to_grid(search[number].squared()) for search in searches])
         maps.append(distances if layout.squared else distances.sqrt_())
     return _score(squared, layout), maps
 
 
-def map_batch(batch: Sequence[Loaded], distances: Sequence[Tensor], input_size: Size) -> Tensor:
-    """Anomaly maps (B, H, W) of a batch, on the CPU: the mean over the pyramids."""
-    maps = [passes.map_batch(batch, part, input_size)[0] for part in distances]
-    return torch.stack(maps).mean(dim=0)
+def mean_maps(distances: Sequence[Tensor], input_size: Size) -> NDArray[np.float32]:
+    """Anomaly maps (B, H, W): the mean over the pyramids' patch distances (B, h, w)."""
+    maps = [anomaly_maps(part, input_size) for part in distances]
+    mean: NDArray[np.float32] = torch.stack(maps).mean(dim=0).cpu().numpy()
+    return mean
 
 
 def _score(squared: Tensor, layout: Layout) -> Tensor:
@@ -238,12 +238,12 @@ def typical_distance(layout: Layout, known: Known, *, n_neighbors: int) -> float
     device = known.pooled.device
     first = torch.zeros(1, dtype=torch.int64, device=device)
     k = min(n_neighbors, len(known.pooled) - 1)
-    places = nearest_images(known.pooled, known.pooled[:1], k, own=first)[0]
+    nearest = nearest_images(known.pooled, known.pooled[:1], k, own=first)[0]
     searches = [
         PatchSearch(levels, n_cells)
         for levels, n_cells in zip(layout.split(known.gallery.row(0).to(device)), layout.n_cells, strict=True)
     ]
-    for index in sorted(places[0].tolist()):
+    for index in sorted(nearest[0].tolist()):
         for search, levels in zip(searches, layout.split(known.gallery.row(index).to(device)), strict=True):
             search.offer(levels)
     squared = [search.squared() for search in searches]

@@ -1,402 +1,326 @@
-"""What the detectors that train a network have in common: one fit, one calibration, one kind of model file."""
+"""What the detectors that train a network share: one fit, one calibration, one kind of model file."""
 
 from __future__ import annotations
 
+import copy
+import math
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from abc import abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from flawmap.backbones import NETWORKS, Runtime, pick_device
-from flawmap.datasets import training_images
-from flawmap.decision import FALSE_ALARM_RATE, PIXEL_RATES, Decision, PixelHistogram
-from flawmap.detectors import passes
-from flawmap.detectors.detector import OnBad
-from flawmap.detectors.presets import preset_arguments
-from flawmap.detectors.trained import file as trained_file
-from flawmap.detectors.trained.images import ReplayedImages, Split, crop, split_images
-from flawmap.detectors.trained.pixels import GoodImages
-from flawmap.detectors.trained.plan import Paper, Plan, check_parameters
+from flawmap.backbones import NETWORKS, pick_device
+from flawmap.decision import blank_padding
+from flawmap.detectors.batches import Batch, batch_size
+from flawmap.detectors.calibration import HeldOutScores
+from flawmap.detectors.detector import Detector, Stored
+from flawmap.detectors.document import Record
+from flawmap.detectors.good_images import GoodImages
+from flawmap.detectors.parameters import CacheMegabytes, GroupRule, whole_number
+from flawmap.detectors.trained.images import TrainingImages, TrainingPixels
 from flawmap.detectors.trained.training import Schedule, Trainee, TrainingRecord, train
-from flawmap.errors import NotFittedError, ParameterError, TrainingError
-from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, Replay, collect, stream
-from flawmap.model_file import ModelFile, TrainedDocument
-from flawmap.prediction import Prediction, Size
-from flawmap.progress import Progress, report_progress
+from flawmap.errors import ParameterError, TrainingError, TrainingSetError
+from flawmap.model_file import Streamed
+from flawmap.options import FactorDtype, Precision
+from flawmap.prediction import Size
 
 __all__ = ["TrainedDetector"]
 
+MAX_WIDTH = 4096
+MAX_SIDE = 4096
+LEAST_BATCH = 2
+"""Batch normalisation learns from the spread within a batch."""
 SHOWN = 32
 """Training images whose scores set the colours of a model that was not calibrated."""
+NETWORK = "network."
 
 Scorer = TypeVar("Scorer", bound=nn.Module)
 
 
-class TrainedDetector(ABC, Generic[Scorer]):
-    """Trains a network on good images alone; scores new ones by it. Each subclass follows one paper.
+class TrainingSummary(Record):
+    """What a training came to.
 
-    Arguments that are None are the paper's.
-
-    Args:
-        resize: the whole image is resized to this size, an int or (height, width).
-        crop: centre crop after that, an int or (height, width); what it cuts off is not inspected. If `resize` is given
-            and `crop` is not, nothing is cropped.
-        aspect: "squash" fills `resize`; "letterbox" keeps the proportions and pads.
-        width: size of the network, for quick ones; the detector says of what.
-        seed: fixes the first weights, the order of the images and every random number.
-        epochs, batch_size, learning_rate: of the training.
-        budget: minutes that the training may take; it then ends wherever it is.
-        steps: steps that the training may take, to repeat what a budget came to: the same steps, the same weights.
-        patience: epochs without a lower mean loss (on training images) that end the training; None: never.
-        device: "auto" takes a GPU where there is one, and trains there in mixed precision.
-        precision: "bfloat16" trains in mixed precision on the CPU too.
-        calibrate: "holdout" learns from three quarters of the good images and scores the rest, for a threshold that
-            keeps its promise; None learns from all and leaves scores without a decision. (Leaving one image out would
-            mean to train once for each.)
-        false_alarm_rate: share of good images that may be flagged.
-        groups: what belongs together, and is held out together; see `PaDiM`.
-        checkpoint: a file that keeps the training after every epoch; if it exists, the training goes on from it.
-        cache_mb: memory for good images; those beyond it are read from their files again at each step.
-        workers: threads that read images; None for one per processor, at most eight.
-
-    Attributes after `fit`:
-        n_images_: number of good images learnt from. record_: what the training came to.
-        decision_: scores of the images held out, and thresholds; None if not calibrated, or if none were held out.
-        outliers_: names of held-out images that look unlike the others.
-        copies_: names of good images that equal an earlier one. The last two are not saved.
+    Attributes:
+        steps, minutes: what was done. stopped: what ended it.
+        final_loss: mean training loss of the last whole epoch.
     """
 
-    kind: ClassVar[Literal["vae", "patch-svdd", "ganomaly", "itae"]]
-    paper: ClassVar[Paper]
-    localises: ClassVar[bool]
+    steps: int = Field(ge=0)
+    minutes: float = Field(ge=0)
+    stopped: Literal["schedule", "budget", "plateau"]
+    final_loss: float
+
+
+class LearntRecord(Record):
+    """What the document keeps: how the training went, and the median score of some training images."""
+
+    training: TrainingSummary
+    usual_score: float = Field(ge=0)
+
+
+def _check_checkpoint(path: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
+    if path is not None:
+        file = Path(path).expanduser()
+        if not file.absolute().parent.is_dir() or file.is_dir():
+            raise ValueError(f"checkpoint must name a file in a folder that is there, got {path}")
+    return path
+
+
+class TrainedDetector(Detector, Generic[Scorer]):
+    """Trains a network on good images alone; scores new ones by it. Each subclass follows one paper.
+
+    If `resize` is given and `crop` is not, nothing is cropped. A training runs in mixed precision on a GPU. Leaving one
+    image out would need a training for each, so one group of four is held out for calibration.
+
+    Attributes after `fit`, beside those of every detector:
+        record_: what the training came to. usual_score_: median score of some training images.
+    """
+
+    name = ""
+    reads_whole = True
     trains_on_whole: ClassVar[bool] = False
     """Whether the training crops images itself."""
+    epoch_images: ClassVar[int | None] = None
+    """Images of an epoch; None for all of them, `repeats` times."""
+    repeats: ClassVar[int] = 1
 
-    def __init__(
-        self,
-        *,
-        resize: int | Size | None = None,
-        crop: int | Size | None = None,
-        aspect: Literal["squash", "letterbox"] = "squash",
-        width: int | None = None,
-        seed: int = 0,
-        epochs: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float | None = None,
-        budget: float | None = None,
-        steps: int | None = None,
-        patience: int | None = None,
-        device: torch.device | str = "auto",
-        precision: Literal["float32", "bfloat16"] = "float32",
-        calibrate: Literal["holdout"] | None = "holdout",
-        false_alarm_rate: float = FALSE_ALARM_RATE,
-        groups: str | Callable[[str], Hashable] | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
-        cache_mb: float = 1024,
-        workers: int | None = None,
-    ) -> None:
-        self.resize = resize
-        self.crop = crop
-        self.aspect = aspect
-        self.width = width
-        self.seed = seed
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.budget = budget
-        self.steps = steps
-        self.patience = patience
-        self.device = device
-        self.precision = precision
-        self.calibrate = calibrate
-        self.false_alarm_rate = false_alarm_rate
-        self.groups = groups
-        self.checkpoint = checkpoint
-        self.cache_mb = cache_mb
-        self.workers = workers
-        self.decision_: Decision | None = None
-        self.outliers_: tuple[str, ...] = ()
-        self.copies_: tuple[str, ...] = ()
-        self._scorer: Scorer | None = None
+    width: Annotated[int, whole_number(most=MAX_WIDTH), Field(description="Size of the network.")] = 64
+    epochs: Annotated[int, whole_number(), Field(description="Epochs of the training, at most.")] = 100
+    batch_size: Annotated[
+        int, whole_number(least=LEAST_BATCH, most=2**16), Field(description="Images a step of the training.")
+    ] = 32
+    learning_rate: Annotated[float, Field(gt=0, lt=math.inf, description="Learning rate of the training.")] = 1e-4
+    budget: Annotated[
+        float | None, Field(description="Minutes that the training may last; it then ends wherever it is.")
+    ] = None
+    steps: Annotated[
+        int | None,
+        whole_number(),
+        Field(description="Steps that the training may do: the same steps give the same weights."),
+    ] = None
+    patience: Annotated[
+        int | None, whole_number(), Field(description="Epochs without a lower mean loss that end the training.")
+    ] = None
+    precision: Annotated[
+        Precision, Field(description='"bfloat16" trains in mixed precision on the CPU too.')
+    ] = "float32"
+    calibrate: Annotated[
+        Literal["holdout", None],
+        Field(
+            description='"holdout" learns from three quarters of the good images and scores the rest; None: no '
+            "threshold."
+        ),
+    ] = "holdout"
+    groups: Annotated[
+        GroupRule,
+        Field(description="Near-duplicates that are held out together: a regular expression, \"folder\", or a function."),
+    ] = None
+    checkpoint: Annotated[
+        str | os.PathLike[str] | None,
+        AfterValidator(_check_checkpoint),
+        Field(exclude=True, description="File that keeps the training after every epoch, and from which it goes on."),
+    ] = None
+    cache_mb: Annotated[
+        CacheMegabytes, Field(description="Memory for good images; the others are read again at each step.")
+    ] = 1024
 
-    @classmethod
-    def from_preset(cls, preset: str, **changes: Any) -> Self:  # noqa: ANN401 (the arguments of __init__)
-        """A detector as its paper trains it; `changes` are further arguments, such as `budget`."""
-        return cls(**{**preset_arguments(cls.kind, preset), **changes})
+    def __init__(self, **parameters: Any) -> None:  # noqa: ANN401 (typed by the class's annotations)
+        super().__init__(**parameters)
+        if "resize" in self._given and "crop" not in self._given:
+            self.crop = None
 
-    @classmethod
     @abstractmethod
-    def build_scorer(cls, width: int, input_size: Size, n_images: int) -> Scorer:
-        """The network that scores, untrained, for what `n_images` images were learnt; refuses sizes it cannot take.
+    def build_scorer(self, input_size: Size, n_images: int) -> Scorer:
+        """The network that scores, untrained, for what `n_images` images were learnt.
 
-        Raises ParameterError.
+        Raises ParameterError for sizes it cannot have.
         """
 
     @abstractmethod
-    def _trainee(self, scorer: Scorer, images: GoodImages, plan: Plan) -> Trainee:
+    def _trainee(self, scorer: Scorer, images: TrainingPixels, device: torch.device) -> Trainee:
         """The scorer's network with what it learns from and by."""
 
-    def _complete(self, scorer: Scorer, images: ReplayedImages, device: torch.device) -> None:
+    def _complete(self, scorer: Scorer, images: TrainingImages, device: torch.device) -> None:
         """Learn what is not trained, from the images that were learnt."""
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How an image becomes the model's input."""
-        if self.resize is None:
-            crop = self.paper.crop if self.crop is None else self.crop
-            return Preprocessing.of(self.paper.resize, crop, self.aspect)
-        return Preprocessing.of(self.resize, self.crop, self.aspect)
-
-    def fit(self, images: ImageInput, *, progress: Progress = False, on_bad: OnBad | None = None) -> Self:
-        """Learn from good images: read, train, calibrate. The arguments are those of `PaDiM.fit`.
-
-        Raises TrainingSetError for fewer than two images, TrainingError for a training that breaks down.
-        """
-        preprocessing = self.preprocessing
-        device = pick_device(self.device)
-        self.blank_scorer(2, device="meta")  # refuses what cannot be before anything is read
-        collection = collect(training_images(images) if isinstance(images, (str, os.PathLike)) else images)
-        whole = Preprocessing(preprocessing.resize, None, preprocessing.aspect)
-        replay = Replay(collection.items, whole, cache_mb=self.cache_mb, on_bad=on_bad, workers=self.workers)
-        split = split_images(
-            replay,
-            collection.count,
-            hold_out=self.calibrate is not None,
-            groups=self.groups,
-            seed=self.seed,
-            progress=progress,
-        )
-        n_images = len(split.learnt)
-        batch_size = self.batch_size or self.paper.batch_size
-        plan = Plan(
-            self.width or self.paper.width,
-            preprocessing.input_size,
-            batch_size,
-            self.learning_rate or self.paper.learning_rate,
-            self.paper.epoch_steps(n_images, batch_size),
-            self.seed,
-            device,
-        )
-        window = None if self.trains_on_whole else preprocessing
-        scorer = self.blank_scorer(n_images).to(device)
-        record = self._train(scorer, ReplayedImages(replay, split.learnt, window), plan, split, progress)
-        self._complete(scorer.eval(), ReplayedImages(replay, split.learnt, preprocessing), device)
-        self._scorer, self.n_images_, self.record_ = scorer, n_images, record
-        self.usual_score_ = self._usual_score(ReplayedImages(replay, split.learnt[:SHOWN], preprocessing))
-        self.copies_ = split.copies
-        self._calibrate(replay, split, progress)
-        return self
-
-    def predict(
-        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None
-    ) -> Prediction | list[Prediction]:
-        """Score one image (a Prediction) or many (a list in input order); input and `on_bad` as in `fit`."""
-        collection = collect(images)
-        predictions = list(self._predict(collection.items, on_bad, batch_size))
-        return predictions[0] if collection.single and predictions else predictions
-
-    def iter_predict(
-        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None
-    ) -> Iterator[Prediction]:
-        """Score images one after the other, in input order, in bounded memory; input and `on_bad` as in `fit`."""
-        return self._predict(collect(images).items, on_bad, batch_size)
 
     @property
     def scorer_(self) -> Scorer:
         """The network: images (B, H, W, 3) uint8 at the input size to maps, where there are any, and scores."""
-        if self._scorer is None:
-            raise NotFittedError(
-                f"this {type(self).__name__} has learnt nothing yet; call fit(good_images), or flawmap.load(path)"
-            )
+        self._check_fitted()
         return self._scorer
 
-    @property
-    def threshold_(self) -> float:
-        """Image scores above it are labelled anomalous."""
-        return self._calibrated().threshold
+    def network(self, *, for_graph: bool = False) -> nn.Module:
+        """The network that was trained."""
+        return copy.deepcopy(self.scorer_).cpu() if for_graph else self.scorer_
 
-    def set_threshold(
-        self,
-        *,
-        false_alarm_rate: float | None = None,
-        value: float | None = None,
-        pixel_false_alarm_rate: float | None = None,
-    ) -> Self:
-        """Decide otherwise, without fitting again: by a promised rate, or by a score, for which nothing is promised."""
-        self.decision_ = self._calibrated().changed(
-            false_alarm_rate=false_alarm_rate, value=value, pixel_false_alarm_rate=pixel_false_alarm_rate
-        )
-        return self
+    def epoch_steps(self, n_images: int) -> int:
+        """Steps of an epoch of so many images."""
+        return math.ceil((self.epoch_images or self.repeats * n_images) / self.batch_size)
 
-    @property
-    def map_scale(self) -> tuple[float, float] | None:
-        """Map values shown as coolest and hottest, the same for every image; None for a detector without maps.
+    def _check(self) -> None:
+        """Refuse what cannot be before anything is read."""
+        super()._check()
+        if max(self.preprocessing.input_size) > MAX_SIDE:
+            raise ParameterError(
+                f"{type(self).__name__} needs images of up to {MAX_SIDE} pixels a side, got "
+                f"{self.preprocessing.input_size}; give a smaller resize or crop"
+            )
+        self._schedule(1)
+        self._blank_scorer(2, device="meta")
 
-        They are `Decision.map_scale`; a model that was not calibrated shows 1 to 4 times the median score of what it
-        has learnt.
-        """
-        if not self.localises:
-            return None
-        if self.decision_ is not None:
-            return self.decision_.map_scale
-        return self.usual_score_, 4 * self.usual_score_
+    def _learn(self, good: GoodImages) -> HeldOutScores | None:
+        """Read, train, calibrate. Raises TrainingSetError for fewer than two images, TrainingError for a breakdown."""
+        device, window = pick_device(self.device), self.preprocessing.window
+        for _ in good.first(batch_size(self.preprocessing.resize), "Reading"):
+            pass
+        _check_images(good)
+        scorer = self._blank_scorer(len(good.learnt)).to(device)
+        images = TrainingImages(good, good.learnt, None if self.trains_on_whole else window)
+        record = self._train(scorer, images, good.digest, device, good)
+        self._complete(scorer.eval(), TrainingImages(good, good.learnt, window), device)
+        shown = TrainingImages(good, good.learnt[:SHOWN], window).batches(self._scored_at_once())
+        usual_score = float(np.median(np.concatenate([self._run(scorer, pixels)[1] for pixels in shown])))
+        held_out = self._calibrate(scorer, good) if self.calibrate else None
+        self._scorer, self.record_, self.usual_score_ = scorer, record, usual_score
+        return held_out
 
-    def describe(self) -> dict[str, object]:
-        """What the model is and what it was fitted on, as plain JSON values."""
-        return self._document().model_dump(mode="json")
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a model file atomically."""
-        ModelFile.write(path, self._document(), trained_file.pack(self.scorer_, self.decision_))
-
-    @classmethod
-    def from_file(
-        cls,
-        file: ModelFile[TrainedDocument],
-        *,
-        weights: str | os.PathLike[str] | None = None,
-        device: torch.device | str = "auto",
-        runtime: Runtime = "auto",  # noqa: ARG003 (its networks are run by torch)
-    ) -> Self:
-        """The model of an opened file, which holds all its weights; ParameterError if others are given."""
-        if weights is not None:
-            raise ParameterError(f"{file.path}: holds the network that was trained, and takes no other weights")
-        return trained_file.unpack(cls, file, pick_device(device))
-
-    def blank_scorer(self, n_images: int, *, device: str = "cpu") -> Scorer:
-        """An untrained scorer of the shapes of a model that learnt so many images; on "meta" it has nothing else.
-
-        Raises ParameterError for parameters that cannot be.
-        """
-        check_parameters(self)
-        self._schedule(1)  # refuses one that cannot be
-        with torch.random.fork_rng(devices=[]), torch.device(device):  # the caller's generator is left alone
-            torch.manual_seed(self.seed)
-            return self.build_scorer(self.width or self.paper.width, self.preprocessing.input_size, n_images)
-
-    def restore(
-        self, scorer: Scorer, *, n_images: int, record: TrainingRecord, usual_score: float, decision: Decision | None
-    ) -> None:
-        """Become the fitted model that a file has kept."""
-        self._scorer, self.n_images_, self.record_ = scorer, n_images, record
-        self.usual_score_, self.decision_ = usual_score, decision
-
-    def _document(self) -> TrainedDocument:
-        return trained_file.describe_model(self)
-
-    def _schedule(self, epoch_steps: int) -> Schedule:
-        epochs = self.paper.epochs if self.epochs is None else self.epochs
-        return Schedule(epochs, epoch_steps, self.budget, self.steps, self.patience)
+    def _calibrate(self, scorer: Scorer, good: GoodImages) -> HeldOutScores:
+        """Scores of the images that were held out."""
+        result, window = HeldOutScores(), self.preprocessing.window
+        numbers = {index: number for number, group in enumerate(good.groups(held_out=True)) for index in group}
+        with good.progress("Calibrating", len(numbers)) as advance:
+            for batch in good.again(sorted(numbers), self._scored_at_once()):
+                maps, scores = self._run(scorer, batch.pixels[:, window[0], window[1]])
+                if maps is not None:
+                    blank_padding(maps, batch.images)
+                    scores = maps.max(axis=(1, 2))
+                    for image, anomaly_map in zip(batch.images, maps, strict=True):
+                        result.add_map(anomaly_map, image.placement)
+                result.indices += batch.indices
+                result.groups += [numbers[index] for index in batch.indices]
+                result.scores += scores.tolist()
+                advance(len(batch.images))
+        return result
 
     def _train(
-        self, scorer: Scorer, images: ReplayedImages, plan: Plan, split: Split, progress: Progress
+        self, scorer: Scorer, images: TrainingImages, digest: str, device: torch.device, good: GoodImages
     ) -> TrainingRecord:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + 1)
-            trainee = self._trainee(scorer, images, plan)
+            trainee = self._trainee(scorer, images, device)
         settings: dict[str, Any] = {
-            "detector": self.kind,
-            "width": plan.width,
-            "input_size": list(plan.input_size),
-            "batch_size": plan.batch_size,
-            "learning_rate": plan.learning_rate,
+            "detector": self.name,
+            "width": self.width,
+            "input_size": list(self.preprocessing.input_size),
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
             "seed": self.seed,
             "precision": self.precision,
-            "images": split.digest,
+            "images": digest,
         }
         return train(
             trainee,
-            self._schedule(plan.epoch_steps),
-            device=plan.device,
+            self._schedule(self.epoch_steps(len(images))),
+            device=device,
             precision=self.precision,
             checkpoint=None if self.checkpoint is None else Path(self.checkpoint).expanduser(),
             settings=settings,
-            progress=progress,
+            report=good.progress,
         )
 
-    def _usual_score(self, images: ReplayedImages) -> float:
-        scores = [self._run(batch)[1] for batch in images.batches(self._predict_batch())]
-        return float(np.median(np.concatenate(scores)))
-
-    def _calibrate(self, replay: Replay, split: Split, progress: Progress) -> None:
-        """Score the images that were held out."""
-        self.decision_, self.outliers_ = None, ()
-        places = [place for group in split.held_out for place in group]
-        if not places:
-            return
-        sizes = np.repeat([len(group) for group in split.held_out], [len(group) for group in split.held_out])
-        order = np.argsort(places)
-        places, pixels, scores = [places[i] for i in order], PixelHistogram(), []
-        loaded = (crop(image, self.preprocessing) for image in replay.second(places))
-        with report_progress(progress, "Calibrating", len(places)) as advance:
-            for batch in passes.batches(loaded, self._predict_batch()):
-                for image, anomaly_map, score in self._score(batch):
-                    if anomaly_map is not None:
-                        top, left, bottom, right = image.placement.content
-                        pixels.add(anomaly_map[top:bottom, left:right])
-                    scores.append(score)
-                advance(len(batch))
-        decision = Decision(
-            np.array(scores, np.float32),
-            pixels.exceeded_by(PIXEL_RATES) if self.localises else np.zeros(0, np.float32),
-            group_sizes=sizes[order].astype(np.float32) if sizes.max() > 1 else None,
-        )
-        self.decision_ = decision.at_rate(self.false_alarm_rate)
-        self.outliers_ = tuple(replay.names[places[i]] for i in decision.outliers())
-
-    def _calibrated(self) -> Decision:
-        if self.decision_ is None:
-            _ = self.scorer_
-            raise NotFittedError(
-                f"this {type(self).__name__} was not calibrated: fit it with calibrate='holdout' on at least 3 good "
-                f"images"
-            )
-        return self.decision_
-
-    def _predict_batch(self) -> int:
-        return max(1, passes.batch_size(self.preprocessing.input_size) // 4)
-
-    def _predict(
-        self, items: Iterable[ImageSource], on_bad: OnBad | None, batch_size: int | None
-    ) -> Iterator[Prediction]:
-        _ = self.scorer_
-        loaded = stream(items, self.preprocessing, on_bad=on_bad, workers=self.workers)
-        for batch in passes.batches(loaded, batch_size or self._predict_batch()):
-            for image, anomaly_map, score in self._score(batch):
-                prediction = Prediction(image.path, score, anomaly_map, image.placement)
-                yield prediction if self.decision_ is None else self.decision_.judge(prediction)
-
-    def _score(self, batch: Sequence[Loaded]) -> Iterator[tuple[Loaded, NDArray[np.float32] | None, float]]:
-        """Each image with its map, where there is one, and its score; a map leaves the padding of a letterbox out."""
-        maps, scores = self._run(np.stack([image.pixels for image in batch]))
-        for number, image in enumerate(batch):
-            if maps is None:
-                yield image, None, float(scores[number])
-                continue
-            passes.blank_padding(torch.from_numpy(maps[number]), image.placement.content)
-            yield image, maps[number], float(maps[number].max())
+    def _score(self, batch: Batch) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+        maps, scores = self._run(self.scorer_, batch.pixels)
+        return (None, scores) if maps is None else (maps, None)
 
     @torch.inference_mode()
-    def _run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
+    def _run(self, scorer: Scorer, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
         """Maps (B, H, W), if there are any, and scores (B,)."""
-        scorer = self.scorer_
         device = next(scorer.parameters()).device
         with NETWORKS:
             outputs: tuple[Tensor, ...] = scorer(torch.from_numpy(np.ascontiguousarray(images)).to(device))
         *maps, scores = (output.cpu().numpy() for output in outputs)
         if not all(np.isfinite(values).all() for values in (*maps, scores)):  # NaN would pass for good
+            without = "" if self.checkpoint is None else f", and delete {self.checkpoint} first"
             raise TrainingError(
-                f"the trained network's scores are not finite: the training broke down. Train anew, with a lower "
-                f"learning rate{self._without_checkpoint()}"
+                f"the trained network's scores are not finite: the training broke down. Train again, with a lower "
+                f"learning rate{without}"
             )
         return (maps[0] if maps else None), scores
 
-    def _without_checkpoint(self) -> str:
-        """That a checkpoint of a training that broke down is to be deleted, where there may be one."""
-        return "" if self.checkpoint is None else f", and delete {self.checkpoint} first"
+    def _usual_scale(self) -> tuple[float, float]:
+        """1 to 4 times the median score of some training images."""
+        return self.usual_score_, 4 * self.usual_score_
+
+    def _image_cache(self) -> float:
+        return self.cache_mb
+
+    def _scored_at_once(self) -> int:
+        return max(1, batch_size(self.preprocessing.input_size) // 4)
+
+    def _schedule(self, epoch_steps: int) -> Schedule:
+        return Schedule(self.epochs, epoch_steps, self.budget, self.steps, self.patience)
+
+    def _blank_scorer(self, n_images: int, *, device: str = "cpu") -> Scorer:
+        """An untrained scorer of the shapes of a model that learnt so many images; on "meta" it has nothing else."""
+        with torch.random.fork_rng(devices=[]), torch.device(device):  # the caller's generator is left alone
+            torch.manual_seed(self.seed)
+            return self.build_scorer(self.preprocessing.input_size, n_images)
+
+    def _learnt(self) -> dict[str, Any]:
+        record = self.record_
+        return LearntRecord(
+            training=TrainingSummary(
+                steps=record.steps,
+                minutes=round(record.seconds / 60, 3),
+                stopped=record.stopped,
+                final_loss=record.final_loss,
+            ),
+            usual_score=self.usual_score_,
+        ).model_dump(mode="json")
+
+    def _tensors(self, dtype: FactorDtype) -> dict[str, Tensor | Streamed]:  # noqa: ARG002 (there are no factors)
+        return {f"{NETWORK}{name}": value for name, value in _weights(self._scorer).items()}
+
+    def _unpack(self, stored: Stored) -> None:
+        learnt, n_images = stored.learnt(LearntRecord), stored.document.n_images
+        try:  # shapes alone first: a hostile file shall not claim memory
+            self._check()
+            blank = self._blank_scorer(n_images, device="meta")
+        except (RuntimeError, OverflowError) as error:
+            raise ParameterError(str(error)) from error
+        tensors = stored.read({f"{NETWORK}{name}": tuple(value.shape) for name, value in _weights(blank).items()})
+        scorer = self._blank_scorer(n_images)
+        weights = {name.removeprefix(NETWORK): value for name, value in tensors.items() if name.startswith(NETWORK)}
+        scorer.load_state_dict(weights, strict=False)
+        training = learnt.training
+        self._scorer, self.usual_score_ = scorer.to(stored.device).eval(), learnt.usual_score
+        self.record_ = TrainingRecord(
+            steps=training.steps,
+            seconds=60 * training.minutes,
+            losses=[training.final_loss],
+            stopped=training.stopped,
+        )
+
+
+def _check_images(good: GoodImages) -> None:
+    """TrainingSetError for images that cannot be read again, and for too few."""
+    if (lost := len(good.names) - len(good.replay.again)) > 0:
+        raise TrainingSetError(
+            f"{lost} of {len(good.names)} images came from an iterator and did not fit into cache_mb; a training reads "
+            f"them many times: give files or a list, or a larger cache_mb"
+        )
+    if len(good.learnt) < 2:
+        raise TrainingSetError(
+            f"a network learns from at least 2 good images, got {len(good.learnt)} usable; a few dozen are a good start"
+        )
+
+
+def _weights(scorer: nn.Module) -> dict[str, Tensor]:
+    """What the scores follow from: not the counters of normalisation layers."""
+    return {name: value for name, value in scorer.state_dict().items() if not name.endswith("num_batches_tracked")}

@@ -14,16 +14,20 @@ of the whole image (equation 5); it does not localise.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, mse_loss
 
-from flawmap.detectors.trained.pixels import GoodImages, to_planes, upload
-from flawmap.detectors.trained.training import Mixed, Shuffle
+from flawmap.detectors.trained.detector import TrainedDetector
+from flawmap.detectors.trained.images import TrainingPixels, to_planes, upload
+from flawmap.detectors.trained.training import Mixed, Shuffle, Trainee
 from flawmap.errors import ParameterError
 from flawmap.prediction import Size
 
 __all__ = [
+    "GANomaly",
     "SIDES",
     "Discriminator",
     "GANomalyScorer",
@@ -143,13 +147,13 @@ def discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
 
 
 class GANomalyTraining:
-    """Generator and discriminator with what they learn from; a `flawmap.detectors.trained.training.Trainee`."""
+    """Generator and discriminator with what they learn from; a `Trainee`."""
 
     def __init__(
         self,
         generator: Generator,
         discriminator: Discriminator,
-        images: GoodImages,
+        images: TrainingPixels,
         *,
         learning_rate: float,
         batch_size: int,
@@ -201,3 +205,41 @@ class GANomalyScorer(nn.Module):
         """Scores."""
         _, latent, second_latent = self.generator(2 * to_planes(images) - 1)
         return ((latent - second_latent).square().mean(dim=(1, 2, 3)),)
+
+
+class GANomaly(TrainedDetector[GANomalyScorer]):
+    """Encodes an image, generates it again and encodes that: good images come back to the same latent vector.
+
+    It says whether an image is anomalous and not where. Images are square, of 16 to 512 pixels, 32 in the paper.
+    `width` is the number of channels of the first layer.
+
+    Example:
+        >>> import numpy as np
+        >>> good = np.random.default_rng(0).integers(90, 110, (8, 16, 16, 3), dtype=np.uint8)
+        >>> model = GANomaly(resize=16, width=2, batch_size=2, steps=1).fit(good)
+        >>> model.predict(good[0]).pred_score >= 0
+        True
+    """
+
+    name = "ganomaly"
+    presets: ClassVar = {"ganomaly-paper": {}}
+    localises = False
+    resize = 32
+    epochs = 15
+    batch_size = 64
+    learning_rate = 2e-4
+
+    def build_scorer(self, input_size: Size, n_images: int) -> GANomalyScorer:  # noqa: ARG002
+        """The generator."""
+        return GANomalyScorer(Generator(input_size, width=self.width))
+
+    def _trainee(self, scorer: GANomalyScorer, images: TrainingPixels, device: torch.device) -> Trainee:
+        return GANomalyTraining(
+            scorer.generator,
+            Discriminator(self.preprocessing.input_size, width=self.width),
+            images,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            device=device,
+        )

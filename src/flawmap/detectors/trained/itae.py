@@ -13,16 +13,20 @@ are of whole images, as in the paper's evaluation; it does not localise.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
-from flawmap.detectors.trained.pixels import GoodImages, to_planes, upload
-from flawmap.detectors.trained.training import Mixed, Shuffle, random_numbers
+from flawmap.detectors.trained.detector import TrainedDetector
+from flawmap.detectors.batches import batch_size
+from flawmap.detectors.trained.images import TrainingImages, TrainingPixels, to_planes, upload
+from flawmap.detectors.trained.training import Mixed, Shuffle, Trainee, random_numbers
 from flawmap.errors import ParameterError
 from flawmap.prediction import Size
 
-__all__ = ["N_ROTATIONS", "ITAEScorer", "ITAETraining", "UNet", "rotation_errors", "take_away"]
+__all__ = ["ITAE", "N_ROTATIONS", "ITAEScorer", "ITAETraining", "UNet", "rotation_errors", "take_away"]
 
 N_ROTATIONS = 4
 DEPTH = 4
@@ -93,12 +97,12 @@ def rotation_errors(network: nn.Module, planes: Tensor) -> Tensor:
 
 
 class ITAETraining:
-    """A U-Net with what it learns from; a `flawmap.detectors.trained.training.Trainee`."""
+    """A U-Net with what it learns from; a `Trainee`."""
 
     def __init__(
         self,
         network: UNet,
-        images: GoodImages,
+        images: TrainingPixels,
         *,
         learning_rate: float,
         batch_size: int,
@@ -152,3 +156,46 @@ class ITAEScorer(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor]:
         """Scores."""
         return ((self.errors(images) / self.typical).mean(dim=1),)
+
+
+class ITAE(TrainedDetector[ITAEScorer]):
+    """Restores colour and orientation as good images have them; where it fails, the image is anomalous.
+
+    It says whether an image is anomalous and not where. Images are square, with sides in multiples of 16. `width` is
+    the number of channels of the first level.
+
+    Example:
+        >>> import numpy as np
+        >>> good = np.random.default_rng(0).integers(90, 110, (8, 16, 16, 3), dtype=np.uint8)
+        >>> model = ITAE(resize=16, width=2, batch_size=2, steps=1).fit(good)
+        >>> model.predict(good[0]).pred_score >= 0
+        True
+    """
+
+    name = "itae"
+    presets: ClassVar = {"itae-paper": {}}
+    localises = False
+    epochs = 300
+    learning_rate = 1e-3
+
+    def build_scorer(self, input_size: Size, n_images: int) -> ITAEScorer:  # noqa: ARG002
+        """The U-Net, and the errors of each rotation."""
+        check_size(input_size)
+        return ITAEScorer(UNet(width=self.width))
+
+    def _trainee(self, scorer: ITAEScorer, images: TrainingPixels, device: torch.device) -> Trainee:
+        return ITAETraining(
+            scorer.network,
+            images,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            epoch_steps=self.epoch_steps(len(images)),
+            seed=self.seed,
+            device=device,
+        )
+
+    @torch.inference_mode()
+    def _complete(self, scorer: ITAEScorer, images: TrainingImages, device: torch.device) -> None:
+        """The mean training error of each rotation."""
+        errors = [scorer.errors(torch.from_numpy(batch).to(device)) for batch in images.batches(batch_size((256, 256)))]
+        scorer.set_typical(torch.cat(errors))

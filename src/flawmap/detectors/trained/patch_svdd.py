@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,12 +29,14 @@ from torch.nn.functional import conv2d, cross_entropy, leaky_relu, linear
 
 from flawmap.detectors.anomaly_map import image_scores
 from flawmap.detectors.neighbours import nearest_distances
-from flawmap.detectors.trained.pixels import GoodImages
-from flawmap.detectors.trained.training import Mixed, Shuffle, random_numbers
+from flawmap.detectors.trained.detector import TrainedDetector
+from flawmap.detectors.trained.images import TrainingImages, TrainingPixels
+from flawmap.detectors.trained.training import Mixed, Shuffle, Trainee, random_numbers
 from flawmap.errors import ParameterError, TrainingError
 from flawmap.prediction import Size
 
 __all__ = [
+    "PatchSVDD",
     "DIRECTIONS",
     "LARGE",
     "SMALL",
@@ -60,6 +63,10 @@ DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 
 SLOPE = 0.1
 NOISE = 0.02
 """Standard deviation of the shift in colour and of the noise, for pixels in 0..1."""
+SVDD_WEIGHT = 1e-3
+"""The paper's weight of the SVDD losses, lambda."""
+AT_ONCE = 8
+"""Images of which the mean is computed, or patches embedded, at a time."""
 COLLAPSED = 1e-6
 """Spread of embeddings, between -1 and 1, that is none."""
 
@@ -185,7 +192,7 @@ def check_size(input_size: Size) -> None:
 
 
 class PatchSVDDTraining:
-    """The networks with what they learn from; a `flawmap.detectors.trained.training.Trainee`.
+    """The networks with what they learn from; a `Trainee`.
 
     Args:
         mean: (H, W, 3) mean of the training images, 0..255.
@@ -194,7 +201,7 @@ class PatchSVDDTraining:
     def __init__(
         self,
         network: PatchSVDDNetwork,
-        images: GoodImages,
+        images: TrainingPixels,
         mean: NDArray[np.float32],
         *,
         learning_rate: float,
@@ -349,3 +356,58 @@ class PatchSVDDScorer(nn.Module):
         if product is None:
             raise ValueError("no patches")
         return product, image_scores(product)
+
+
+class PatchSVDD(TrainedDetector[PatchSVDDScorer]):
+    """Learns to embed patches of 64 and 32 pixels; those unlike all patches of good images are anomalous.
+
+    A model keeps the embeddings of all patches it has learnt from: 0.8 MB an image of 256 pixels. An epoch goes through
+    every image a hundred times, as in the authors' code. `width` is the length of the embeddings.
+
+    Example:
+        >>> import numpy as np
+        >>> good = np.random.default_rng(0).integers(90, 110, (8, 72, 72, 3), dtype=np.uint8)
+        >>> model = PatchSVDD(resize=72, width=2, batch_size=2, steps=1).fit(good)
+        >>> model.predict(good[0]).pred_score >= 0
+        True
+    """
+
+    name = "patch-svdd"
+    presets: ClassVar = {"patch-svdd-paper": {}}
+    graph_dtypes = ("float32",)
+    """Distances between its embeddings are too small for float16."""
+    repeats = 100
+    epochs = 300
+    batch_size = 64
+
+    def build_scorer(self, input_size: Size, n_images: int) -> PatchSVDDScorer:
+        """The encoders, and room for the patches of so many images."""
+        return PatchSVDDScorer(LargeEncoder(self.width), input_size, n_images)
+
+    def _trainee(self, scorer: PatchSVDDScorer, images: TrainingPixels, device: torch.device) -> Trainee:
+        network = PatchSVDDNetwork(self.width)
+        network.encoder = scorer.encoder
+        mean = np.zeros((*self.preprocessing.input_size, 3))
+        for start in range(0, len(images), AT_ONCE):
+            mean += images.take(range(start, min(start + AT_ONCE, len(images)))).sum(axis=0, dtype=np.float64)
+        mean /= len(images)
+        scorer.mean.copy_(torch.from_numpy(mean.astype(np.float32)))
+        return PatchSVDDTraining(
+            network,
+            images,
+            mean.astype(np.float32),
+            learning_rate=self.learning_rate,
+            svdd_weight=SVDD_WEIGHT,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            device=device,
+        )
+
+    @torch.inference_mode()
+    def _complete(self, scorer: PatchSVDDScorer, images: TrainingImages, device: torch.device) -> None:
+        """The embeddings of all patches that were learnt from."""
+        number = 0
+        for batch in images.batches(AT_ONCE):
+            scorer.keep(number, scorer.embed(torch.from_numpy(batch).to(device)))
+            number += len(batch)
+        scorer.set_units()

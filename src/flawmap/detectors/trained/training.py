@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from flawmap.errors import ParameterError, TrainingError
 from flawmap.files import replace_atomically
-from flawmap.progress import Progress, report_progress
+from flawmap.progress import report_progress
 
 __all__ = ["Mixed", "Schedule", "Shuffle", "Trainee", "TrainingRecord", "random_numbers", "torch_numbers", "train"]
 
@@ -39,6 +40,7 @@ CHECKPOINT_VERSION = 1
 Mixed = Callable[[], AbstractContextManager[Any]]
 """Makes the context in which a loss is computed, in 16 bits where that was asked for."""
 Stopped = Literal["schedule", "budget", "plateau"]
+Report = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 
 
 class Trainee(Protocol):
@@ -174,7 +176,7 @@ def train(
     precision: Literal["float32", "bfloat16"] = "float32",
     checkpoint: Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    progress: Progress = False,
+    report: Report = partial(report_progress, False),
 ) -> TrainingRecord:
     """Train until the schedule, its time or the loss says stop; the weights are then those of the last step.
 
@@ -186,7 +188,8 @@ def train(
         checkpoint: a file written after every epoch, and every two minutes of a long one; if it exists, the training
             goes on from it. None keeps none.
         settings: what a checkpoint must have been written with, as plain JSON values.
-        progress: True shows a bar with the time left; or a function of (done, total): steps, or seconds of a budget.
+        report: shows progress: a context, by description and total, that gives a function to call with what was done:
+            steps, or seconds of a budget.
 
     Raises TrainingError if the loss is no longer finite, if the checkpoint cannot be written, or if the one there is
     belongs to another training; the last good checkpoint stays in each case.
@@ -195,7 +198,7 @@ def train(
     record = TrainingRecord() if keeper is None else keeper.resume(trainee, schedule)
     total = schedule.last_step if schedule.minutes is None else math.ceil(60 * schedule.minutes)
     trainee.network.train()
-    with report_progress(progress, "Training", total) as advance:
+    with report("Training", total) as advance:
         told, saved, started = 0, record.seconds, time.monotonic() - record.seconds
         while (stopped := schedule.ended(record)) is None:
             loss = float(trainee.step(record.steps, lambda: _mixed(device, precision)))

@@ -17,7 +17,7 @@ squared L2 norms of the reconstruction error as anomaly map. It leaves open, and
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -30,11 +30,13 @@ from torch.nn.functional import interpolate
 
 from flawmap.backbones import CATALOGUE
 from flawmap.detectors.anomaly_map import image_scores, smoothing_operator
-from flawmap.detectors.trained.pixels import GoodImages, to_planes, upload
-from flawmap.detectors.trained.training import Mixed, Shuffle, random_numbers, torch_numbers
+from flawmap.detectors.trained.detector import TrainedDetector
+from flawmap.detectors.trained.images import TrainingPixels, to_planes, upload
+from flawmap.detectors.trained.training import Mixed, Shuffle, Trainee, random_numbers, torch_numbers
 from flawmap.prediction import Size
 
 __all__ = [
+    "VAE",
     "MAX_ROTATION",
     "VAENetwork",
     "VAEScorer",
@@ -168,12 +170,12 @@ def augment(image: NDArray[np.uint8], window: Size, rng: np.random.Generator) ->
 
 
 class VAETraining:
-    """A VAE with what it learns from; a `flawmap.detectors.trained.training.Trainee`."""
+    """A VAE with what it learns from; a `Trainee`."""
 
     def __init__(
         self,
         network: VAENetwork,
-        images: GoodImages,
+        images: TrainingPixels,
         *,
         learning_rate: float,
         batch_size: int,
@@ -220,3 +222,39 @@ class VAEScorer(nn.Module):
         planes = to_planes(images)
         maps = self.rows @ error_map(planes, self.network(planes)) @ self.columns
         return maps, image_scores(maps)
+
+
+class VAE(TrainedDetector[VAEScorer]):
+    """Reconstructs images from a narrow latent variable learnt from good ones; what it cannot reconstruct is anomalous.
+
+    An epoch is 10,000 images, turned and moved at random. `width` is the number of latent channels. Where `resize` is
+    given, `crop` should be 256/292 of it: training images are moved within that border.
+
+    Example:
+        >>> import numpy as np
+        >>> good = np.random.default_rng(0).integers(90, 110, (8, 32, 32, 3), dtype=np.uint8)
+        >>> model = VAE(resize=32, width=2, batch_size=2, steps=1).fit(good)
+        >>> model.predict(good[0]).pred_score >= 0
+        True
+    """
+
+    name = "vae"
+    presets: ClassVar = {"vae-paper": {}}
+    trains_on_whole = True
+    epoch_images = 10_000
+    resize = 292
+    crop = 256
+
+    def build_scorer(self, input_size: Size, n_images: int) -> VAEScorer:  # noqa: ARG002
+        """The encoder, the decoder and the smoothing."""
+        return VAEScorer(VAENetwork(input_size, latent_channels=self.width))
+
+    def _trainee(self, scorer: VAEScorer, images: TrainingPixels, device: torch.device) -> Trainee:
+        return VAETraining(
+            scorer.network,
+            images,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            device=device,
+        )

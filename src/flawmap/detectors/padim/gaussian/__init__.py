@@ -2,7 +2,7 @@
 
 from flawmap.detectors.padim.gaussian.distance import inner_products, squared_distances, typical_distance
 from flawmap.detectors.padim.gaussian.factor import Factor, covariance_at, factorise, mean_at
-from flawmap.detectors.padim.gaussian.leave_one_out import MIN_IMAGES, leave_group_out, leave_one_out
+from flawmap.detectors.padim.gaussian.leave_one_out import leave_group_out, leave_one_out
 from flawmap.detectors.padim.gaussian.likelihood import Probe, choose_regularization, log_likelihoods
 from flawmap.detectors.padim.gaussian.moments import Moments, merge, subtract, update
 from flawmap.detectors.padim.gaussian.pca import principal_components
@@ -10,7 +10,6 @@ from flawmap.detectors.padim.gaussian.regularization import PAPER, Regularizatio
 from flawmap.detectors.padim.gaussian.similarity import Sketcher, near_duplicates
 
 __all__ = [
-    "MIN_IMAGES",
     "PAPER",
     "Factor",
     "Moments",

@@ -21,10 +21,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["MIN_IMAGES", "leave_group_out", "leave_one_out"]
+from flawmap.options import MIN_IMAGES
 
-MIN_IMAGES = 3
-"""Fewest images from which one can be left out: two must remain."""
+__all__ = ["leave_group_out", "leave_one_out"]
+
 SMALLEST = 1e-6
 """What remains of an image's weight stays above it: rounding may take it lower where the ridge is small."""
 

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.detectors.padim.embedding import Hierarchy, spread_positions
-from flawmap.detectors.padim.gaussian.leave_one_out import MIN_IMAGES, SMALLEST
+from flawmap.detectors.padim.gaussian.leave_one_out import SMALLEST
 from flawmap.detectors.padim.gaussian.moments import Moments
 from flawmap.detectors.padim.gaussian.regularization import PAPER, Regularization, shared_scatter
+from flawmap.options import MIN_IMAGES
 
 __all__ = ["Probe", "choose_regularization", "log_likelihoods"]
 

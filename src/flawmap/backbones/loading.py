@@ -1,0 +1,154 @@
+"""Loads a backbone: a timm network with its weights, cut off after the last layer used."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.models import PretrainedCfg, create_feature_extractor
+from torch import nn
+
+from flawmap.backbones.catalogue import CATALOGUE, CatalogueEntry, describe
+from flawmap.backbones.network import Backbone, OrderedNetwork
+from flawmap.backbones.runtimes import Policy
+from flawmap.backbones.weights import find_weights, fingerprint, load_weights
+from flawmap.errors import BackboneError, ParameterError
+from flawmap.options import PrecisionChoice, Runtime
+from flawmap.prediction import Size
+
+__all__ = ["feature_levels", "load_backbone"]
+
+USUAL_MOST = 5
+"""Most layers of an embedding."""
+
+
+def load_backbone(
+    name: str,
+    *,
+    layers: Sequence[str] | None = None,
+    pretrained: bool = True,
+    weights: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    device: torch.device | str = "auto",
+    runtime: Runtime = "auto",
+    precision: PrecisionChoice = "float32",
+    n_images: int = 0,
+    most_layers: int = USUAL_MOST,
+) -> Backbone:
+    """A frozen backbone with its weights.
+
+    Args:
+        name: a name of the catalogue or any timm name.
+        layers: one to five module names; None for the catalogue's, or the levels of stride 4, 8 and 16.
+        pretrained: False for random weights, which `seed` fixes.
+        weights: a file, or `hf-hub:REPO`; None to look for them on this machine.
+        device: "auto" takes a GPU where there is one.
+        runtime: "torch"; "openvino", on the CPU only; "auto": torch on a GPU and for few images, else OpenVINO.
+        precision: "bfloat16" computes in 16 bits, twice as fast where the processor has them, with 1 % of error; "auto"
+            does so where it has.
+        n_images: good images that the model learns from, by which "auto" chooses.
+        most_layers: how many `layers` there may be.
+    """
+    policy = Policy.choose(device, runtime, precision, n_images=n_images)
+    target = policy.device
+    entry = describe(name)
+    with torch.random.fork_rng(devices=[]):  # timm draws initial weights; the caller's generator is left alone
+        torch.manual_seed(seed)
+        anatomy = _dissect(name, entry)
+        chosen = _choose_layers(name, entry, anatomy.levels, layers, most_layers)
+        file = find_weights(name, entry, weights) if pretrained else None
+        network = _cut(entry, anatomy.levels, chosen)
+    if file is not None:
+        load_weights(network, file, name, order=anatomy.tensors)
+    network.eval().requires_grad_(False)
+    return Backbone(
+        name=name,
+        layers=chosen,
+        weights=file.path.name if file else None,
+        weights_path=str(file.path.resolve()) if file and not file.by_order else None,
+        sha256=fingerprint(network),
+        network=OrderedNetwork(network, anatomy.levels, chosen)
+        .to(target)
+        .to(memory_format=torch.channels_last),  # faster on a CPU
+        mean=torch.tensor(anatomy.mean, device=target),
+        std=torch.tensor(anatomy.std, device=target),
+        trained_size=anatomy.trained_size,
+        policy=policy,
+    )
+
+
+def feature_levels(name: str) -> tuple[str, ...]:
+    """Every level of a backbone, fine to coarse: of an EfficientNet its stem, its stages and its head, else timm's."""
+    entry = describe(name)
+    with torch.random.fork_rng(devices=[]):
+        levels = _dissect(name, entry).levels
+        parts = dict(timm.create_model(entry.architecture, pretrained=False).named_children())
+    stages = parts.get("blocks")
+    if isinstance(stages, nn.Sequential) and {"conv_stem", "bn1", "conv_head", "bn2"} <= set(parts):
+        return ("bn1", *(f"blocks.{i}" for i in range(len(stages))), "bn2")  # bn1 and bn2 hold the activations too
+    return tuple(levels)
+
+
+@dataclass(frozen=True)
+class _Anatomy:
+    """What a whole network is made of: its tensors' names, the channels of its feature levels, its normalisation."""
+
+    tensors: list[str]
+    levels: dict[str, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    trained_size: Size
+
+
+def _dissect(name: str, entry: CatalogueEntry) -> _Anatomy:
+    if not timm.is_model(entry.architecture):  # a name with a hub prefix would make timm reach for the network
+        near = difflib.get_close_matches(name, [*CATALOGUE, *timm.list_models()], 3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists all names"
+        raise BackboneError(f"unknown backbone '{name}'{hint}")
+    whole: Any = timm.create_model(entry.architecture, pretrained=False)
+    levels = {level["module"]: level["num_chs"] for level in getattr(whole, "feature_info", None) or []}
+    config = timm.get_pretrained_cfg(entry.timm_name, allow_unregistered=True) or PretrainedCfg(**whole.default_cfg)
+    trained_size = config.input_size[1], config.input_size[2]
+    return _Anatomy(list(whole.state_dict()), levels, tuple(config.mean), tuple(config.std), trained_size)
+
+
+def _choose_layers(
+    name: str, entry: CatalogueEntry, info: dict[str, int], layers: Sequence[str] | None, most_layers: int
+) -> tuple[str, ...]:
+    """The layers asked for, or the default ones: the catalogue's, else the second to fourth feature level."""
+    if isinstance(layers, str):
+        raise ParameterError(f"layers must be a list of names, got the text {layers!r}; write [{layers!r}]")
+    usual = entry.layers or (tuple(info)[1:4] if len(info) > 3 else tuple(info))
+    chosen = usual if layers is None else tuple(layers)
+    if not 1 <= len(chosen) <= most_layers or len(set(chosen)) != len(chosen):
+        raise ParameterError(
+            f"layers must be one to {most_layers} distinct names, got {list(chosen)}; {name} has {list(info)}"
+        )
+    return chosen
+
+
+def _cut(entry: CatalogueEntry, info: dict[str, int], layers: Sequence[str]) -> nn.Module:
+    """The network up to the last layer: timm's feature network, or a traced graph for layers that does not list."""
+    if all(layer in info for layer in layers):
+        indices = sorted(list(info).index(layer) for layer in layers)
+        network: nn.Module = timm.create_model(
+            entry.architecture, features_only=True, out_indices=indices, pretrained=False
+        )
+        return network
+    whole = timm.create_model(entry.architecture, pretrained=False).eval()
+    known = dict(whole.named_modules())
+    for layer in layers:
+        if layer not in known:
+            raise BackboneError(f"{entry.architecture} has no layer '{layer}'; its feature levels are {list(info)}")
+    try:
+        graph: nn.Module = create_feature_extractor(whole, list(layers))
+    except Exception as error:  # tracing runs the network's own code, which may fail in any way
+        raise BackboneError(
+            f"the layers {list(layers)} of {entry.architecture} cannot be read; use its feature levels {list(info)}"
+        ) from error
+    return graph

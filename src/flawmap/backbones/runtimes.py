@@ -1,0 +1,147 @@
+"""What runs a network: torch, or OpenVINO, which on a CPU is several times faster with the same numbers."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flawmap.errors import BackboneError, ParameterError
+from flawmap.openvino_module import has_bfloat16, import_openvino
+from flawmap.options import PRECISION_HINTS, Precision, PrecisionChoice, Runtime
+from flawmap.prediction import Size
+
+__all__ = ["COMPILE_FROM", "NETWORKS", "CompiledNetwork", "NormalisedNetwork", "Policy", "pick_device", "trace"]
+
+NETWORKS = threading.RLock()
+"""Held while torch runs a network or traces it: tracing swaps tensors and methods that every thread sees."""
+COMPILE_FROM = 33
+"""Good images from which compiling pays: it takes a second or two."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the networks of one model run: chosen once, so that an image always gets the same score.
+
+    Attributes:
+        device: where torch runs them.
+        precision: of their computations; their outputs are float32.
+        compiles: whether OpenVINO runs them, and not torch.
+        required: whether OpenVINO was asked for by name, so that torch may not stand in for it.
+    """
+
+    device: torch.device
+    precision: Precision
+    compiles: bool
+    required: bool = False
+
+    @classmethod
+    def choose(
+        cls, device: torch.device | str, runtime: Runtime, precision: PrecisionChoice, *, n_images: int
+    ) -> Policy:
+        """The policy of a model that learns, or has learnt, from so many images.
+
+        "auto" takes torch on a GPU and for models of few images, else OpenVINO. In bfloat16 the two would differ, so
+        OpenVINO runs all. Raises ParameterError.
+        """
+        target = pick_device(device)
+        if runtime not in get_args(Runtime):
+            raise ParameterError(f"runtime must be 'auto', 'openvino' or 'torch', got {runtime!r}")
+        if precision not in get_args(PrecisionChoice):
+            raise ParameterError(f"precision must be 'auto', 'float32' or 'bfloat16', got {precision!r}")
+        on_cpu = target.type == "cpu"
+        if not on_cpu and runtime == "openvino":
+            raise ParameterError(f"runtime 'openvino' runs on the CPU, not on {target}; give one or the other")
+        if precision == "auto":
+            precision = "bfloat16" if on_cpu and runtime != "torch" and has_bfloat16() else "float32"
+        pays = n_images >= COMPILE_FROM or precision == "bfloat16"
+        compiles = on_cpu and (runtime == "openvino" or (runtime == "auto" and pays))
+        return cls(target, precision, compiles, required=runtime == "openvino")
+
+    def compile(self, network: nn.Module, size: Size, name: str) -> CompiledNetwork | None:
+        """The network, compiled for images of one size; None where torch is to run it.
+
+        Raises BackboneError, which names the network, if OpenVINO was asked for and cannot run it.
+        """
+        if not self.compiles:
+            return None
+        try:
+            return CompiledNetwork(network, size, self.precision)
+        except Exception as error:  # converting runs the network's own code, which may fail in any way
+            if self.required:
+                raise BackboneError(f"{name} cannot be compiled by OpenVINO ({error}); use runtime='torch'") from error
+            return None
+
+
+class NormalisedNetwork(nn.Module):
+    """A network with what comes before it: images (N, H, W, 3) uint8 to its feature maps (N, C, h, w)."""
+
+    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.scale: Tensor
+        self.shift: Tensor
+        # x / 255 - mean, over std, as one product and one sum
+        self.register_buffer("scale", (1 / (255 * std.double())).float())
+        self.register_buffer("shift", (-mean.double() / std).float())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of each layer."""
+        maps: Sequence[Tensor] = self.network((images.float() * self.scale + self.shift).permute(0, 3, 1, 2))
+        return tuple(maps)
+
+
+class CompiledNetwork:
+    """A network compiled for images of one size (height, width), any number at a time; threads wait for each other.
+
+    Args:
+        network: from images (N, H, W, 3) uint8 to one or more tensors.
+        precision: bfloat16 only where the processor has it.
+
+    Raises whatever torch or OpenVINO raise for a network that cannot be converted.
+    """
+
+    def __init__(self, network: nn.Module, size: Size, precision: Precision) -> None:
+        openvino = import_openvino()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracers warn of what is constant here, such as the number of channels
+            model = openvino.convert_model(trace(network, size))
+        model.reshape([-1, *size, 3])
+        hint = PRECISION_HINTS[precision if has_bfloat16() else "float32"]
+        options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        self._request: Any = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+        self._n_outputs = len(model.outputs)
+        self._lock = threading.Lock()
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> list[Tensor]:
+        """The network's outputs for RGB images (N, H, W, 3)."""
+        with self._lock:
+            results = self._request.infer({0: np.ascontiguousarray(pixels)})  # copies: the next call reuses its memory
+        return [torch.from_numpy(results[i]) for i in range(self._n_outputs)]
+
+
+def trace(network: nn.Module, size: Size) -> torch.export.ExportedProgram:
+    """A network's operations for any number of images (N, H, W, 3) uint8 of one size (height, width)."""
+    example = torch.zeros(2, *size, 3, dtype=torch.uint8)  # a batch of one would be taken for a constant
+    batch = torch.export.Dim("batch", min=1)
+    with NETWORKS:
+        return torch.export.export(network.eval(), (example,), dynamic_shapes=({0: batch},))
+
+
+def pick_device(device: torch.device | str) -> torch.device:
+    """The device meant; "auto" is a CUDA GPU where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ParameterError(f"device {device!r} cannot be used here ({error}); use 'auto' or 'cpu'") from error
+    return chosen

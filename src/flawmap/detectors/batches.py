@@ -1,0 +1,72 @@
+"""Batches of images: what a detector learns from and scores at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flawmap.errors import ParameterError, TrainingSetError
+from flawmap.images import Loaded
+from flawmap.prediction import Size
+
+__all__ = ["Batch", "batch_size", "check_finite", "check_size", "in_batches", "make_batch"]
+
+BATCH_PIXELS = 32 * 256 * 256
+"""Input pixels of a batch: 32 images of 256 x 256, fewer of larger ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images that are processed together.
+
+    Attributes:
+        images: (B) with their names and placements.
+        pixels: (B, h, w, 3) uint8, the model's input.
+        indices, groups: of images that are learnt from, their index in the training order and their group; else empty.
+        embedding: of images whose embedding is known, per level (positions, B, d) float32; else empty.
+    """
+
+    images: Sequence[Loaded]
+    pixels: NDArray[np.uint8]
+    indices: Sequence[int] = ()
+    groups: Sequence[Hashable] = ()
+    embedding: Sequence[Tensor] = ()
+
+
+def make_batch(images: Sequence[Loaded], indices: Sequence[int] = (), groups: Sequence[Hashable] = ()) -> Batch:
+    """A batch of some images, of one size."""
+    return Batch(images, np.stack([image.pixels for image in images]), indices, groups)
+
+
+def in_batches(images: Iterator[Loaded], size: int) -> Iterator[Batch]:
+    """Images in batches of up to `size`. Raises ParameterError for no size."""
+    check_size(size)
+    while chosen := list(islice(images, size)):
+        yield Batch(chosen, np.stack([image.pixels for image in chosen]))
+
+
+def check_size(size: int) -> None:
+    """Raise ParameterError for no number of images."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ParameterError(f"batch_size must be a number from 1, got {size!r}")
+
+
+def batch_size(input_size: Size) -> int:
+    """Images per step of a fit: 32 of 256 x 256, fewer of larger ones. A prediction processes a quarter of them."""
+    return max(1, min(32, BATCH_PIXELS // math.prod(input_size)))
+
+
+def check_finite(features: Sequence[Tensor], batch: Batch) -> None:
+    """Raise TrainingSetError for NaN or infinity in what a backbone gives."""
+    if not all(bool(torch.isfinite(part.sum())) for part in features):
+        raise TrainingSetError(
+            f"the backbone's features are not finite for the images from {batch.images[0].name} on; its weights may be "
+            f"damaged"
+        )

@@ -1,0 +1,172 @@
+"""The JSON document of a model file, format 2: what a detector is, what it was fitted on, what it decides by."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from flawmap.decision import PIXEL_FALSE_ALARM_RATE, PIXEL_RATES, Decision
+from flawmap.detectors.format_1 import upgrade
+from flawmap.model_file import FORMAT_VERSION, ModelFile, damaged
+from flawmap.options import MAX_LAYERS, MAX_SIDE, Calibration, FactorDtype, Precision
+
+__all__ = [
+    "BackboneRecord",
+    "DecisionRecord",
+    "Document",
+    "FileSize",
+    "Record",
+    "decision_shapes",
+    "decision_tensors",
+    "library_versions",
+    "read_document",
+    "restore_decision",
+]
+
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+FileSize = tuple[Side, Side]
+SCORES, PIXEL_QUANTILES, GROUP_SIZES = (f"calibration.{name}" for name in ("scores", "pixel_quantiles", "group_sizes"))
+
+
+class Record(BaseModel):
+    """A part of the document; unknown fields and numbers that are not finite are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BackboneRecord(Record):
+    """Which network, which of its layers, and which weights.
+
+    Attributes:
+        grids, n_channels: grid (h, w) and number of channels of each layer.
+        sha256: fingerprint of the weights.
+    """
+
+    name: str = Field(min_length=1, max_length=200)
+    layers: tuple[str, ...] = Field(min_length=1, max_length=MAX_LAYERS)
+    pretrained: bool
+    seed: int
+    weights: str | None
+    weights_path: str | None
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    precision: Precision = "float32"
+    grids: tuple[FileSize, ...] = Field(min_length=1, max_length=MAX_LAYERS)
+    n_channels: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=1, max_length=MAX_LAYERS)
+
+
+class DecisionRecord(Record):
+    """What the model decides by; the scores themselves are a tensor."""
+
+    method: Calibration
+    grouped: bool
+    n_scores: int = Field(ge=1)
+    threshold: float
+    false_alarm_rate: float | None = Field(gt=0, lt=1)
+    pixel_false_alarm_rate: float | None = Field(gt=0, lt=1)  # None if there are no maps
+
+    @classmethod
+    def of(cls, decision: Decision, method: Calibration) -> DecisionRecord:
+        """The record of a decision whose scores were held out by this method."""
+        return cls(
+            method=method,
+            grouped=decision.group_sizes is not None,
+            n_scores=len(decision.scores),
+            threshold=decision.threshold,
+            false_alarm_rate=decision.false_alarm_rate,
+            pixel_false_alarm_rate=decision.pixel_false_alarm_rate if decision.localises else None,
+        )
+
+
+class Document(Record):
+    """The whole document.
+
+    Attributes:
+        detector: its name in the register.
+        parameters: what the detector is made from; those that belong to a machine are not stored.
+        backbone: None for a detector without one.
+        learnt: what the detector keeps beside its tensors.
+        factor_dtype: how factors are stored; they are float32 once read.
+        n_images: number of good images it was fitted on.
+        versions: libraries that wrote the file.
+    """
+
+    format_version: Literal[2] = FORMAT_VERSION
+    detector: str = Field(min_length=1, max_length=200)
+    parameters: dict[str, Any]
+    backbone: BackboneRecord | None
+    learnt: dict[str, Any]
+    factor_dtype: FactorDtype = "float32"
+    n_images: int = Field(ge=2, le=10**7)
+    decision: DecisionRecord | None
+    versions: dict[str, str]
+
+
+def read_document(file: ModelFile) -> Document:
+    """The checked document of an opened file; one of format 1 is converted. Raises ModelFileError."""
+    content: Mapping[str, Any] = file.document
+    try:
+        if content.get("format_version") == 1:
+            content = upgrade(content)
+        return Document.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise damaged(file.path, f"its description is wrong at '{where}': {first['msg']}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(file.path, f"its description is wrong: {error}") from error
+
+
+def library_versions(*others: str) -> dict[str, str]:
+    """Versions of the libraries that shape a model."""
+    return {name: version(name) for name in ("flawmap", "numpy", "pillow", "timm", "torch", *others)}
+
+
+def decision_tensors(decision: Decision | None) -> dict[str, Tensor]:
+    """A decision's tensors by their names in the file."""
+    if decision is None:
+        return {}
+    tensors = {SCORES: torch.from_numpy(decision.scores)}
+    if decision.localises:
+        tensors[PIXEL_QUANTILES] = torch.from_numpy(decision.pixel_quantiles)
+    if decision.group_sizes is not None:
+        tensors[GROUP_SIZES] = torch.from_numpy(decision.group_sizes)
+    return tensors
+
+
+def decision_shapes(record: DecisionRecord | None, *, localises: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes of a decision's tensors; `localises` if the detector makes maps."""
+    if record is None:
+        return {}
+    shapes: dict[str, tuple[int, ...]] = {SCORES: (record.n_scores,)}
+    if localises:
+        shapes[PIXEL_QUANTILES] = (len(PIXEL_RATES),)
+    if record.grouped:
+        shapes[GROUP_SIZES] = (record.n_scores,)
+    return shapes
+
+
+def restore_decision(
+    path: str | os.PathLike[str], record: DecisionRecord | None, tensors: Mapping[str, Tensor]
+) -> Decision | None:
+    """The decision of a model file, given its tensors. Raises ModelFileError."""
+    if record is None:
+        return None
+    arrays = {name: value.cpu().numpy() for name, value in tensors.items() if name.startswith("calibration.")}
+    sizes = arrays.get(GROUP_SIZES)
+    if sizes is not None and (sizes < 1).any():
+        raise damaged(path, "it holds empty groups")
+    return Decision(
+        arrays[SCORES],
+        arrays.get(PIXEL_QUANTILES, np.zeros(0, np.float32)),
+        record.threshold,
+        record.false_alarm_rate,
+        record.pixel_false_alarm_rate or PIXEL_FALSE_ALARM_RATE,
+        group_sizes=sizes,
+    )

@@ -1,0 +1,239 @@
+"""What detectors on the features of a frozen backbone share: its parameters, its weights, the way it runs."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from flawmap.backbones import (
+    DEFAULT_BACKBONE,
+    NETWORKS,
+    Backbone,
+    CompiledNetwork,
+    NormalisedNetwork,
+    load_backbone,
+)
+from flawmap.detectors.batches import Batch, check_finite
+from flawmap.detectors.detector import Detector, Stored
+from flawmap.detectors.document import BackboneRecord
+from flawmap.detectors.parameters import LayerNames, WeightsPath
+from flawmap.errors import ModelFileError, NotFittedError, ParameterError, WeightsError
+from flawmap.options import PrecisionChoice, Runtime
+from flawmap.prediction import Size
+
+__all__ = ["FeatureDetector", "feature_maps"]
+
+MAX_POSITIONS = 2**22
+"""Finest grid that a model file may ask for."""
+MOST_BYTES = 256 * 2**20
+"""Constants of a head up to which one graph pays: it holds a copy of them, and the larger they are the less it saves."""
+
+
+class FeatureNetwork(nn.Module):
+    """Images (B, h, w, 3) uint8 to what a detector's head makes of a backbone's feature maps."""
+
+    def __init__(self, features: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.features, self.head = features, head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Anomaly maps (B, h, w), where there are any, and scores (B,)."""
+        outputs: tuple[Tensor, ...] = self.head(self.features(images))
+        return outputs
+
+
+class FeatureDetector(Detector):
+    """A detector on the feature maps of a frozen backbone.
+
+    Attributes after `fit`:
+        shapes_: channels and grid (h, w) of each layer.
+    """
+
+    name = ""
+    backbone: Annotated[
+        str, Field(description="A name of `flawmap.backbones.CATALOGUE` or any timm name.")
+    ] = DEFAULT_BACKBONE
+    layers: Annotated[LayerNames, Field(description="Module names; None: the backbone's usual ones.")] = None
+    pretrained: Annotated[bool, Field(description="False: random weights, by `seed`.")] = True
+    weights: Annotated[
+        WeightsPath, Field(description="A weights file, or `hf-hub:REPO`; None: found on this machine.")
+    ] = None
+    runtime: Annotated[
+        Runtime,
+        Field(
+            exclude=True,
+            description='"torch", or "openvino" on the CPU. "auto": torch on a GPU and for models of 32 images and '
+            "fewer, else OpenVINO.",
+        ),
+    ] = "auto"
+
+    def __init__(self, **parameters: Any) -> None:  # noqa: ANN401 (typed by the class's annotations)
+        super().__init__(**parameters)
+        self._backbone: Backbone | None = None
+        self.shapes_: list[tuple[int, Size]] = []
+        self._graph: CompiledNetwork | None = None
+        self._may_compile = False
+
+    @property
+    def backbone_(self) -> Backbone:
+        """The frozen network, its weights and its normalisation."""
+        if self._backbone is None:
+            self._check_fitted()
+            raise NotFittedError(f"this {type(self).__name__} has no backbone yet; call fit(good_images)")
+        return self._backbone
+
+    def network(self, *, for_graph: bool = False) -> nn.Module:
+        """From images to maps and scores: the backbone and the detector's head."""
+        backbone = self.backbone_
+        if not for_graph:
+            return FeatureNetwork(backbone.from_pixels, self._head())
+        frozen = copy.deepcopy(backbone.network).cpu().to(memory_format=torch.contiguous_format)
+        features = NormalisedNetwork(frozen, backbone.mean.cpu(), backbone.std.cpu())
+        return FeatureNetwork(features, self._head(for_graph=True))
+
+    def _head(self, *, for_graph: bool = False) -> nn.Module:
+        """Feature maps (B, C, h, w) of each layer to anomaly maps, if any, and scores; see `network`."""
+        raise ParameterError(f"{self.name} has no network that a graph format could hold, and cannot be exported")
+
+    def _load_backbone(
+        self, layers: Sequence[str] | None, *, n_images: int, most_layers: int, precision: PrecisionChoice = "float32"
+    ) -> Backbone:
+        """The backbone for a fit on so many images; sets `shapes_`."""
+        backbone = load_backbone(
+            self.backbone,
+            layers=layers,
+            pretrained=self.pretrained,
+            weights=self.weights,
+            seed=self.seed,
+            device=self.device,
+            runtime=self.runtime,
+            precision=precision,
+            n_images=n_images,
+            most_layers=most_layers,
+        )
+        self.shapes_ = backbone.shapes(self.preprocessing.input_size)
+        return backbone
+
+    def _score(self, batch: Batch) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+        """By one compiled graph; or the backbone as `fit` ran it, and then the head by torch.
+
+        One graph makes two libraries wait for each other's threads less: it needs 0.6 to 0.9 of their time. In bfloat16
+        only the backbone is rounded, as in the fit that the threshold is from, so torch computes the head.
+        """
+        if self._may_compile:
+            self._compile()
+        if self._graph is not None:
+            outputs = self._graph(batch.pixels)
+        else:
+            if self._network is None:
+                self._network = self._head().eval()
+            features = self.backbone_.features(batch.pixels)
+            with torch.inference_mode():
+                outputs = list(self._network(features))
+        *maps, scores = (output.cpu().numpy() for output in outputs)
+        return (maps[0], None) if maps else (None, scores)
+
+    def _compile(self) -> None:
+        with NETWORKS:
+            if self._may_compile and self._input is not None:
+                backbone, size = self.backbone_, self._input.input_size
+                network = FeatureNetwork(backbone.from_pixels, self._head(for_graph=True))
+                self._graph = backbone.policy.compile(network, size, backbone.name)
+                self._may_compile = False
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        policy = self.backbone_.policy
+        self._graph, self._may_compile = None, False
+        if policy.compiles and policy.precision == "float32":
+            self._may_compile = self._head_bytes() <= MOST_BYTES
+
+    def _head_bytes(self) -> int:
+        """Memory of the head's constants."""
+        return 0
+
+    def _backbone_record(self) -> BackboneRecord:
+        backbone = self.backbone_
+        return BackboneRecord(
+            name=backbone.name,
+            layers=backbone.layers,
+            pretrained=self.pretrained,
+            seed=self.seed,
+            weights=backbone.weights,
+            weights_path=backbone.weights_path,
+            sha256=backbone.sha256,
+            precision=backbone.precision,
+            grids=tuple(grid for _, grid in self.shapes_),
+            n_channels=tuple(n for n, _ in self.shapes_),
+        )
+
+    def _restore(self, stored: Stored) -> None:
+        """The file's tensors first, checked against its description; then the backbone with its very weights."""
+        record = stored.document.backbone
+        if record is None or not len(record.grids) == len(record.n_channels) == len(record.layers):
+            raise ParameterError("layers, grids and channel counts differ in number")
+        input_size = self.preprocessing.input_size
+        if any(math.prod(grid) > min(MAX_POSITIONS, math.prod(input_size)) for grid in record.grids):
+            raise ParameterError("a grid is finer than the images")
+        self.shapes_ = list(zip(record.n_channels, record.grids, strict=True))
+        self._unpack(stored)
+        self._backbone = self._find_backbone(record, stored)
+        if self._backbone.shapes(input_size) != self.shapes_:
+            raise ModelFileError(f"{stored.file.path}: its grids are not those of {record.name}; fit again")
+
+    def _find_backbone(self, record: BackboneRecord, stored: Stored) -> Backbone:
+        """The backbone with the very weights the model was fitted with; others would give wrong scores in silence."""
+        candidates: list[str | os.PathLike[str] | None] = [self.weights]
+        if self.weights is None and record.weights_path is not None:
+            recorded = Path(record.weights_path)
+            beside = stored.file.path.parent / recorded.name
+            candidates = [*(path for path in (recorded, beside) if os.path.isfile(path)), None]  # noqa: PTH113 (too long?)
+        problem = ""
+        for candidate in candidates:
+            try:
+                backbone = load_backbone(
+                    record.name,
+                    layers=record.layers,
+                    pretrained=record.pretrained,
+                    weights=candidate,
+                    seed=record.seed,
+                    device=stored.device,
+                    runtime=self.runtime,
+                    precision=record.precision,
+                    n_images=stored.document.n_images,
+                    most_layers=len(record.layers),
+                )
+            except WeightsError as error:
+                problem = str(error)
+                continue
+            if backbone.sha256 == record.sha256:
+                return backbone
+            problem = f"those found ({backbone.weights or 'random, of another torch version'}) are others"
+        raise WeightsError(
+            f"{stored.file.path}: was fitted with the {record.name} weights of '{record.weights or 'a random draw'}' "
+            f"(SHA-256 of its layers {record.sha256[:12]}...), which are needed again: {problem}. Give that file with "
+            f"--weights PATH, put it beside the model, or fit again"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the graph, which belongs to this process and is made anew in another."""
+        compiles = self._may_compile or self._graph is not None
+        return {**self.__dict__, "_graph": None, "_may_compile": compiles}
+
+
+def feature_maps(backbone: Backbone, batch: Batch) -> list[Tensor]:
+    """Feature maps (B, C, h, w) of each layer, finite. Raises TrainingSetError."""
+    maps = backbone.features(batch.pixels)
+    check_finite(maps, batch)
+    return maps
+

@@ -1,0 +1,154 @@
+"""Parameters of a detector: the annotated attributes of its class, as one pydantic model.
+
+That model checks the values, documents them, stores them in model files, rebuilds a detector from them, and makes the
+options of the command.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Callable, Hashable, Mapping
+from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+
+from flawmap.errors import ParameterError
+
+__all__ = [
+    "CacheMegabytes",
+    "DeviceName",
+    "GroupRule",
+    "LayerNames",
+    "Number",
+    "Parameters",
+    "Pixels",
+    "Share",
+    "WeightsPath",
+    "Workers",
+    "build_parameters",
+    "check",
+    "describe_parameters",
+    "explain",
+    "whole_number",
+]
+
+MAX_CACHE_MB = 2**22
+
+
+class Parameters(BaseModel):
+    """Checked values of a detector's parameters; those that belong to a machine and not to a model are not stored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+
+
+def whole_number(*, least: int = 1, most: int | None = None) -> BeforeValidator:
+    """A check that a value is a whole number from `least` to `most`, of Python or numpy."""
+    limit = "" if most is None else f" to {most}"
+
+    def check_number(value: object) -> object:
+        is_number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if value is not None and (
+            not is_number or int(value) < least or (most is not None and int(value) > most)  # type: ignore[call-overload]
+        ):
+            raise ValueError(f"must be a whole number from {least}{limit}, got {value!r}")
+        return value if value is None else int(value)  # type: ignore[call-overload]
+
+    return BeforeValidator(check_number)
+
+
+def _check_side(value: object) -> object:
+    """Lists and numpy integers as pydantic takes them; the value itself is checked by `Preprocessing.of`."""
+    if isinstance(value, np.integer):
+        return int(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_share(value: float) -> float:
+    if not 0 < value < 1:
+        raise ValueError(f"must lie between 0 and 1, got {value}")
+    return value
+
+
+def _check_cache(value: float) -> float:
+    if not (math.isfinite(value) and 0 <= value <= MAX_CACHE_MB):
+        raise ValueError(f"must be a number from 0 to {MAX_CACHE_MB}, got {value}")
+    return value
+
+
+def _check_layers(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(f"layers must be a list of names, got the text {value!r}; write [{value!r}]")
+    return value if value is None else tuple(value)  # type: ignore[arg-type]
+
+
+def _check_groups(value: object) -> object:
+    if not (value is None or isinstance(value, str) or callable(value)):
+        raise ValueError(f"must be a regular expression, 'folder', a function or None, got {value!r}")
+    return value
+
+
+Number = Annotated[int, whole_number()]
+"""A whole number from 1."""
+Pixels = Annotated[Any, BeforeValidator(_check_side)]
+"""A side in pixels, or (height, width)."""
+Share = Annotated[float, AfterValidator(_check_share)]
+"""A share between 0 and 1."""
+CacheMegabytes = Annotated[float, AfterValidator(_check_cache), Field(exclude=True)]
+"""Memory in megabytes."""
+WeightsPath = Annotated[str | os.PathLike[str] | None, Field(exclude=True)]
+"""A weights file."""
+DeviceName = Annotated[Any, Field(exclude=True)]
+"""A device by its name, or a torch.device."""
+Workers = Annotated[int | None, Field(exclude=True)]
+"""Threads that read images."""
+LayerNames = Annotated[tuple[str, ...] | None, BeforeValidator(_check_layers)]
+"""Module names of a backbone."""
+GroupRule = Annotated[str | Callable[[str], Hashable] | None, BeforeValidator(_check_groups), Field(exclude=True)]
+"""Which images belong together."""
+
+
+def build_parameters(detector: type) -> type[Parameters]:
+    """The parameters of a detector's class: its public annotated attributes with their defaults."""
+    fields: dict[str, Any] = {}
+    for name, hint in get_type_hints(detector, include_extras=True).items():
+        if get_origin(hint) is not ClassVar and hint is not ClassVar and not name.startswith("_"):
+            fields[name] = (hint, getattr(detector, name))
+    return create_model(f"{detector.__name__}Parameters", __base__=Parameters, **fields)
+
+
+def check(owner: str, parameters: type[Parameters], values: Mapping[str, Any]) -> Parameters:
+    """The checked values. Raises ParameterError, which names the parameter and what it expects."""
+    unknown = [name for name in values if name not in parameters.model_fields]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], parameters.model_fields, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(parameters.model_fields)}"
+        raise ParameterError(f"{owner} has no parameter {unknown[0]}; {hint}")
+    try:
+        return parameters(**values)
+    except ValidationError as error:
+        raise ParameterError(explain(error)) from error
+
+
+def explain(error: ValidationError) -> str:
+    """The first of pydantic's complaints in one line: the name, what is expected, what came."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "document"
+    context = first.get("ctx", {})
+    if isinstance(context.get("error"), ValueError):
+        reason = str(context["error"])
+        return reason if reason.startswith(name) else f"{name} {reason}"
+    if first["type"] == "literal_error":
+        return f"{name} must be {context['expected']}, got {first['input']!r}"
+    message = first["msg"].replace("Input should be", "must be")
+    return f"{name}: {message}, got {first['input']!r}"
+
+
+def describe_parameters(parameters: type[Parameters]) -> str:
+    """The `Args:` section of a docstring."""
+    lines = [f"        {name}: {field.description}" for name, field in parameters.model_fields.items()]
+    return "\n".join(["    Args:", *lines])
+
+
