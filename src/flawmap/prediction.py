@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +21,26 @@ class Placement:
 
     The whole image, `image_size`, is resized to `resized_size`; the window of `input_size` starts at `offset` (top,
     left) of that resized image. A crop has a positive offset; a letterbox has a negative one (the window is larger).
+
+    Attributes:
+        image_size: (height, width) of the original image.
+        resized_size: (height, width) of the image after the resize.
+        offset: (top, left) of the window on the resized image.
+        input_size: (height, width) of the window.
+        content: part of the window that shows image and not padding: (top, left, bottom, right) in input pixels.
     """
 
     image_size: Size
     resized_size: Size
     offset: tuple[int, int]
     input_size: Size
+    content: tuple[int, int, int, int] = field(init=False, compare=False, repr=False)
 
-    @property
-    def content(self) -> tuple[int, int, int, int]:
-        """Part of the window that shows image and not padding: (top, left, bottom, right) in input pixels."""
+    def __post_init__(self) -> None:
         (height, width), (top, left) = self.input_size, self.offset
         resized_height, resized_width = self.resized_size
-        return max(0, -top), max(0, -left), min(height, resized_height - top), min(width, resized_width - left)
+        bottom, right = min(height, resized_height - top), min(width, resized_width - left)
+        object.__setattr__(self, "content", (max(0, -top), max(0, -left), bottom, right))
 
     def source_indices(self, axis: int) -> NDArray[np.int64]:
         """Original row (axis 0) or column (axis 1) under each row or column of the window; -1 in the padding.
@@ -79,7 +86,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Region:
-    """A marked region, in pixels (y, x) of the original image.
+    """A region above the pixel threshold, in pixels (y, x) of the original image.
 
     Attributes:
         box: (top, left, bottom, right), half-open.
@@ -98,10 +105,10 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a detector says of one image. Higher means more anomalous.
+    """The result of one image. Higher means more anomalous.
 
-    The last four are None (no regions) for a model that was not calibrated. The map, the mask and the regions are None
-    (no regions) for a detector that judges whole images and does not say where.
+    The last four are None (no regions) if the model was not calibrated. The map, the mask and the regions are None (no
+    regions) if the detector is image-level.
 
     Attributes:
         path: the image file, or None for an image that came from memory.
@@ -110,7 +117,7 @@ class Prediction:
         placement: where the model's input lies on the original image.
         pred_label: 1 if anomalous, 0 if good.
         p_value: share of good images that would score as high.
-        pred_mask: (H, W) bool at the model's input size, the marked pixels.
+        pred_mask: (H, W) bool at the model's input size, the pixels above the pixel threshold.
         regions: connected regions of the mask, highest peak first.
     """
 
@@ -134,5 +141,5 @@ class Prediction:
         ParameterError if there is no map.
         """
         if self.anomaly_map is None:
-            raise ParameterError("this detector judges whole images: its predictions have no anomaly map")
+            raise ParameterError("this detector is image-level: its predictions have no anomaly map")
         return self.placement.to_original(self.anomaly_map, outside)

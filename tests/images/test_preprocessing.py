@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import copy
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -126,6 +130,34 @@ def test_a_letterbox_holds_pils_resize_in_the_middle_of_grey(crop):
     expected = np.asarray(center_crop(Image.fromarray(canvas), list(crop or (64, 64))))
     pixels, _ = Preprocessing.of(64, crop, "letterbox").apply(rgb)
     assert np.array_equal(pixels, expected)
+
+
+@given(image_size=size, resize=size, crop=st.floats(0.05, 1), letterbox=st.booleans())
+def test_the_whole_canvas_holds_the_input_at_the_window(image_size, resize, crop, letterbox):
+    window = max(1, int(resize[0] * crop)), max(1, int(resize[1] * crop))
+    aspect = "letterbox" if letterbox else "squash"
+    rgb, preprocessing = picture(*image_size), Preprocessing.of(resize, window, aspect)
+    pixels, placement = preprocessing.apply(rgb)
+    canvas, same_placement = preprocessing.apply(rgb, whole=True)
+    assert same_placement == placement == preprocessing.place(image_size)
+    assert np.array_equal(canvas, Preprocessing.of(resize, None, aspect).apply(rgb)[0])
+    assert np.array_equal(canvas[preprocessing.window], pixels)
+    assert pixels.flags.c_contiguous
+    # the naive twin: each pixel of the input is one of the resized image, or grey
+    height, width = placement.resized_size
+    resized = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
+    for y, x in np.ndindex(window):
+        v, u = y + placement.offset[0], x + placement.offset[1]
+        assert np.array_equal(pixels[y, x], resized[v, u] if 0 <= v < height and 0 <= u < width else [127] * 3)
+
+
+def test_a_placement_knows_its_content_after_copies_too():
+    placement = Placement((10, 20), (8, 16), (-4, 2), (16, 12))
+    assert placement.content == (4, 0, 12, 12)
+    for same in (pickle.loads(pickle.dumps(placement)), copy.deepcopy(placement), replace(placement)):
+        assert (same, same.content) == (placement, placement.content)
+    assert replace(placement, offset=(0, 0)).content == (0, 0, 8, 12)
+    assert "content" not in repr(placement)
 
 
 @given(resize=size, crop=st.floats(0.05, 1))

@@ -114,8 +114,10 @@ def test_the_placement_belongs_to_the_original(tmp_path):
 def test_files_are_read_ahead_up_to_a_memory(tmp_path, monkeypatch):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     read = []
-    load = stream_module._load
-    monkeypatch.setattr(stream_module, "_load", lambda number, *rest: (read.append(number), load(number, *rest))[1])
+    load = stream_module.load_image
+    monkeypatch.setattr(
+        stream_module, "load_image", lambda n, *rest, **options: (read.append(n), load(n, *rest, **options))[1]
+    )
     monkeypatch.setattr(stream_module, "AHEAD_BYTES", 20 * 4 * 4 * 3)
     images = stream([tmp_path / "a.png"] * 100, SMALL, workers=2)
     next(images)
@@ -125,6 +127,42 @@ def test_files_are_read_ahead_up_to_a_memory(tmp_path, monkeypatch):
         time.sleep(0.01)
     assert len(read) == 20
     images.close()
+
+
+def test_live_images_are_read_one_by_one_in_the_calling_thread(monkeypatch):
+    pulled, threads = [], []
+    load = stream_module.load_image
+    monkeypatch.setattr(
+        stream_module,
+        "load_image",
+        lambda *rest, **options: (threads.append(threading.current_thread()), load(*rest, **options))[1],
+    )
+
+    def camera():
+        for i in range(10**9):
+            pulled.append(i)
+            yield np.zeros((4, 4)) if i == 1 else flat(i)
+
+    told: list[ImageError] = []
+    images = stream(camera(), SMALL, on_bad=told.append, live=True)
+    assert (next(images).name, pulled) == ("image 1", [0])
+    assert (next(images).name, pulled) == ("image 3", [0, 1, 2])
+    assert [error.name for error in told] == ["image 2"]
+    assert set(threads) == {threading.current_thread()}
+    assert not readers()
+    with pytest.raises(ImageError, match=r"^image 2: expected uint8"):
+        list(stream(camera(), SMALL, live=True))
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_whole_images_keep_what_the_crop_cuts_off(live):
+    rgb = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    preprocessing = Preprocessing.of(8, 6, "letterbox")
+    [cropped] = stream([rgb], preprocessing, live=live)
+    [whole] = stream([rgb], preprocessing, whole=True, live=live)
+    assert whole.placement == cropped.placement == preprocessing.place((9, 7))
+    assert whole.pixels.shape == (8, 8, 3)
+    assert np.array_equal(whole.pixels[preprocessing.window], cropped.pixels)
 
 
 @pytest.mark.parametrize("workers", [0, -1, 2.0, True])

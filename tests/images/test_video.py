@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from videos import cut_short, damage, number, write_video
 
 from flawmap.errors import ImageError
 from flawmap.images import FrameReader, Preprocessing, Replay, VideoFrame, collect, read_image, stream
 from flawmap.images.video import count_frames
+from videos import cut_short, damage, number, write_video
 
 SMALL = Preprocessing.of(16)
 
@@ -54,8 +54,9 @@ def test_each_frame_is_decoded_once_by_a_stream(video, monkeypatch):
     opened = []
     original = FrameReader._open
     monkeypatch.setattr(FrameReader, "_open", lambda self, path: (opened.append(path), original(self, path)))
-    assert len(list(stream(frames(video), SMALL))) == 20
-    assert opened == [video]
+    for live in (False, True):
+        assert [image.path for image in stream(frames(video), SMALL, live=live)] == [f"{video}#{i}" for i in range(20)]
+    assert opened == [video] * 2
 
 
 @pytest.mark.parametrize("cache_mb", [0, 0.003, 64])

@@ -125,6 +125,7 @@ class OrderedNetwork(nn.Module):
         self.order = [ascending.index(layer) for layer in layers] if len(ascending) == len(layers) else None
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of each layer."""
         outputs = self.network(images)
         maps = [outputs[i] for i in self.order] if self.order is not None else [outputs[name] for name in self.layers]
         return [_channels_first(features, n) for features, n in zip(maps, self.channels, strict=True)]

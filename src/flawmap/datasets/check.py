@@ -12,9 +12,8 @@ from flawmap.datasets.catalogue import find_layout
 from flawmap.datasets.dataset import Dataset, Sample, subfolders
 from flawmap.datasets.layout import Counts, Layout
 from flawmap.errors import DatasetError, ImageError
-from flawmap.images.masks import ClassMask, MaskFrame, MaskSource
+from flawmap.images.masks import ClassMask, MaskFrame, MaskSource, read_mask
 from flawmap.images.preprocessing import Preprocessing
-from flawmap.images.read import read_mask
 from flawmap.images.source import SUFFIXES, find_images
 from flawmap.images.stream import stream
 from flawmap.prediction import Size

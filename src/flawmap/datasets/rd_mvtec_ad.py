@@ -24,8 +24,8 @@ from flawmap.datasets.dataset import GOOD, Dataset
 from flawmap.datasets.mvtec_ad import find_class_folders, read_mvtec_ad
 from flawmap.errors import DatasetError, ImageError
 from flawmap.files import expand_home
-from flawmap.images.masks import MaskSource
-from flawmap.images.read import read_image, read_mask
+from flawmap.images.masks import MaskSource, read_mask
+from flawmap.images.read import read_image
 
 __all__ = ["RESIZE", "RdImage", "rd_images", "write_rd_mvtec_ad"]
 

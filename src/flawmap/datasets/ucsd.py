@@ -14,7 +14,7 @@ from pathlib import Path
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, expect_folder, subfolders
 from flawmap.datasets.layout import Counts, Layout, files_below
 from flawmap.errors import DatasetError, ImageError
-from flawmap.images.read import read_mask
+from flawmap.images.masks import read_mask
 from flawmap.images.source import find_images
 
 __all__ = ["UCSD"]

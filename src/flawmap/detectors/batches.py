@@ -49,7 +49,7 @@ def in_batches(images: Iterator[Loaded], size: int) -> Iterator[Batch]:
     """Images in batches of up to `size`. Raises ParameterError for no size."""
     check_size(size)
     while chosen := list(islice(images, size)):
-        yield Batch(chosen, np.stack([image.pixels for image in chosen]))
+        yield make_batch(chosen)
 
 
 def check_size(size: int) -> None:

@@ -6,18 +6,17 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
-from typing_extensions import dataclass_transform
 
 from flawmap.backbones import NETWORKS, pick_device
 from flawmap.decision import FALSE_ALARM_RATE, Decision, judge
-from flawmap.detectors.batches import Batch, batch_size, in_batches
+from flawmap.detectors.batches import Batch, batch_size, in_batches, make_batch
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import (
     BackboneRecord,
@@ -32,20 +31,18 @@ from flawmap.detectors.document import (
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.parameters import (
     DeviceName,
-    Parameters,
+    Parametrised,
     Pixels,
     Share,
     Workers,
-    build_parameters,
     check,
-    describe_parameters,
     explain,
     whole_number,
 )
 from flawmap.errors import ImageError, NotFittedError, ParameterError
-from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, stream
+from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
-from flawmap.options import MIN_IMAGES, Aspect, FactorDtype, GraphDtype, OnBad
+from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, GraphDtype, OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress
 
@@ -86,12 +83,12 @@ class Stored:
         return self.tensors
 
 
-@dataclass_transform(kw_only_default=True)
-class Detector(ABC):
+class Detector(Parametrised, ABC):
     """Learns from good images alone, then scores new ones; higher means more anomalous.
 
-    A detector is a class with a `name` and its parameters as annotated attributes. It writes what it learns (`_learn`),
-    how it scores (`network`, or `_score`), and what a model file keeps (`_tensors`, `_learnt`, `_unpack`); the rest is here.
+    A detector is a class with a `name`, and its parameters as annotated attributes. It writes what it learns
+    (`_learn`), how it scores (`network`, or `_score`), and what a model file keeps (`_tensors`, `_learnt`, `_unpack`).
+    The rest is here.
 
     Attributes after `fit`:
         n_images_: number of good images it learnt from.
@@ -115,8 +112,8 @@ class Detector(ABC):
     """Numbers in which a graph of it can store constants."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Further packages whose versions a model file names."""
-    parameters_type: ClassVar[type[Parameters]]
-    """The pydantic model of the parameters."""
+    calibrations: ClassVar[tuple[Calibration, ...]] = ("leave-one-out",)
+    """Ways in which good images can get held-out scores."""
 
     seed: Annotated[int, whole_number(least=0, most=2**63 - 1), Field(description="Random seed.")] = 0
     resize: Annotated[
@@ -130,8 +127,8 @@ class Detector(ABC):
     ] = "squash"
     device: Annotated[DeviceName, Field(description='"auto": a GPU where there is one, else the CPU.')] = "auto"
     calibrate: Annotated[
-        Literal["leave-one-out", None],
-        Field(description="How good images get held-out scores, from which the threshold follows; None: no threshold."),
+        Calibration | None,
+        Field(description='How good images get held-out scores: "leave-one-out" or "holdout"; None: no threshold.'),
     ] = "leave-one-out"
     false_alarm_rate: Annotated[Share, Field(description="Share of good images that may be flagged.")] = (
         FALSE_ALARM_RATE
@@ -140,15 +137,8 @@ class Detector(ABC):
         Workers, Field(description="Threads that read images; None: one per processor, at most eight.")
     ] = None
 
-    def __init_subclass__(cls) -> None:
-        cls.parameters_type = build_parameters(cls)
-        cls.__doc__ = f"{cls.__doc__ or ''}\n\n{describe_parameters(cls.parameters_type)}"
-
     def __init__(self, **parameters: Any) -> None:  # noqa: ANN401 (typed by the class's annotations)
-        checked = check(type(self).__name__, self.parameters_type, parameters)
-        for parameter in type(checked).model_fields:
-            setattr(self, parameter, getattr(checked, parameter))
-        self._given = frozenset(checked.model_fields_set)
+        super().__init__(**parameters)
         self.n_images_ = 0
         self.decision_: Decision | None = None
         self.outliers_: tuple[str, ...] = ()
@@ -164,12 +154,6 @@ class Detector(ABC):
         if preset not in cls.presets:
             raise ParameterError(f"unknown preset '{preset}'; there are {', '.join(cls.presets)}")
         return cls(**{**cls.presets[preset], **changes})
-
-    @property
-    def parameters(self) -> Parameters:
-        """The parameters, checked. Raises ParameterError."""
-        values = {name: getattr(self, name) for name in self.parameters_type.model_fields}
-        return check(type(self).__name__, self.parameters_type, values)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -233,16 +217,16 @@ class Detector(ABC):
             batch_size: images per step; None to choose.
         """
         self._check_fitted()
-        collection = collect(images)
-        if not collection.single:
-            return list(self._predict(collection, on_bad, batch_size))
         try:
-            [prediction] = self._predict(collection, None, batch_size)
+            collection = collect(images)
+            if collection.single and self._input is not None:
+                [item] = collection.items
+                return self._judge(make_batch([load_image(1, item, self._input)]))[0]
         except ImageError as error:
             if on_bad is not None:
                 on_bad(error)
             raise
-        return prediction
+        return list(self._predict(collection, on_bad, batch_size))
 
     def iter_predict(
         self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None
@@ -323,7 +307,7 @@ class Detector(ABC):
         model._prepare()
         return model
 
-    def network(self, *, for_graph: bool = False) -> nn.Module:
+    def network(self, *, for_graph: bool = False) -> nn.Module:  # noqa: ARG002 (for those that have one)
         """Images (B, h, w, 3) uint8, the model's input, to anomaly maps (B, h, w), if there are any, and scores (B,).
 
         Of a detector that makes maps, a score is the highest value of its map. `for_graph` asks for a network of its
@@ -363,6 +347,9 @@ class Detector(ABC):
     def _check(self) -> None:
         """Raise ParameterError for parameters that `fit` cannot use, before anything is read."""
         _ = self.parameters, self.preprocessing
+        if self.calibrate not in (*self.calibrations, None):
+            choices = " or ".join(repr(choice) for choice in (*self.calibrations, None))
+            raise ParameterError(f"calibrate must be {choices}, got {self.calibrate!r}")
 
     def _image_cache(self) -> float:
         """Megabytes of good images that `fit` keeps between its passes."""
@@ -401,7 +388,7 @@ class Detector(ABC):
     def _calibrated(self) -> Decision:
         self._check_fitted()
         if self.decision_ is None:
-            usual = self.parameters_type.model_fields["calibrate"].default
+            usual = self.calibrations[0]
             raise NotFittedError(
                 f"this {type(self).__name__} was not calibrated: fit it with calibrate={usual!r} on at least "
                 f"{MIN_IMAGES} good images"
@@ -415,8 +402,12 @@ class Detector(ABC):
             return
         loaded = stream(collection.items, self._input, on_bad=on_bad, workers=self.workers, live=live)
         for batch in in_batches(loaded, self._step if size is None else size):
-            maps, scores = self._score(batch)
-            yield from judge(batch.images, maps, scores, self.decision_)
+            yield from self._judge(batch)
+
+    def _judge(self, batch: Batch) -> list[Prediction]:
+        """What the detector says of some images, and what the decision says of that."""
+        maps, scores = self._score(batch)
+        return judge(batch.images, maps, scores, self.decision_)
 
 
 def describe_document(document: Document) -> dict[str, Any]:

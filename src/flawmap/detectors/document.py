@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flawmap.decision import PIXEL_FALSE_ALARM_RATE, PIXEL_RATES, Decision
 from flawmap.detectors.format_1 import upgrade
-from flawmap.model_file import FORMAT_VERSION, ModelFile, damaged
+from flawmap.model_file import ModelFile, damaged
 from flawmap.options import MAX_LAYERS, MAX_SIDE, Calibration, FactorDtype, Precision
 
 __all__ = [
@@ -97,7 +97,7 @@ class Document(Record):
         versions: libraries that wrote the file.
     """
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[2] = 2
     detector: str = Field(min_length=1, max_length=200)
     parameters: dict[str, Any]
     backbone: BackboneRecord | None

@@ -36,7 +36,7 @@ __all__ = ["FeatureDetector", "feature_maps"]
 MAX_POSITIONS = 2**22
 """Finest grid that a model file may ask for."""
 MOST_BYTES = 256 * 2**20
-"""Constants of a head up to which one graph pays: it holds a copy of them, and the larger they are the less it saves."""
+"""Constants of a head up to which one graph pays: it holds a copy of them, and saves less the larger they are."""
 
 
 class FeatureNetwork(nn.Module):
@@ -60,9 +60,9 @@ class FeatureDetector(Detector):
     """
 
     name = ""
-    backbone: Annotated[
-        str, Field(description="A name of `flawmap.backbones.CATALOGUE` or any timm name.")
-    ] = DEFAULT_BACKBONE
+    backbone: Annotated[str, Field(description="A name of `flawmap.backbones.CATALOGUE` or any timm name.")] = (
+        DEFAULT_BACKBONE
+    )
     layers: Annotated[LayerNames, Field(description="Module names; None: the backbone's usual ones.")] = None
     pretrained: Annotated[bool, Field(description="False: random weights, by `seed`.")] = True
     weights: Annotated[
@@ -101,7 +101,7 @@ class FeatureDetector(Detector):
         features = NormalisedNetwork(frozen, backbone.mean.cpu(), backbone.std.cpu())
         return FeatureNetwork(features, self._head(for_graph=True))
 
-    def _head(self, *, for_graph: bool = False) -> nn.Module:
+    def _head(self, *, for_graph: bool = False) -> nn.Module:  # noqa: ARG002 (for those that have one)
         """Feature maps (B, C, h, w) of each layer to anomaly maps, if any, and scores; see `network`."""
         raise ParameterError(f"{self.name} has no network that a graph format could hold, and cannot be exported")
 
@@ -236,4 +236,3 @@ def feature_maps(backbone: Backbone, batch: Batch) -> list[Tensor]:
     maps = backbone.features(batch.pixels)
     check_finite(maps, batch)
     return maps
-

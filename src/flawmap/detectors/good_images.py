@@ -145,5 +145,3 @@ class GoodImages:
         first = list(islice(rest, COMPILE_FROM))
         self._items = chain(first, rest) if len(first) == COMPILE_FROM else first
         return first
-
-

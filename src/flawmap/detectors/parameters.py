@@ -7,13 +7,15 @@ options of the command.
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from typing_extensions import dataclass_transform
 
 from flawmap.errors import ParameterError
 
@@ -24,13 +26,12 @@ __all__ = [
     "LayerNames",
     "Number",
     "Parameters",
+    "Parametrised",
     "Pixels",
     "Share",
     "WeightsPath",
     "Workers",
-    "build_parameters",
     "check",
-    "describe_parameters",
     "explain",
     "whole_number",
 ]
@@ -104,7 +105,7 @@ DeviceName = Annotated[Any, Field(exclude=True)]
 """A device by its name, or a torch.device."""
 Workers = Annotated[int | None, Field(exclude=True)]
 """Threads that read images."""
-LayerNames = Annotated[tuple[str, ...] | None, BeforeValidator(_check_layers)]
+LayerNames = Annotated[Sequence[str] | None, BeforeValidator(_check_layers)]
 """Module names of a backbone."""
 GroupRule = Annotated[str | Callable[[str], Hashable] | None, BeforeValidator(_check_groups), Field(exclude=True)]
 """Which images belong together."""
@@ -152,3 +153,28 @@ def describe_parameters(parameters: type[Parameters]) -> str:
     return "\n".join(["    Args:", *lines])
 
 
+@dataclass_transform(kw_only_default=True)
+class Parametrised:
+    """A class whose public annotated attributes are the keyword arguments of its constructor."""
+
+    parameters_type: ClassVar[type[Parameters]]
+    """The pydantic model of the parameters."""
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.parameters_type = build_parameters(cls)
+        cls.__signature__ = inspect.signature(cls.parameters_type)
+        cls.__doc__ = f"{(cls.__doc__ or '').rstrip()}\n\n{describe_parameters(cls.parameters_type)}\n"
+
+    def __init__(self, **parameters: Any) -> None:  # noqa: ANN401 (typed by the class's annotations)
+        checked = check(type(self).__name__, self.parameters_type, parameters)
+        for name in type(checked).model_fields:
+            setattr(self, name, getattr(checked, name))
+        self._given = frozenset(checked.model_fields_set)
+
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters, checked. Raises ParameterError."""
+        values = {name: getattr(self, name) for name in self.parameters_type.model_fields}
+        return check(type(self).__name__, self.parameters_type, values)

@@ -7,39 +7,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from torch import nn
-
 from flawmap.backbones import trace
-from flawmap.detectors import SPADE, AnyDetector, MahalanobisAD, PaDiM, PatchSVDD
-from flawmap.detectors.padim.graph import ScoringNetwork
+from flawmap.detectors import Detector
 from flawmap.errors import ModelFileError, ParameterError
-from flawmap.export.graph import JudgingNetwork, TrainedScoringNetwork, WholeImageNetwork, pixel_network
+from flawmap.export.graph import GraphNetwork
 from flawmap.export.onnx import write_onnx
 from flawmap.export.openvino import write_openvino
 from flawmap.files import expand_home, replace_folder_atomically
-from flawmap.runtime.graph import JUDGEMENTS, OUTPUTS
+from flawmap.options import GraphDtype, GraphFormat
+from flawmap.runtime.graphs import JUDGEMENTS, OUTPUTS
 from flawmap.runtime.metadata import (
     FILES,
     METADATA_FILE,
     DecisionMetadata,
-    Dtype,
-    Format,
     GraphMetadata,
     Metadata,
     digest,
 )
 
-__all__ = ["Dtype", "Format", "export_model"]
+__all__ = ["export_model"]
 
 WRITERS = {"openvino": write_openvino, "onnx": write_onnx}
 
 
 def export_model(
-    model: AnyDetector,
+    model: Detector,
     folder: str | os.PathLike[str],
     *,
-    format: Format = "openvino",
-    dtype: Dtype = "float32",
+    format: GraphFormat = "openvino",
+    dtype: GraphDtype = "float32",
     resize_inside: bool = False,
 ) -> Path:
     """Write a fitted model as one graph, from uint8 images to anomaly maps and scores, and metadata.json beside it.
@@ -58,9 +54,10 @@ def export_model(
     target = expand_home(folder)
     _check(model, target, format, dtype, resize_inside)
     preprocessing = model.preprocessing
-    network, outputs = _network(model), OUTPUTS if model.map_scale is not None else OUTPUTS[-1:]
-    if model.decision_ is not None and model.aspect != "letterbox":  # whose score depends on where the padding lies
-        network, outputs = JudgingNetwork(network, model.decision_), (*outputs, *JUDGEMENTS)
+    outputs = OUTPUTS if model.localises else OUTPUTS[-1:]
+    # the score of a letterbox depends on where its padding lies, which the graph does not know
+    decision = None if model.aspect == "letterbox" else model.decision_
+    network = GraphNetwork(model.network(for_graph=True), preprocessing.window, decision)
     program = trace(network, preprocessing.resize)
     try:
         with replace_folder_atomically(target) as temporary:
@@ -68,7 +65,7 @@ def export_model(
                 program,
                 temporary,
                 image_size=preprocessing.resize,
-                outputs=outputs,
+                outputs=outputs if decision is None else (*outputs, *JUDGEMENTS),
                 half=dtype == "float16",
                 resize_inside=resize_inside,
             )
@@ -95,36 +92,20 @@ def export_model(
     return target
 
 
-def _network(model: AnyDetector) -> nn.Module:
-    """The whole way from images to scores."""
-    if isinstance(model, PaDiM):
-        return ScoringNetwork(pixel_network(model.backbone_), model.factor_, model.preprocessing)
-    if isinstance(model, MahalanobisAD):
-        return WholeImageNetwork(model.backbone_, model.gaussians_, model.preprocessing)
-    if isinstance(model, SPADE):
-        raise ParameterError(
-            "a SPADE model compares with all the good images it remembers, which no graph holds, and cannot be "
-            "exported; use it with `flawmap predict`, or export a PaDiM model"
-        )
-    return TrainedScoringNetwork(model.scorer_, model.preprocessing)
-
-
-def _describe(model: AnyDetector) -> dict[str, Any]:
-    """What was exported, for the record; without the place of the weights on this machine."""
-    described: dict[str, Any] = dict(model.describe())
-    if isinstance(model, PaDiM):
-        described["channels"] = model.channels_.tolist()
-    if "backbone" in described:
+def _describe(model: Detector) -> dict[str, Any]:
+    """What was exported, for the record; without the path of the weights on this machine."""
+    described = model.describe()
+    if described["backbone"] is not None:
         described["backbone"] = {key: value for key, value in described["backbone"].items() if key != "weights_path"}
     return described
 
 
-def _check(model: AnyDetector, folder: Path, format: str, dtype: str, resize_inside: bool) -> None:
+def _check(model: Detector, folder: Path, format: str, dtype: str, resize_inside: bool) -> None:
     """Raise before any work is done for what cannot be."""
-    _check_choice("format", format, get_args(Format))
-    _check_choice("dtype", dtype, get_args(Dtype))
-    if dtype == "float16" and isinstance(model, PatchSVDD):
-        raise ParameterError("distances between embeddings of Patch SVDD are too small for float16; export float32")
+    _check_choice("format", format, get_args(GraphFormat))
+    _check_choice("dtype", dtype, get_args(GraphDtype))
+    if dtype not in model.graph_dtypes:
+        raise ParameterError(f"a graph of {model.name} needs {', '.join(model.graph_dtypes)}, got {dtype!r}")
     if resize_inside and model.aspect == "letterbox":
         raise ParameterError("the resize of a letterbox depends on each image and cannot be inside the graph")
     known = {METADATA_FILE, *(name for files in FILES.values() for name in files)}

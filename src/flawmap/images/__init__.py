@@ -1,11 +1,11 @@
 """Images: found, decoded, made ready for a model."""
 
-from flawmap.images.masks import ClassMask, MaskFrame, MaskSource
+from flawmap.images.masks import ClassMask, MaskFrame, MaskSource, read_mask
 from flawmap.images.preprocessing import Preprocessing
-from flawmap.images.read import ImageSource, read_image, read_mask
+from flawmap.images.read import ImageSource, read_image
 from flawmap.images.replay import Replay, check_cache, reserve_memory
 from flawmap.images.source import SUFFIXES, ImageCollection, ImageInput, collect
-from flawmap.images.stream import Loaded, stream
+from flawmap.images.stream import Loaded, load_image, stream
 from flawmap.images.video import FrameReader, VideoFrame
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "VideoFrame",
     "check_cache",
     "collect",
+    "load_image",
     "read_image",
     "read_mask",
     "reserve_memory",

@@ -1,4 +1,4 @@
-"""Ground truth that is more than one black and white picture: frames of an array, and class numbers."""
+"""Ground truth: black and white pictures, pictures of class numbers, and frames of an array."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from flawmap.errors import ImageError
+from flawmap.images.read import SIXTEEN_BIT_MODES, convert, decode, scale_to_8_bits
 
-__all__ = ["ClassMask", "MaskFrame", "MaskSource", "is_marked", "load_array"]
+__all__ = ["ClassMask", "MaskFrame", "MaskSource", "is_marked", "load_array", "read_mask"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,39 @@ class ClassMask:
 
 MaskSource = str | os.PathLike[str] | MaskFrame | ClassMask
 """One mask: a picture's path, a frame of an array, or a picture of class numbers."""
+
+
+def read_mask(source: MaskSource) -> NDArray[np.bool_]:
+    """Ground truth (H, W), True where anomalous: values above half the range, or above 0 if there are only 0 and 1.
+
+    16 bits that hold no more than 255 are taken for 8. A palette of two colours counts by its indices (0 and 1), but by
+    its brightness if it holds greys alone. Frames of arrays and class masks are anomalous where they are not 0. Raises
+    ImageError.
+    """
+    if isinstance(source, MaskFrame):
+        return source.read()
+    if isinstance(source, ClassMask):
+        image = decode(source.path)
+        numbered = image.mode in SIXTEEN_BIT_MODES | {"1", "L", "P"}
+        return np.asarray(np.asarray(image if numbered else convert(image, "L", str(source))) != 0)
+    image = decode(source)
+    if image.mode in SIXTEEN_BIT_MODES:
+        values = np.asarray(image)
+        if values.max() > 255:
+            values = scale_to_8_bits(values, str(source))
+    elif image.mode == "P" and _holds_classes(image):
+        values = np.asarray(image)
+    else:
+        values = np.asarray(convert(image, "L", str(source)))
+    return values > (127 if values.max() > 1 else 0)
+
+
+def _holds_classes(image: Image.Image) -> bool:
+    """Whether a palette image's indices are just 0 and 1, in colours, as annotation tools write them."""
+    if int(np.asarray(image).max()) > 1:
+        return False
+    colours = np.asarray(image.getpalette("RGB") or (), np.uint8).reshape(-1, 3)[:2]
+    return bool((colours != colours[:, :1]).any())
 
 
 def is_marked(values: NDArray[Any], name: str) -> NDArray[np.bool_]:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from flawmap.errors import ParameterError
+from flawmap.options import MAX_SIDE, Aspect
 from flawmap.prediction import Placement, Size
 
-__all__ = ["Aspect", "Preprocessing"]
+__all__ = ["Preprocessing"]
 
-Aspect = Literal["squash", "letterbox"]
-
-MAX_SIDE = 16384
 PADDING = 127
+"""Grey level of a letterbox's padding."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Preprocessing:
         window = None if crop is None else _size(crop, "crop")
         if window is not None and (window[0] > size[0] or window[1] > size[1]):
             raise ParameterError(f"crop {window} must fit into resize {size}")
-        if aspect not in ("squash", "letterbox"):
+        if aspect not in get_args(Aspect):
             raise ParameterError(f"aspect must be 'squash' or 'letterbox', got {aspect!r}")
         return cls(size, window, aspect)
 
@@ -52,9 +51,9 @@ class Preprocessing:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns that the crop keeps of an image that has been resized, or letterboxed."""
-        placement = self.place(self.resize)  # of an image that has the input's size already
-        (top, left), (height, width) = placement.offset, placement.input_size
+        """Rows and columns of the canvas, the image after resize or letterbox, that the crop keeps."""
+        (canvas_height, canvas_width), (height, width) = self.resize, self.input_size
+        top, left = round((canvas_height - height) / 2), round((canvas_width - width) / 2)
         return slice(top, top + height), slice(left, left + width)
 
     def place(self, image_size: Size) -> Placement:
@@ -63,24 +62,32 @@ class Preprocessing:
         if self.aspect == "letterbox":
             scale = min(self.resize[0] / image_size[0], self.resize[1] / image_size[1])
             resized = max(1, round(image_size[0] * scale)), max(1, round(image_size[1] * scale))
-        offset = tuple(
-            round((canvas - window) / 2) - (canvas - side) // 2
-            for canvas, window, side in zip(self.resize, self.input_size, resized, strict=True)
-        )
-        return Placement(image_size, resized, (offset[0], offset[1]), self.input_size)
+        (rows, columns), (top, left) = self.window, self._margin(resized)
+        return Placement(image_size, resized, (rows.start - top, columns.start - left), self.input_size)
 
-    def apply(self, rgb: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Placement]:
-        """The model's input (h, w, 3) uint8 from RGB (H, W, 3) uint8, and where it lies on it."""
+    def apply(self, rgb: NDArray[np.uint8], *, whole: bool = False) -> tuple[NDArray[np.uint8], Placement]:
+        """The model's input (h, w, 3) uint8 from RGB (H, W, 3) uint8, and where it lies on the image.
+
+        With `whole` the pixels are the canvas before the crop, of size `resize`; the Placement is still the input's.
+        """
         placement = self.place((rgb.shape[0], rgb.shape[1]))
-        height, width = placement.resized_size
+        canvas = self._canvas(rgb, placement.resized_size)
+        return canvas if whole else np.ascontiguousarray(canvas[self.window]), placement
+
+    def _canvas(self, rgb: NDArray[np.uint8], resized_size: Size) -> NDArray[np.uint8]:
+        """The image (*resize, 3), resized and, of a letterbox, padded with grey."""
+        height, width = resized_size
         resized = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
-        top, left, bottom, right = placement.content
-        y, x = placement.offset
-        if (bottom - top, right - left) == self.input_size:
-            return np.ascontiguousarray(resized[y : y + bottom, x : x + right]), placement
-        window = np.full((*self.input_size, 3), PADDING, np.uint8)
-        window[top:bottom, left:right] = resized[top + y : bottom + y, left + x : right + x]
-        return window, placement
+        if resized_size == self.resize:
+            return resized
+        top, left = self._margin(resized_size)
+        canvas = np.full((*self.resize, 3), PADDING, np.uint8)
+        canvas[top : top + height, left : left + width] = resized
+        return canvas
+
+    def _margin(self, resized_size: Size) -> tuple[int, int]:
+        """Rows above and columns left of the resized image on the canvas."""
+        return (self.resize[0] - resized_size[0]) // 2, (self.resize[1] - resized_size[1]) // 2
 
     def apply_mask(self, mask: NDArray[np.bool_], placement: Placement) -> NDArray[np.bool_]:
         """A mask (H, W) of the original image as the model's input sees it (h, w): nearest pixel, False in padding.

@@ -8,22 +8,23 @@ byte, at most one level away from that. Of files with several frames the first i
 from __future__ import annotations
 
 import os
+import re
 import stat
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from flawmap.errors import ImageError
-from flawmap.images.masks import ClassMask, MaskFrame, MaskSource
-from flawmap.images.pillow_settings import pillow_for_large_images
 from flawmap.images.video import FrameReader, VideoFrame
 
-__all__ = ["MAX_PIXELS", "ImageSource", "read_image", "read_mask"]
+__all__ = ["MAX_PIXELS", "SIXTEEN_BIT_MODES", "ImageSource", "convert", "decode", "read_image", "scale_to_8_bits"]
 
 ImageSource = str | os.PathLike[str] | NDArray[Any] | Image.Image | VideoFrame
 """One image: a path, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL image, or a frame of a video."""
@@ -47,6 +48,13 @@ UPRIGHT = {
 }
 """What each EXIF orientation asks for."""
 
+# what warnings.filterwarnings("ignore", module=...) would insert
+_PILLOW_IS_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+_lock = threading.Lock()
+_n_readers = 0
+_limits: list[int | None] = []
+
 
 def read_image(source: ImageSource, *, name: str | None = None) -> NDArray[np.uint8]:
     """RGB (H, W, 3) uint8, C-contiguous, of an image; it may share memory with `source`, so do not write into it.
@@ -57,7 +65,7 @@ def read_image(source: ImageSource, *, name: str | None = None) -> NDArray[np.ui
         return _from_array(source, name or "image")
     if isinstance(source, Image.Image):
         name = name or os.fsdecode(getattr(source, "filename", "")) or "image"
-        with _explained(name), pillow_for_large_images(MAX_PIXELS):
+        with _explained(name), _pillow_for_large_images(MAX_PIXELS):
             source.load()
             source = _upright(source)
         return _to_rgb(source, name)
@@ -66,46 +74,13 @@ def read_image(source: ImageSource, *, name: str | None = None) -> NDArray[np.ui
             return frames.read(source)
     if not isinstance(source, (str, os.PathLike)):
         raise ImageError(name or "image", f"expected a path, an array or a PIL image, got {type(source).__name__}")
-    return _to_rgb(_decode(source), str(source))
+    return _to_rgb(decode(source), str(source))
 
 
-def read_mask(source: MaskSource) -> NDArray[np.bool_]:
-    """Ground truth (H, W), True where anomalous: values above half the range, or above 0 if there are only 0 and 1.
-
-    16 bits that hold no more than 255 are taken for 8. A palette of two colours counts by its indices (0 and 1), but by
-    its brightness if it holds greys alone. Frames of arrays and class masks are anomalous where they are not 0. Raises
-    ImageError.
-    """
-    if isinstance(source, MaskFrame):
-        return source.read()
-    if isinstance(source, ClassMask):
-        image = _decode(source.path)
-        numbered = image.mode in SIXTEEN_BIT_MODES | {"1", "L", "P"}
-        return np.asarray(np.asarray(image if numbered else _converted(image, "L", str(source))) != 0)
-    image = _decode(source)
-    if image.mode in SIXTEEN_BIT_MODES:
-        values = np.asarray(image)
-        if values.max() > 255:
-            values = _scale_to_8_bits(values, str(source))
-    elif image.mode == "P" and _holds_classes(image):
-        values = np.asarray(image)
-    else:
-        values = np.asarray(_converted(image, "L", str(source)))
-    return values > (127 if values.max() > 1 else 0)
-
-
-def _holds_classes(image: Image.Image) -> bool:
-    """Whether a palette image's indices are just 0 and 1, in colours, as annotation tools write them."""
-    if int(np.asarray(image).max()) > 1:
-        return False
-    colours = np.asarray(image.getpalette("RGB") or (), np.uint8).reshape(-1, 3)[:2]
-    return bool((colours != colours[:, :1]).any())
-
-
-def _decode(source: str | os.PathLike[str]) -> Image.Image:
+def decode(source: str | os.PathLike[str]) -> Image.Image:
     """A file's image, decoded whole and upright; every failure is an ImageError that names the file and the remedy."""
     path, name = Path(source), str(source)
-    with _explained(name), pillow_for_large_images(MAX_PIXELS):
+    with _explained(name), _pillow_for_large_images(MAX_PIXELS):
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise ImageError(name, "is a folder, expected an image file")
@@ -162,19 +137,20 @@ def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     if image.width == 0 or image.height == 0:
         raise ImageError(name, f"expected an image of at least one pixel, got {image.height} x {image.width}")
     if image.mode in SIXTEEN_BIT_MODES:
-        grey = _scale_to_8_bits(np.asarray(image), name)
+        grey = scale_to_8_bits(np.asarray(image), name)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode == "F":
         raise ImageError(name, "holds floating-point values, whose range is unknown; save it with 8 or 16 bits")
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
-        rgba = _converted(image, "RGBA", name)
+        rgba = convert(image, "RGBA", name)
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.ascontiguousarray(np.asarray(_converted(image, "RGB", name)))
+    return np.ascontiguousarray(np.asarray(convert(image, "RGB", name)))
 
 
-def _converted(image: Image.Image, mode: str, name: str) -> Image.Image:
+def convert(image: Image.Image, mode: str, name: str) -> Image.Image:
+    """The image in another colour mode. Raises ImageError."""
     try:
-        with pillow_for_large_images(MAX_PIXELS):
+        with _pillow_for_large_images(MAX_PIXELS):
             return image.convert(mode)
     except ValueError as error:
         raise ImageError(
@@ -198,11 +174,37 @@ def _from_array(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
-def _scale_to_8_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """Round 0..65535 to 0..255."""
+def scale_to_8_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Round 0..65535 to 0..255. Raises ImageError for other values."""
     if values.dtype.itemsize > 2:
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > 65535:
             raise ImageError(name, f"has values from {low} to {high}, expected 0 to 65535; save it with 16 bits")
     scaled: NDArray[np.uint8] = TO_8_BITS[values]
     return scaled
+
+
+@contextmanager
+def _pillow_for_large_images(max_pixels: int) -> Iterator[None]:
+    """Let Pillow open and decode up to `max_pixels`, without its warnings (of size, of odd metadata).
+
+    Both settings belong to the process, and images are decoded in several threads: the first reader sets them, the last
+    one restores them. `warnings.catch_warnings` would not do, it puts back a list that another thread has replaced.
+    """
+    global _n_readers
+    with _lock:
+        if _n_readers == 0:
+            _limits.append(Image.MAX_IMAGE_PIXELS)
+            Image.MAX_IMAGE_PIXELS = max_pixels
+        if _PILLOW_IS_QUIET not in warnings.filters:
+            cast(list[Any], warnings.filters).insert(0, _PILLOW_IS_QUIET)
+        _n_readers += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _n_readers -= 1
+            if _n_readers == 0:
+                Image.MAX_IMAGE_PIXELS = _limits.pop()
+                while _PILLOW_IS_QUIET in warnings.filters:
+                    cast(list[Any], warnings.filters).remove(_PILLOW_IS_QUIET)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import tee
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.errors import ImageError, ParameterError
+from flawmap.errors import ParameterError
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource
 from flawmap.images.stream import Loaded, stream
+from flawmap.options import OnBad
 
 __all__ = ["Replay", "check_cache", "reserve_memory"]
 
@@ -56,7 +57,7 @@ class Replay:
         preprocessing: Preprocessing,
         *,
         cache_mb: float,
-        on_bad: Callable[[ImageError], None] | None = None,
+        on_bad: OnBad | None = None,
         workers: int | None = None,
         whole: bool = False,
     ) -> None:

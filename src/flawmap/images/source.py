@@ -71,10 +71,11 @@ def collect(images: ImageInput) -> ImageCollection:
     if isinstance(images, (Image.Image, VideoFrame)):
         return ImageCollection([images], 1, True)
     if isinstance(images, (str, os.PathLike)):
-        paths = _expand(images)
+        path = expand_home(images)
+        paths = _expand(path)
         if not _exists(paths[0]):
             raise ImageError(str(images), "no such file or folder; check the path")
-        return ImageCollection(paths, len(paths), single=paths == [expand_home(images)])
+        return ImageCollection(paths, len(paths), single=paths == [path])
     if isinstance(images, (list, tuple)):
         items = list(_flatten(images))
         return ImageCollection(items, len(items), False)
@@ -118,17 +119,16 @@ def _flatten(images: Iterable[object]) -> Iterator[ImageSource]:
         elif isinstance(image, (np.ndarray, Image.Image, VideoFrame)):
             yield image
         elif isinstance(image, (str, os.PathLike)):
-            yield from _expand(image)
+            yield from _expand(expand_home(image))
         else:
             raise ParameterError(f"expected paths, arrays or PIL images, got {type(image).__name__}")
 
 
-def _expand(where: str | os.PathLike[str]) -> list[Path]:
+def _expand(path: Path) -> list[Path]:
     """A file as it is; the images of a folder; the matches of a glob (an existing path is never taken for one).
 
     A glob finds images only, unless it names an ending itself ("*.raw").
     """
-    path = expand_home(where)
     if not _exists(path) and glob.has_magic(str(path)):
         return _matches(path)
     return list_folder(path) if _exists(path) and path.is_dir() else [path]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -17,16 +18,20 @@ from flawmap.errors import ImageError, ParameterError
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource, read_image
 from flawmap.images.video import FrameReader, VideoFrame
+from flawmap.options import OnBad
 from flawmap.prediction import Placement
 
-__all__ = ["Loaded", "stream"]
+__all__ = ["Loaded", "load_image", "stream"]
 
 MOST_WORKERS = 1024
 LOOK_AHEAD = 4
-"""Images per worker that are read before they are asked for."""
+"""Images per worker that are read before the caller asks for them."""
 AHEAD_BYTES = 16 * 2**20
-"""Memory up to which more are, where all of them are there from the start: a caller that is busy with something else
-for a while, such as compiling a network, then finds them ready."""
+"""Memory up to which more are read ahead, if all images are known from the start: a caller that is busy for a while,
+such as compiling a network, then finds them ready."""
+
+Load = Callable[[], "Loaded"]
+"""Gives an image, or raises its ImageError."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +39,12 @@ class Loaded:
     """An image made ready for the model.
 
     Attributes:
-        number: its place among the images asked for, from 1, bad ones counted.
+        number: its position among the images asked for, from 1, bad ones counted.
         name: its path, or "image 3" for the third of images in memory; for messages.
         source: its path, or a frame of a video: what it can be read from again; None if it came from memory.
-        pixels: (h, w, 3) uint8, the model's input.
-        placement: where that lies on the original.
+        pixels: (h, w, 3) uint8, the model's input, or the canvas before the crop.
+        placement: where the model's input lies on the original.
+        path: its path, `path#index` for a frame of a video, or None.
     """
 
     number: int
@@ -46,73 +52,126 @@ class Loaded:
     source: str | VideoFrame | None
     pixels: NDArray[np.uint8]
     placement: Placement
+    path: str | None = field(init=False, repr=False)
 
-    @property
-    def path(self) -> str | None:
-        """Its path, `path#index` for a frame of a video, or None."""
-        return None if self.source is None else str(self.source)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", None if self.source is None else str(self.source))
+
+
+def load_image(
+    number: int,
+    item: ImageSource,
+    preprocessing: Preprocessing,
+    *,
+    whole: bool = False,
+    frames: FrameReader | None = None,
+) -> Loaded:
+    """Read and preprocess one image. Raises ImageError.
+
+    Args:
+        number: its position among the images asked for, from 1.
+        item: a path, array, PIL image or frame of a video.
+        preprocessing: from the image to the model's input.
+        whole: keep the pixels before the crop.
+        frames: decodes frames of videos; None opens the video for this frame alone.
+    """
+    source = item if isinstance(item, VideoFrame) else os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
+    name = f"image {number}" if source is None else str(source)
+    rgb = frames.read(item) if frames is not None and isinstance(item, VideoFrame) else read_image(item, name=name)
+    pixels, placement = preprocessing.apply(rgb, whole=whole)
+    return Loaded(number, name, source, pixels, placement)
 
 
 def stream(
     items: Iterable[ImageSource],
     preprocessing: Preprocessing,
     *,
-    on_bad: Callable[[ImageError], None] | None = None,
+    on_bad: OnBad | None = None,
     workers: int | None = None,
+    whole: bool = False,
+    live: bool = False,
 ) -> Iterator[Loaded]:
-    """Read and preprocess images, in order. Frames of videos take a thread of their own, which decodes them in order.
+    """Read and preprocess images, in order.
 
     Args:
         items: paths, arrays, PIL images, frames of videos; of an iterator, pulled no faster than they are read.
-        preprocessing: what makes the model's input of them.
-        on_bad: is told of each image that cannot be used, which is then left out; None raises its ImageError.
-        workers: threads, up to 1,024; None for one per processor, at most eight. ParameterError for none.
+        preprocessing: from an image to the model's input.
+        on_bad: called with the ImageError of each image that cannot be used, which is then left out; None raises it.
+        workers: threads, up to 1,024; None for one per processor, at most eight. ParameterError for none. Frames of
+            videos use one more thread, which decodes them in order.
+        whole: keep the pixels before the crop; placements are those of the model's input either way.
+        live: read each image in the calling thread, only when the caller asks for it, as for a camera.
     """
-    if workers is not None and (
-        isinstance(workers, bool) or not isinstance(workers, int) or not 0 < workers <= MOST_WORKERS
-    ):
-        raise ParameterError(
-            f"workers must be a number from 1 to {MOST_WORKERS}, or None for one per processor; got {workers!r}"
-        )
-    n_workers = workers or min(8, os.cpu_count() or 1)
-    ahead = n_workers * LOOK_AHEAD
-    if isinstance(items, Sequence):
-        ahead = max(ahead, AHEAD_BYTES // (3 * math.prod(preprocessing.input_size)))
-    numbered = enumerate(items, start=1)
-    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="flawmap-read")
-    frame_pool = ThreadPoolExecutor(1, thread_name_prefix="flawmap-read-frames")
-    frames = FrameReader()
-    pending: deque[Future[Loaded]] = deque()
-    try:
-        while True:
-            for number, item in islice(numbered, ahead - len(pending)):
-                if isinstance(item, VideoFrame):
-                    pending.append(frame_pool.submit(_load_frame, number, frames, item, preprocessing))
-                else:
-                    pending.append(pool.submit(_load, number, item, preprocessing))
-            if not pending:
-                return
+    n_workers = _checked(workers)
+    loads = _live(items, preprocessing, whole) if live else _ahead(items, preprocessing, whole, n_workers)
+    with closing(loads):
+        for load in loads:
             try:
-                loaded = pending.popleft().result()
+                loaded = load()
             except ImageError as error:
                 if on_bad is None:
                     raise
                 on_bad(error)
             else:
                 yield loaded
+
+
+def _checked(workers: int | None) -> int:
+    """Number of threads. Raises ParameterError."""
+    if workers is not None and (
+        isinstance(workers, bool) or not isinstance(workers, int) or not 0 < workers <= MOST_WORKERS
+    ):
+        raise ParameterError(
+            f"workers must be a number from 1 to {MOST_WORKERS}, or None for one per processor; got {workers!r}"
+        )
+    return workers or min(8, os.cpu_count() or 1)
+
+
+def _live(items: Iterable[ImageSource], preprocessing: Preprocessing, whole: bool) -> Generator[Load, None, None]:
+    """Images that are read when they are asked for."""
+    frames = None
+    try:
+        for number, item in enumerate(items, start=1):
+            if frames is None and isinstance(item, VideoFrame):
+                frames = FrameReader()
+            yield partial(load_image, number, item, preprocessing, whole=whole, frames=frames)
+    finally:
+        if frames is not None:
+            frames.close()
+
+
+def _ahead(
+    items: Iterable[ImageSource], preprocessing: Preprocessing, whole: bool, n_workers: int
+) -> Generator[Load, None, None]:
+    """Images that threads read ahead, within a bound."""
+    numbered = enumerate(items, start=1)
+    ahead, may_widen = n_workers * LOOK_AHEAD, isinstance(items, Sequence)
+    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="flawmap-read")
+    frame_pool = ThreadPoolExecutor(1, thread_name_prefix="flawmap-read-frames")
+    frames: FrameReader | None = None
+    pending: deque[Future[Loaded]] = deque()
+
+    def fill(n_pending: int) -> None:
+        nonlocal frames
+        for number, item in islice(numbered, n_pending - len(pending)):
+            is_frame = isinstance(item, VideoFrame)
+            if is_frame and frames is None:
+                frames = FrameReader()
+            own_pool, own_frames = (frame_pool, frames) if is_frame else (pool, None)
+            pending.append(own_pool.submit(load_image, number, item, preprocessing, whole=whole, frames=own_frames))
+
+    try:
+        while True:
+            fill(ahead)
+            if not pending:
+                return
+            first = pending.popleft()
+            if may_widen and first.exception() is None:  # all inputs have the first one's size
+                ahead, may_widen = max(ahead, AHEAD_BYTES // first.result().pixels.nbytes), False
+                fill(ahead - 1)
+            yield first.result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         frame_pool.shutdown(wait=True, cancel_futures=True)
-        frames.close()
-
-
-def _load(number: int, item: ImageSource, preprocessing: Preprocessing) -> Loaded:
-    path = os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
-    name = path or f"image {number}"
-    pixels, placement = preprocessing.apply(read_image(item, name=name))
-    return Loaded(number, name, path, pixels, placement)
-
-
-def _load_frame(number: int, frames: FrameReader, frame: VideoFrame, preprocessing: Preprocessing) -> Loaded:
-    pixels, placement = preprocessing.apply(frames.read(frame))
-    return Loaded(number, str(frame), frame, pixels, placement)
+        if frames is not None:
+            frames.close()

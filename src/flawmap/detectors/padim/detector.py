@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -95,6 +95,7 @@ class PaDiM(FeatureDetector):
         },
     }
     factor_dtypes = get_args(FactorDtype)
+    calibrations = get_args(Calibration)
 
     n_features: Annotated[
         int | None, Field(description="Channels drawn at random from the concatenated layers; None: all.")
@@ -118,13 +119,6 @@ class PaDiM(FeatureDetector):
         PrecisionChoice,
         Field(description='Of the backbone. "bfloat16" is twice as fast where the processor has it; "auto": there.'),
     ] = "float32"
-    calibrate: Annotated[
-        Literal["leave-one-out", "holdout", None],
-        Field(
-            description='How good images get held-out scores: "leave-one-out"; "holdout" learns from three quarters '
-            "and scores the rest; None: no threshold."
-        ),
-    ] = "leave-one-out"
     groups: Annotated[
         GroupRule,
         Field(
@@ -171,7 +165,7 @@ class PaDiM(FeatureDetector):
         input_size = self.preprocessing.input_size
         n_total = sum(n for n, _ in self.shapes_)
         channels = choose_channels(n_total, self.reduction, self.n_features, self.channels, self.seed)
-        features = ()
+        features: Iterable[Sequence[Tensor]] = ()
         if self.reduction == "pca":
             size = good.batch_size or batch_size(input_size)
             features = (backbone.features(batch.pixels) for batch in good.look_ahead(size))

@@ -136,7 +136,7 @@ class _Projected(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        parts = self.components.split([maps.shape[1] for maps in features], dim=1)
+        parts = torch.split(self.components, [maps.shape[1] for maps in features], dim=1)
         total = torch.stack(
             [
                 repeat(torch.matmul(part, maps.flatten(2)))

@@ -2,8 +2,8 @@
 
 Images of one group (copies, frames of one clip, views of one part) make each other's scores too low, so they are left
 out together. A small group is left out by the block identity. Of a large one, whose part in what regularises is no
-longer negligible (and of every image, where there are few), the moments are subtracted and the Gaussians factored again,
-which is exact.
+longer negligible (and of every image, if there are few), the moments are subtracted and the Gaussians factored again:
+a refit, which is exact.
 """
 
 from __future__ import annotations

@@ -207,9 +207,7 @@ class SPADE(FeatureDetector):
 
     def _layout_of(self, layers: tuple[str, ...], image_layer: str, read: tuple[str, ...]) -> Layout:
         """How images become rows of the gallery, of the layers that the backbone reads."""
-        return Layout.of(
-            self.shapes_, len(layers), read.index(image_layer), variant=self.variant, coreset=self.coreset
-        )
+        return Layout.of(self.shapes_, len(layers), read.index(image_layer), variant=self.variant, coreset=self.coreset)
 
     def _choose_layers(self) -> tuple[tuple[str, ...], str]:
         """The layers whose patches are compared, and the one that is pooled."""
@@ -219,7 +217,7 @@ class SPADE(FeatureDetector):
         if not 1 <= len(layers) <= MAX_LAYERS:
             raise ParameterError(f"layers must be one to {MAX_LAYERS} distinct names, got {list(layers)}")
         last = (level for level in reversed(levels) if level not in ("bn1", "bn2"))
-        return layers, self.image_layer or next(last)
+        return tuple(layers), self.image_layer or next(last)
 
     def _count_neighbors(self, n_images: int) -> int:
         """K; raises for too few good images."""

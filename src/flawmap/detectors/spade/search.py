@@ -137,9 +137,7 @@ class Sample:
             self.kept[slot] = (index, image)
 
 
-def learn(
-    backbone: Backbone, layout: Layout, batches: Iterable[Batch], *, cache_mb: float, sample: Sample
-) -> Known:
+def learn(backbone: Backbone, layout: Layout, batches: Iterable[Batch], *, cache_mb: float, sample: Sample) -> Known:
     """Features of all images; `sample` draws those that set the pixel threshold."""
     gallery = Gallery(layout.n_values, cache_mb=cache_mb)
     pooled: list[Tensor] = []
@@ -173,9 +171,7 @@ def calibrate(
     for start in range(0, len(sample.kept), QUERY_IMAGES):
         indices, images = zip(*sample.kept[start : start + QUERY_IMAGES], strict=True)
         batch = make_batch(images)
-        _, distances = patch_distances(
-            backbone, layout, known, batch.pixels, n_neighbors=k, own=torch.tensor(indices)
-        )
+        _, distances = patch_distances(backbone, layout, known, batch.pixels, n_neighbors=k, own=torch.tensor(indices))
         maps = mean_maps(distances, input_size)
         blank_padding(maps, images)
         for image, anomaly_map in zip(images, maps, strict=True):

@@ -84,6 +84,7 @@ class TrainedDetector(Detector, Generic[Scorer]):
 
     name = ""
     reads_whole = True
+    calibrations = ("holdout",)
     trains_on_whole: ClassVar[bool] = False
     """Whether the training crops images itself."""
     epoch_images: ClassVar[int | None] = None
@@ -107,19 +108,13 @@ class TrainedDetector(Detector, Generic[Scorer]):
     patience: Annotated[
         int | None, whole_number(), Field(description="Epochs without a lower mean loss that end the training.")
     ] = None
-    precision: Annotated[
-        Precision, Field(description='"bfloat16" trains in mixed precision on the CPU too.')
-    ] = "float32"
-    calibrate: Annotated[
-        Literal["holdout", None],
-        Field(
-            description='"holdout" learns from three quarters of the good images and scores the rest; None: no '
-            "threshold."
-        ),
-    ] = "holdout"
+    precision: Annotated[Precision, Field(description='"bfloat16" trains in mixed precision on the CPU too.')] = (
+        "float32"
+    )
+    calibrate = "holdout"
     groups: Annotated[
         GroupRule,
-        Field(description="Near-duplicates that are held out together: a regular expression, \"folder\", or a function."),
+        Field(description='Near-duplicates that are held out together: a regular expression, "folder", or a function.'),
     ] = None
     checkpoint: Annotated[
         str | os.PathLike[str] | None,

@@ -27,9 +27,9 @@ from flawmap.errors import ParameterError
 from flawmap.prediction import Size
 
 __all__ = [
-    "GANomaly",
     "SIDES",
     "Discriminator",
+    "GANomaly",
     "GANomalyScorer",
     "GANomalyTraining",
     "Generator",

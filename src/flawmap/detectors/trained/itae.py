@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
-from flawmap.detectors.trained.detector import TrainedDetector
 from flawmap.detectors.batches import batch_size
+from flawmap.detectors.trained.detector import TrainedDetector
 from flawmap.detectors.trained.images import TrainingImages, TrainingPixels, to_planes, upload
 from flawmap.detectors.trained.training import Mixed, Shuffle, Trainee, random_numbers
 from flawmap.errors import ParameterError

@@ -36,11 +36,11 @@ from flawmap.errors import ParameterError, TrainingError
 from flawmap.prediction import Size
 
 __all__ = [
-    "PatchSVDD",
     "DIRECTIONS",
     "LARGE",
     "SMALL",
     "LargeEncoder",
+    "PatchSVDD",
     "PatchSVDDNetwork",
     "PatchSVDDScorer",
     "PatchSVDDTraining",

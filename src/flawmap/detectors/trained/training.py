@@ -176,7 +176,7 @@ def train(
     precision: Literal["float32", "bfloat16"] = "float32",
     checkpoint: Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    report: Report = partial(report_progress, False),
+    report: Report | None = None,
 ) -> TrainingRecord:
     """Train until the schedule, its time or the loss says stop; the weights are then those of the last step.
 
@@ -189,7 +189,7 @@ def train(
             goes on from it. None keeps none.
         settings: what a checkpoint must have been written with, as plain JSON values.
         report: shows progress: a context, by description and total, that gives a function to call with what was done:
-            steps, or seconds of a budget.
+            steps, or seconds of a budget. None shows none.
 
     Raises TrainingError if the loss is no longer finite, if the checkpoint cannot be written, or if the one there is
     belongs to another training; the last good checkpoint stays in each case.
@@ -198,7 +198,7 @@ def train(
     record = TrainingRecord() if keeper is None else keeper.resume(trainee, schedule)
     total = schedule.last_step if schedule.minutes is None else math.ceil(60 * schedule.minutes)
     trainee.network.train()
-    with report("Training", total) as advance:
+    with (report or partial(report_progress, False))("Training", total) as advance:
         told, saved, started = 0, record.seconds, time.monotonic() - record.seconds
         while (stopped := schedule.ended(record)) is None:
             loss = float(trainee.step(record.steps, lambda: _mixed(device, precision)))

@@ -36,8 +36,8 @@ from flawmap.detectors.trained.training import Mixed, Shuffle, Trainee, random_n
 from flawmap.prediction import Size
 
 __all__ = [
-    "VAE",
     "MAX_ROTATION",
+    "VAE",
     "VAENetwork",
     "VAEScorer",
     "VAETraining",
