@@ -2,73 +2,52 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from flawmap.errors import ParameterError
 
 if TYPE_CHECKING:
-    from flawmap.detectors import AnyDetector
+    from flawmap.detectors import Detector
 
-__all__ = ["TRAINED", "DetectorName", "Variant", "choose_detector", "make_detector"]
+__all__ = ["choose_detector", "make_detector"]
 
 OPTIONS = {"pretrained": "random-weights"}
-"""Options that are not named after the argument they set."""
+"""Options that are not named after the parameter they set."""
+DEFAULT = "padim"
 
 
-class DetectorName(StrEnum):
-    """The detectors."""
+def choose_detector(name: str | None, preset: str | None) -> type[Detector]:
+    """The detector that is meant.
 
-    padim = "padim"
-    spade = "spade"
-    mahalanobis_ad = "mahalanobis-ad"
-    vae = "vae"
-    patch_svdd = "patch-svdd"
-    ganomaly = "ganomaly"
-    itae = "itae"
+    ParameterError for an unknown preset, or one of another detector; a usage error for an unknown name.
+    """
+    from flawmap.detectors import all_detectors, find_detector
 
-
-TRAINED = (DetectorName.vae, DetectorName.patch_svdd, DetectorName.ganomaly, DetectorName.itae)
-"""Detectors that train a network of their own."""
-
-
-class Variant(StrEnum):
-    """SPADE as in its paper, or as the public re-implementation has it."""
-
-    paper = "paper"
-    port = "port"
-
-
-def choose_detector(name: str | None, preset: str | None) -> str:
-    """The name of the detector that is meant; ParameterError for an unknown preset, or one of another detector."""
     if preset is None:
-        return name or DetectorName.padim.value
-    from flawmap.detectors import PRESETS
-
-    owners = {preset_name: owner for owner, names in PRESETS.items() for preset_name in names}
+        try:
+            return find_detector(name or DEFAULT)
+        except ParameterError as error:
+            raise typer.BadParameter(str(error), param_hint="--detector") from error
+    owners = {preset_name: kind for kind in all_detectors() for preset_name in kind.presets}
     if preset not in owners:
         raise ParameterError(f"unknown preset '{preset}'; there are {', '.join(owners)}")
-    if name not in (None, owners[preset]):
-        raise ParameterError(f"--preset {preset} is of {owners[preset]}, not of {name}; leave --detector out")
+    if name not in (None, owners[preset].name):
+        raise ParameterError(f"--preset {preset} is of {owners[preset].name}, not of {name}; leave --detector out")
     return owners[preset]
 
 
-def make_detector(name: str, preset: str | None, given: Mapping[str, object]) -> AnyDetector:
-    """The detector of that name, by a preset of it or without, with the arguments that were given.
+def make_detector(kind: type[Detector], preset: str | None, given: Mapping[str, Any]) -> Detector:
+    """The detector, by a preset of it or without, with the parameters that were given.
 
-    Raises ParameterError for an option that the detector has no use for.
+    Raises ParameterError for an option that the detector does not have.
     """
-    from flawmap.detectors import DETECTORS
-
     if preset is not None and ("backbone" in given or "layers" in given):
         raise ParameterError("--preset names its own backbone and layers; give either it or --backbone and --layers")
-    kind = DETECTORS[name]
-    known = inspect.signature(kind).parameters
-    for option in given:
-        if option not in known:
-            flag = OPTIONS.get(option, option.replace("_", "-"))
-            raise ParameterError(f"--{flag} is not for {name}; leave it out")
-    arguments: dict[str, Any] = dict(given)
-    return kind(**arguments) if preset is None else kind.from_preset(preset, **arguments)
+    for name in given:
+        if name not in kind.parameters_type.model_fields:
+            flag = OPTIONS.get(name, name.replace("_", "-"))
+            raise ParameterError(f"--{flag} is not for {kind.name}; leave it out")
+    return kind(**given) if preset is None else kind.from_preset(preset, **given)

@@ -20,20 +20,15 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a MODEL is and what it was fitted on."""
-    from flawmap.model_file import WHOLE_IMAGE, ModelFile
+    from flawmap.detectors import describe_file
 
-    file: ModelFile[Any] = ModelFile(model)
-    channels = getattr(file.document, "channels", None)  # of PaDiM alone
-    content: dict[str, Any] = {
-        "path": str(model),
-        "bytes": model.stat().st_size,
-        "localises": file.document.detector not in WHOLE_IMAGE,
-        **file.document.model_dump(mode="json", exclude={"channels"}),
-    }
+    described = describe_file(model)
+    channels = described.pop("channels", None)  # of PaDiM alone
+    content: dict[str, Any] = {"path": str(model), "bytes": model.stat().st_size, **described}
     if channels is not None:
         content["n_channels_used"] = len(channels)
     if as_json:
-        print_json(content if channels is None else {**content, "channels": list(channels)})
+        print_json(content if channels is None else {**content, "channels": channels})
         return
     table = Table("", "", show_header=False, title=escape(str(model)))
     for name, value in content.items():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import entry_points
+from typing import Any
 
-from flawmap.detectors.detector import Detector
-from flawmap.detectors.document import read_document
+from flawmap.detectors.detector import Detector, describe_document
+from flawmap.detectors.document import Document, read_document
 from flawmap.detectors.mahalanobis_ad import MahalanobisAD
 from flawmap.detectors.padim import PaDiM
 from flawmap.detectors.spade import SPADE
@@ -16,6 +17,7 @@ from flawmap.model_file import ModelFile, damaged
 from flawmap.options import Runtime
 
 __all__ = [
+    "BUILT_IN",
     "DETECTORS",
     "ENTRY_POINTS",
     "ITAE",
@@ -27,6 +29,8 @@ __all__ = [
     "PaDiM",
     "PatchSVDD",
     "TrainedDetector",
+    "all_detectors",
+    "describe_file",
     "find_detector",
     "load",
     "register",
@@ -36,6 +40,7 @@ DETECTORS: dict[str, type[Detector]] = {
     kind.name: kind for kind in (PaDiM, SPADE, MahalanobisAD, VAE, PatchSVDD, GANomaly, ITAE)
 }
 """Detectors by the name that model files and commands use."""
+BUILT_IN = frozenset(DETECTORS)
 ENTRY_POINTS = "flawmap.detectors"
 """Group of entry points by which an installed package adds detectors."""
 
@@ -52,12 +57,18 @@ def register(kind: type[Detector]) -> type[Detector]:
     return kind
 
 
+def all_detectors() -> list[type[Detector]]:
+    """All detectors: built in, registered, and of installed packages."""
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name not in DETECTORS:
+            register(entry.load())
+    return list(DETECTORS.values())
+
+
 def find_detector(name: str) -> type[Detector]:
     """The detector of a name: built in, registered, or of an installed package. Raises ParameterError."""
     if name not in DETECTORS:
-        for entry in entry_points(group=ENTRY_POINTS):
-            if entry.name == name:
-                register(entry.load())
+        all_detectors()
     if name not in DETECTORS:
         raise ParameterError(f"unknown detector '{name}'; there are {', '.join(DETECTORS)}")
     return DETECTORS[name]
@@ -86,11 +97,22 @@ def load(
     """
     file = ModelFile(path)
     document = read_document(file)
-    try:
-        kind = find_detector(document.detector)
-    except ParameterError as error:
-        raise damaged(path, f"{error}. If a package adds this detector, install it") from error
+    kind = _kind_of(path, document)
     if weights is not None and "weights" not in kind.parameters_type.model_fields:
         raise ParameterError(f"{path}: holds the network that was trained, and needs no other weights")
     settings = {"weights": weights, "device": device, "runtime": runtime, "workers": workers}
     return kind.from_document(file, document, **settings)
+
+
+def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a model file says of itself, as plain JSON values, without its tensors. Raises ModelFileError."""
+    document = read_document(ModelFile(path))
+    localises = _kind_of(path, document).localises
+    return {"localises": localises, **describe_document(document)}
+
+
+def _kind_of(path: str | os.PathLike[str], document: Document) -> type[Detector]:
+    try:
+        return find_detector(document.detector)
+    except ParameterError as error:
+        raise damaged(path, f"{error}. If a package adds this detector, install it") from error

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,8 +35,6 @@ __all__ = ["FeatureDetector", "feature_maps"]
 
 MAX_POSITIONS = 2**22
 """Finest grid that a model file may ask for."""
-MOST_BYTES = 256 * 2**20
-"""Constants of a head up to which one graph pays: it holds a copy of them, and saves less the larger they are."""
 
 
 class FeatureNetwork(nn.Module):
@@ -60,6 +58,9 @@ class FeatureDetector(Detector):
     """
 
     name = ""
+    most_graph_bytes: ClassVar[int] = 256 * 2**20
+    """Constants of a head up to which one graph pays: it holds a copy of them, and saves less the larger they are."""
+
     backbone: Annotated[str, Field(description="A name of `flawmap.backbones.CATALOGUE` or any timm name.")] = (
         DEFAULT_BACKBONE
     )
@@ -156,7 +157,7 @@ class FeatureDetector(Detector):
         policy = self.backbone_.policy
         self._graph, self._may_compile = None, False
         if policy.compiles and policy.precision == "float32":
-            self._may_compile = self._head_bytes() <= MOST_BYTES
+            self._may_compile = self._head_bytes() <= self.most_graph_bytes
 
     def _head_bytes(self) -> int:
         """Memory of the head's constants."""

@@ -153,6 +153,16 @@ def describe_parameters(parameters: type[Parameters]) -> str:
     return "\n".join(["    Args:", *lines])
 
 
+def _signature(parameters: type[Parameters]) -> inspect.Signature:
+    """Keyword arguments with their types and defaults."""
+    return inspect.Signature(
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
+            for name, field in parameters.model_fields.items()
+        ]
+    )
+
+
 @dataclass_transform(kw_only_default=True)
 class Parametrised:
     """A class whose public annotated attributes are the keyword arguments of its constructor."""
@@ -164,7 +174,7 @@ class Parametrised:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.parameters_type = build_parameters(cls)
-        cls.__signature__ = inspect.signature(cls.parameters_type)
+        cls.__signature__ = _signature(cls.parameters_type)
         cls.__doc__ = f"{(cls.__doc__ or '').rstrip()}\n\n{describe_parameters(cls.parameters_type)}\n"
 
     def __init__(self, **parameters: Any) -> None:  # noqa: ANN401 (typed by the class's annotations)

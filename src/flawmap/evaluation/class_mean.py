@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from flawmap.datasets import find_classes, open_dataset
-from flawmap.detectors import Detector, OnBad
+from flawmap.detectors import Detector
 from flawmap.errors import DatasetError
 from flawmap.evaluation.evaluate import Evaluation, Figures, evaluate
+from flawmap.options import OnBad
 from flawmap.progress import Progress
 
 __all__ = ["ClassMean", "evaluate_classes", "mean_figures"]

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.datasets import Sample
-from flawmap.detectors import Detector, OnBad
+from flawmap.detectors import Detector
 from flawmap.errors import DatasetError, ImageError
 from flawmap.evaluation.metrics import PixelScores, Rate, Reliability, image_auroc, reliability
 from flawmap.images import Preprocessing, read_mask
+from flawmap.options import OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress, report_progress
 

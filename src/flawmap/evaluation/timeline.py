@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flawmap.datasets import Sample
-from flawmap.detectors import Detector, OnBad
+from flawmap.detectors import Detector
 from flawmap.errors import DatasetError, MissingDependencyError, ParameterError
 from flawmap.files import replace_atomically
+from flawmap.options import OnBad
 from flawmap.progress import Progress, report_progress
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.datasets import GOOD, Dataset, RdImage, open_dataset, rd_images
-from flawmap.detectors import OnBad
 from flawmap.errors import DatasetError, ImageError
 from flawmap.images import ImageSource, MaskSource, Preprocessing, VideoFrame, read_mask, stream
 from flawmap.images.masks import ClassMask, MaskFrame
+from flawmap.options import OnBad
 from flawmap.prediction import Placement
 
 __all__ = ["RD", "ClassFiles", "ClassImages", "look_at_class", "read_class", "readable"]

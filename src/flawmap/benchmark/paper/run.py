@@ -30,8 +30,9 @@ from flawmap.benchmark.paper.results import Results, Run
 from flawmap.benchmark.paper.scores import RunScores
 from flawmap.benchmark.paper.shared_features import SharedFeatures, score_shared
 from flawmap.benchmark.paper.systems import System, systems_without_data
-from flawmap.detectors import Detector, OnBad, PaDiM
+from flawmap.detectors import Detector, PaDiM
 from flawmap.errors import BackboneError, FlawmapError, ImageError
+from flawmap.options import OnBad
 from flawmap.progress import Progress, report_progress
 
 __all__ = ["Outcome", "run_plan"]
