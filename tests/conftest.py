@@ -12,29 +12,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # naive.py, the float64 twins; videos.py, small videos by a real codec
 
 
-@pytest.fixture(scope="session", autouse=True)
-def closed_form():
-    """What decides when images are left out by fitting again; of single ones that would take so many tests too long."""
-    from flawmap.detectors.padim import fit as padim_fit
-    from flawmap.detectors.padim import leave_one_out as calibration
-
-    original = calibration.is_large
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (calibration, padim_fit):
-            patch.setattr(module, "is_large", lambda n_members, count: n_members > 1 and original(n_members, count))
-        yield original
-
-
-@pytest.fixture
-def fitting_again(closed_form, monkeypatch):
-    """Of few images each is left out by fitting again, as everywhere but in other tests."""
-    from flawmap.detectors.padim import fit as padim_fit
-    from flawmap.detectors.padim import leave_one_out as calibration
-
-    for module in (calibration, padim_fit):
-        monkeypatch.setattr(module, "is_large", closed_form)
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of real images, weights and golden results that lies beside the project on some machines."""
@@ -88,7 +65,7 @@ def scratched(good_images) -> np.ndarray:
     return image
 
 
-SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 72, "crop": 64, "regularization": "paper"}
+SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 72, "crop": 64, "regularization": "paper", "refit_below": 0}
 
 
 @pytest.fixture(scope="session")

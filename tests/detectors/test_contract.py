@@ -22,8 +22,8 @@ from flawmap.errors import FlawmapError, ImageError, ModelFileError, NotFittedEr
 SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64}
 
 KINDS = {
-    "padim": (PaDiM, {}),
-    "padim-drawn": (PaDiM, {"n_features": 30}),
+    "padim": (PaDiM, {"refit_below": 0}),
+    "padim-drawn": (PaDiM, {"n_features": 30, "refit_below": 0}),
     "spade": (SPADE, {}),
     "spade-port": (SPADE, {"variant": "port", "n_neighbors": 3}),
     "spade-coreset": (SPADE, {"coreset": 0.5, "n_neighbors": 4, "n_mapped": 5}),
@@ -141,10 +141,9 @@ def test_a_loaded_model_is_the_model(kind, model, path, good_images, scratched):
     same(loaded.predict(scratched), model.predict(scratched))
 
 
-@pytest.mark.usefixtures("fitting_again")
 @pytest.mark.parametrize("kind", ["padim-drawn", "spade", "spade-port"], indirect=True)
 def test_scores_of_few_images_are_those_of_refitting_without_them(kind, good_images):
-    changes = {"regularization": (0.1, 0.02)} if kind.startswith("padim") else {}
+    changes = {"regularization": (0.1, 0.02), "refit_below": 50} if kind.startswith("padim") else {}
     scores = make(kind, **changes).fit(good_images).leave_one_out_scores_
     for i in (0, 5, 11):
         rest = make(kind, **changes).fit(np.delete(good_images, i, axis=0))
@@ -275,18 +274,24 @@ def test_a_description_that_contradicts_itself_is_refused(path):
     with safe_open(path, framework="pt") as file:
         document = json.loads(file.metadata()["flawmap"])
     tensors = load_file(path)
+    backbone, learnt, parameters = document["backbone"], document["learnt"], document["parameters"]
+    is_spade = document["detector"] == "spade"
     changes = [
         {"detector": "os.system"},
         {"detector": ["spade"]},
         {"surprise": 1},
         {"n_images": 1},
-        {"grids": document["grids"][:-1] or [[1, 1]]},
-        {"grids": [[16000, 16000]] * len(document["grids"])},
-        {"n_channels": [7] * len(document["n_channels"])},
         {"decision": None},
-        {"preprocessing": {"resize": [64, 64], "crop": [65, 65], "aspect": "squash"}},
-        {"n_neighbors": 13} if document["detector"] == "spade" else {"n_channels": []},
-        {"image_layer": "layer9"} if document["detector"] == "spade" else {"grids": []},
+        {"backbone": None},
+        {"backbone": {**backbone, "grids": backbone["grids"][:-1] or [[1, 1]]}},
+        {"backbone": {**backbone, "grids": [[16000, 16000]] * len(backbone["grids"])}},
+        {"backbone": {**backbone, "n_channels": [7] * len(backbone["n_channels"])}},
+        {"parameters": {**parameters, "resize": [64, 64], "crop": [65, 65]}},
+        {"parameters": {**parameters, "seed": -1}},
+        {"parameters": {**parameters, "surprise": 1}},
+        {"learnt": {}},
+        {"learnt": {**learnt, "n_neighbors": 13} if is_spade else {**learnt, "surprise": 1}},
+        {"learnt": {**learnt, "image_layer": "layer9"} if is_spade else {}},
     ]
     for change in changes:
         save_file(tensors, path, {"flawmap": json.dumps({**document, **change})})

@@ -8,7 +8,7 @@ import typer
 
 import flawmap
 from flawmap.cli import benchmark, benchmark_paper, datasets, demo, evaluate, export, fit, info, predict, threshold
-from flawmap.cli.fit_options import FitCommand
+from flawmap.cli.fit_options import FURTHER, FitCommand
 
 __all__ = ["app"]
 
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("fit", cls=FitCommand)(fit.fit)
+app.command("fit", cls=FitCommand, context_settings=FURTHER)(fit.fit)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("info")(info.info)

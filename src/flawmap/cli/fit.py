@@ -117,7 +117,6 @@ def fit(
         "width": width,
         "checkpoint": checkpoint,
         "groups": groups,
-        **ctx.meta.get(options.FURTHER, {}),
     }
     given = {name: value for name, value in given.items() if value is not None}
     if calibrate is not None:
@@ -125,6 +124,7 @@ def fit(
     given |= {"seed": seed, "aspect": aspect, "device": device, "false_alarm_rate": false_alarm_rate}
     _check(output, given)
     kind = choose_detector(detector or None, preset)
+    given |= options.further_parameters(ctx, kind)
     unfinished = _unfinished(kind, output, given)
     model = make_detector(kind, preset, given)
     if dtype is not None and dtype not in model.factor_dtypes:

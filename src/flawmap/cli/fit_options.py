@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
+import sys
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from typer.core import TyperCommand
 
-from flawmap.cli.console import fail
-from flawmap.errors import FlawmapError
 from flawmap.options import FactorDtype, PrecisionChoice, Runtime
 
-__all__ = ["FURTHER", "FitCommand"]
+if TYPE_CHECKING:
+    from flawmap.detectors import Detector
 
-FURTHER = "flawmap.further_options"
-"""Where the context keeps the values of options of further detectors."""
+__all__ = ["FURTHER", "FitCommand", "further_parameters"]
+
+FURTHER = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Settings by which the command also gets options that it does not declare."""
 BACKBONE, PADIM, SPADE, TRAINING, FILE = (
     "Backbone",
     "PaDiM",
@@ -190,43 +198,46 @@ CacheMb = Annotated[
 
 
 class FitCommand(TyperCommand):
-    """`flawmap fit`, with an option for each parameter of registered detectors that no built-in one has."""
+    """`flawmap fit`, whose help also has the options of registered detectors that are not built in."""
 
-    def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 (typer keeps its own copy of click's types)
-        """The declared options, then those of further detectors."""
-        declared = super().get_params(ctx)
-        return [*declared, *_further_options({option for one in declared for option in one.opts})]
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 (typer's own types)
+        """The declared options, then a panel for each further detector."""
+        super().format_help(ctx, formatter)
+        for kind, fields in _further_fields({option for one in self.params for option in one.opts}).items():
+            rows = Table.grid(padding=(0, 2))
+            for name, field in fields.items():
+                rows.add_row(_flag(name), escape(f"{field.description or name} [default: {field.default}]"))
+            Console().print(Panel(rows, title=f"Detector {kind}", title_align="left", border_style="dim"))
 
 
-def _further_options(taken: set[str]) -> list[TyperOption]:
-    from importlib.metadata import entry_points
-    from sys import modules
+def further_parameters(ctx: typer.Context, kind: type[Detector]) -> dict[str, str]:
+    """Parameters of the chosen detector among the arguments that no declared option took; a usage error for others."""
+    found: dict[str, str] = {}
+    arguments = iter(ctx.args)
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or name not in kind.parameters_type.model_fields:
+            near = difflib.get_close_matches(flag, [option for one in ctx.command.params for option in one.opts], 1)
+            ctx.fail(f"No such option: {flag}" + (f" Did you mean {near[0]}?" if near else ""))
+        found[name] = value if equals else next(arguments, "")
+    return found
 
-    if not entry_points(group="flawmap.detectors") and "flawmap.detectors" not in modules:
-        return []  # importing the detectors takes seconds
+
+def _further_fields(taken: set[str]) -> dict[str, dict[str, Any]]:
+    """Parameters of detectors that are not built in, by detector and name, but for those that are options already."""
+    if not entry_points(group="flawmap.detectors") and "flawmap.detectors" not in sys.modules:
+        return {}  # importing the detectors needs seconds
     from flawmap.detectors import BUILT_IN, all_detectors
 
-    try:
-        detectors = all_detectors()
-    except FlawmapError as error:
-        fail(str(error))
-    options = []
-    for kind in detectors:
-        for name, field in () if kind.name in BUILT_IN else kind.parameters_type.model_fields.items():
-            flag = f"--{name.replace('_', '-')}"
-            if flag not in taken and name != "pretrained":
-                taken.add(flag)
-                text = f"{field.description or name} \\[default: {field.default}]"
-                panel = f"Detector {kind.name}"
-                options.append(
-                    TyperOption(
-                        param_decls=[name, flag], help=text, rich_help_panel=panel, expose_value=False, callback=_keep
-                    )
-                )
-    return options
+    return {
+        kind.name: {
+            name: field for name, field in kind.parameters_type.model_fields.items() if _flag(name) not in taken
+        }
+        for kind in all_detectors()
+        if kind.name not in BUILT_IN
+    }
 
 
-def _keep(ctx: Any, option: Any, value: str | None) -> str | None:  # noqa: ANN401 (typer's own copy of click's types)
-    if value is not None:
-        ctx.meta.setdefault(FURTHER, {})[option.name] = value
-    return value
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

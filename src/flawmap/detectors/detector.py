@@ -414,5 +414,9 @@ def describe_document(document: Document) -> dict[str, Any]:
     """A document as plain JSON values on one level: parameters, with what was learnt in their place."""
     content = document.model_dump(mode="json")
     parameters, learnt = content.pop("parameters"), content.pop("learnt")
+    if content["backbone"] is None:
+        del content["backbone"]
+    else:
+        content |= {name: content["backbone"].pop(name) for name in ("grids", "n_channels")}
     sizes = Preprocessing.of(parameters.pop("resize"), parameters.pop("crop"), parameters.pop("aspect"))
-    return {**content, "preprocessing": asdict(sizes), **parameters, **learnt}
+    return {**parameters, **learnt, **content, "preprocessing": asdict(sizes)}

@@ -95,7 +95,7 @@ def export_model(
 def _describe(model: Detector) -> dict[str, Any]:
     """What was exported, for the record; without the path of the weights on this machine."""
     described = model.describe()
-    if described["backbone"] is not None:
+    if "backbone" in described:
         described["backbone"] = {key: value for key, value in described["backbone"].items() if key != "weights_path"}
     return described
 

@@ -17,7 +17,7 @@ from flawmap.errors import ImageError, NotFittedError, ParameterError, TrainingS
 from flawmap.evaluation.evaluate import evaluate
 from flawmap.openvino_module import has_bfloat16
 
-SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64, "regularization": "paper"}
+SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64, "regularization": "paper", "refit_below": 0}
 
 
 @pytest.fixture(scope="module")

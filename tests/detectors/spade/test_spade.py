@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 
 from flawmap import SPADE, load
 from flawmap.backbones import load_backbone
+from flawmap.detectors.document import read_document
 from flawmap.detectors.spade import search as spade_passes
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.model_file import ModelFile
@@ -129,10 +130,15 @@ def test_more_neighbours_than_images_are_refused_before_the_work(good_images, mo
         SPADE(**SMALL, n_neighbors=13).fit(good_images)
 
 
+def reopened(path, **settings):
+    file = ModelFile(path)
+    return SPADE.from_document(file, read_document(file), **settings)
+
+
 def test_a_gallery_damaged_after_loading_is_named(good_images, tmp_path):
     path = tmp_path / "m.flawmap"
     SPADE(**SMALL).fit(good_images).save(path)
-    model = SPADE.from_file(ModelFile(path), cache_mb=0)
+    model = reopened(path, cache_mb=0)
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 100)
     with pytest.raises(ModelFileError, match="was changed while it was in use"):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from flawmap.backbones import CATALOGUE, feature_levels
@@ -43,6 +43,12 @@ class LearntRecord(Record):
     layers: tuple[str, ...] = Field(min_length=1, max_length=MAX_LAYERS)
     image_layer: str
     n_neighbors: int = Field(ge=1)
+
+
+def _check_coreset(value: float | None) -> float | None:
+    if value is not None and not 0 < value <= 1:
+        raise ValueError(f"coreset must lie between 0 and 1, got {value}")
+    return value
 
 
 class SPADE(FeatureDetector):
@@ -97,7 +103,9 @@ class SPADE(FeatureDetector):
     ] = None
     variant: Annotated[Variant, Field(description='"paper", or "port": the public re-implementation.')] = "paper"
     coreset: Annotated[
-        float | None, Field(gt=0, le=1, description="Share of each image's coarsest cells to keep; None: all.")
+        float | None,
+        AfterValidator(_check_coreset),
+        Field(description="Share of each image's coarsest cells to keep; None: all."),
     ] = None
     n_mapped: Annotated[
         int,
