@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from flawmap.decision import PIXEL_RATES, Decision, PixelHistogram, find_regions
-from flawmap.errors import ParameterError
-from flawmap.images import Preprocessing
+from flawmap.decision import PIXEL_RATES, Decision, PixelHistogram, find_regions, judge
+from flawmap.errors import ModelFileError, ParameterError
+from flawmap.images import Preprocessing, stream
 
 QUANTILES = np.linspace(1, 50, len(PIXEL_RATES), dtype=np.float32)
 
@@ -126,3 +127,76 @@ def test_diagonal_neighbours_are_one_region():
     anomaly_map = np.eye(8, dtype=np.float32)
     placement = Preprocessing.of(8).place((8, 8))
     assert len(find_regions(anomaly_map > 0, anomaly_map, placement)) == 1
+
+
+def batch_of(preprocessing, shapes=((16, 16), (8, 16), (16, 4))):
+    return list(stream([np.zeros((*shape, 3), np.uint8) for shape in shapes], preprocessing))
+
+
+def naive_judge(images, maps, scores, decision):
+    """Image by image and pixel by pixel: (score, map, label, p-value, mask)."""
+    for i, image in enumerate(images):
+        anomaly_map = None if maps is None else maps[i].copy()
+        if anomaly_map is not None:
+            top, left, bottom, right = image.placement.content
+            for y, x in np.ndindex(anomaly_map.shape):
+                if not (top <= y < bottom and left <= x < right):
+                    anomaly_map[y, x] = 0
+        score = float(max(anomaly_map.flat) if scores is None else scores[i])
+        label = p_value = mask = None
+        if decision is not None:
+            label = 1 if score > decision.threshold else 0
+            p_value = (1 + sum(known >= np.float32(score) for known in decision.scores)) / (1 + len(decision.scores))
+            if anomaly_map is not None:
+                mask = [[value > decision.pixel_threshold for value in row] for row in anomaly_map]
+        yield score, anomaly_map, label, p_value, mask
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("given", ["maps", "scores", "both"])
+@pytest.mark.parametrize("crop", [None, 12])
+def test_judge_agrees_with_a_naive_twin(calibrated, given, crop):
+    rng = np.random.default_rng(0)
+    images = batch_of(Preprocessing.of(16, crop, "letterbox"))
+    maps = None if given == "scores" else rng.gamma(3, size=(3, crop or 16, crop or 16)).astype(np.float32)
+    scores = None if given == "maps" else rng.gamma(3, size=3).astype(np.float32)
+    one = decision(rng.gamma(3, size=30)).at_rate(0.5).at_pixel_rate(0.4) if calibrated else None
+    expected = list(naive_judge(images, maps, scores, one))
+    found = judge(images, maps, scores, one)
+    for prediction, image, (score, anomaly_map, label, p_value, mask) in zip(found, images, expected, strict=True):
+        assert (prediction.pred_score, prediction.pred_label, prediction.p_value) == (score, label, p_value)
+        assert (prediction.path, prediction.placement) == (image.path, image.placement)
+        if anomaly_map is None:
+            assert (prediction.anomaly_map, prediction.pred_mask, prediction.regions) == (None, None, ())
+            continue
+        assert np.array_equal(prediction.anomaly_map, anomaly_map)
+        assert np.shares_memory(prediction.anomaly_map, maps)
+        if one is None:
+            assert (prediction.pred_mask, prediction.regions) == (None, ())
+        else:
+            assert prediction.pred_mask.tolist() == mask
+            assert prediction.regions == find_regions(np.array(mask), anomaly_map, image.placement)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_never_labelled(bad):
+    images = batch_of(Preprocessing.of(16))
+    maps, scores = np.ones((3, 16, 16), np.float32), np.ones(3, np.float32)
+    maps[1, 4, 4] = scores[2] = bad
+    for given, name in (((maps, None), "image 2"), ((None, scores), "image 3"), ((maps, scores), "image 2")):
+        for one in (None, decision(np.arange(9)).at_rate(0.2)):
+            with pytest.raises(ModelFileError, match=f"^{name}: .*not finite"):
+                judge(images, *given, one)
+
+
+def test_judge_needs_maps_or_scores():
+    assert judge([], None, np.zeros(0, np.float32), None) == []
+    with pytest.raises(ParameterError, match="maps or scores"):
+        judge(batch_of(Preprocessing.of(16)), None, None, None)
+
+
+def test_a_pixel_value_replaces_the_rate_until_a_rate_is_set():
+    by_value = replace(decision(np.arange(9)), pixel_value=7.5)
+    assert by_value.pixel_threshold == 7.5
+    assert by_value.mask(np.array([[7.5, 7.6]], np.float32)).tolist() == [[False, True]]
+    assert by_value.at_pixel_rate(0.01).pixel_threshold == decision(np.arange(9)).at_pixel_rate(0.01).pixel_threshold

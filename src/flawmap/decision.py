@@ -1,4 +1,4 @@
-"""From a score to a decision that keeps a promise: thresholds and p-values from good images alone.
+"""From scores to labels: thresholds and p-values from good images alone, with a guaranteed false-alarm rate.
 
 The leave-one-out scores of N good images and the score of one more good image are exchangeable (nearly: the model of
 the one more has seen all N), so its rank among them is uniform. A p-value is (1 + #{scores >= s}) / (N + 1), and the
@@ -11,21 +11,32 @@ weighs 1 / (K + 1), however many images it has (hierarchical conformal predictio
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.errors import ParameterError
+from flawmap.errors import ModelFileError, ParameterError
+from flawmap.images import Loaded
 from flawmap.prediction import Placement, Prediction, Region
 
-__all__ = ["FALSE_ALARM_RATE", "PIXEL_FALSE_ALARM_RATE", "PIXEL_RATES", "Decision", "PixelHistogram", "find_regions"]
+__all__ = [
+    "FALSE_ALARM_RATE",
+    "PIXEL_FALSE_ALARM_RATE",
+    "PIXEL_RATES",
+    "Decision",
+    "PixelHistogram",
+    "find_regions",
+    "judge",
+]
 
 FALSE_ALARM_RATE = 0.01
 """Share of good images that are flagged, unless the user asks for another."""
 PIXEL_FALSE_ALARM_RATE = 0.001
-"""Share of good images' pixels that are marked, unless the user asks for another."""
+"""Share of good images' pixels above the pixel threshold, unless the user asks for another."""
 PIXEL_RATES = np.geomspace(0.5, 1e-6, 96)
 """Shares of pixels for which a model keeps the value they exceed."""
 
@@ -59,16 +70,17 @@ class PixelHistogram:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What a model decides by.
+    """Thresholds of a model, and the held-out scores they come from.
 
     Attributes:
-        scores: (N,) leave-one-out image scores of good images, in training order.
+        scores: (N,) held-out image scores of good images, in training order.
         pixel_quantiles: (len(PIXEL_RATES),) map values that these shares of good images' pixels exceed; (0,) of a
             detector that makes no maps.
         threshold: image scores above it are anomalous.
-        false_alarm_rate: promised share of good images above `threshold`; None if the user set the value.
-        pixel_false_alarm_rate: share of good images' pixels that are marked.
+        false_alarm_rate: guaranteed share of good images above `threshold`; None if the user set the value.
+        pixel_false_alarm_rate: share of good images' pixels above the pixel threshold.
         group_sizes: (N,) images in the group of each score; None if every image stands alone.
+        pixel_value: the pixel threshold, if the user set its value; None if it follows from the rate.
     """
 
     scores: NDArray[np.float32]
@@ -77,6 +89,7 @@ class Decision:
     false_alarm_rate: float | None = None
     pixel_false_alarm_rate: float = PIXEL_FALSE_ALARM_RATE
     group_sizes: NDArray[np.float32] | None = None
+    pixel_value: float | None = None
 
     @property
     def n_groups(self) -> int:
@@ -91,12 +104,14 @@ class Decision:
 
     @property
     def localises(self) -> bool:
-        """Whether there are maps to be marked."""
+        """Whether the detector makes anomaly maps."""
         return len(self.pixel_quantiles) > 0
 
     @property
     def pixel_threshold(self) -> float:
-        """Map values above it are marked; infinite for a detector that makes no maps."""
+        """Pixels with higher map values are anomalous; infinite for a detector that makes no maps."""
+        if self.pixel_value is not None:
+            return self.pixel_value
         if not self.localises:
             return math.inf
         rates = np.log(PIXEL_RATES[::-1])
@@ -104,13 +119,13 @@ class Decision:
 
     @property
     def map_scale(self) -> tuple[float, float]:
-        """Map values shown as coolest, the median score of good images, and as hottest; the threshold is amid them."""
+        """Map values shown as coolest, the median score of good images, and hottest; the threshold is in the middle."""
         typical = min(float(np.median(self.scores)), 0.9 * self.threshold)
         return typical, 2 * self.threshold - typical
 
     @property
     def lowest_rate(self) -> float:
-        """Lowest false-alarm rate that so many good images, or groups of them, can promise, 1 / (K + 1)."""
+        """Lowest false-alarm rate that so many good images, or groups of them, can guarantee, 1 / (K + 1)."""
         return 1 / (self.n_groups + 1)
 
     def changed(
@@ -120,7 +135,7 @@ class Decision:
         value: float | None = None,
         pixel_false_alarm_rate: float | None = None,
     ) -> Decision:
-        """Decide by another promised rate, or by a score, for which nothing is promised."""
+        """Decide by another guaranteed rate, or by a score, which guarantees no rate."""
         if false_alarm_rate is not None and value is not None:
             raise ParameterError("give either false_alarm_rate or value")
         decision = self
@@ -133,7 +148,7 @@ class Decision:
         return decision
 
     def at_rate(self, false_alarm_rate: float) -> Decision:
-        """Decide by another rate; one too low for so few good images becomes the lowest they can promise."""
+        """Decide by another rate; one too low for so few good images becomes the lowest they can guarantee."""
         if not 0 < false_alarm_rate < 1:
             raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}")
         rate = max(false_alarm_rate, self.lowest_rate)
@@ -143,21 +158,21 @@ class Decision:
         return replace(self, threshold=float(self.scores[order[rank]]), false_alarm_rate=rate)
 
     def at_value(self, threshold: float) -> Decision:
-        """Decide by a score; nothing is promised."""
+        """Decide by a score, which guarantees no rate."""
         if not math.isfinite(threshold):
             raise ParameterError(f"a threshold must be a finite number, got {threshold}")
         return replace(self, threshold=float(threshold), false_alarm_rate=None)
 
     def at_pixel_rate(self, pixel_false_alarm_rate: float) -> Decision:
-        """Mark another share of good images' pixels."""
+        """Set the share of good images' pixels above the pixel threshold."""
         if not self.localises:
-            raise ParameterError("this detector judges whole images: it has no maps to be marked")
+            raise ParameterError("this detector is image-level: it has no pixel threshold")
         if not PIXEL_RATES[-1] <= pixel_false_alarm_rate <= PIXEL_RATES[0]:
             raise ParameterError(
                 f"pixel_false_alarm_rate must lie between {PIXEL_RATES[-1]:g} and {PIXEL_RATES[0]:g}, "
                 f"got {pixel_false_alarm_rate}"
             )
-        return replace(self, pixel_false_alarm_rate=float(pixel_false_alarm_rate))
+        return replace(self, pixel_false_alarm_rate=float(pixel_false_alarm_rate), pixel_value=None)
 
     def p_value(self, score: float) -> float:
         """Share of good images that score as high: uniform for good images, small for anomalous ones."""
@@ -166,7 +181,7 @@ class Decision:
         return float(self.lowest_rate + self.weights[self.scores >= score].sum())
 
     def outliers(self) -> NDArray[np.intp]:
-        """Places, in training order, of good images that score far beyond the rest, highest first.
+        """Indices, in training order, of good images that score far beyond the rest, highest first.
 
         Far is three interquartile ranges above the third quartile (Tukey 1977): none in a thousand of well-behaved
         scores.
@@ -176,28 +191,76 @@ class Decision:
         far: NDArray[np.intp] = order[self.scores[order] > third + 3 * (third - first)]
         return far
 
-    def judge(self, prediction: Prediction) -> Prediction:
-        """The prediction with its label, p-value and, if it has a map, its mask and regions."""
-        label, p_value = self.label(prediction.pred_score), self.p_value(prediction.pred_score)
-        if prediction.anomaly_map is None:
-            return replace(prediction, pred_label=label, p_value=p_value)
-        mask = self.mask(prediction.anomaly_map)
-        return replace(
-            prediction,
-            pred_label=label,
-            p_value=p_value,
-            pred_mask=mask,
-            regions=find_regions(mask, prediction.anomaly_map, prediction.placement),
-        )
-
     def label(self, score: float) -> int:
         """1 if anomalous, else 0."""
         return int(score > self.threshold)
 
     def mask(self, anomaly_map: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Pixels (H, W) that are marked."""
-        marked: NDArray[np.bool_] = anomaly_map > self.pixel_threshold
-        return marked
+        """Pixels (H, W) above the pixel threshold."""
+        above: NDArray[np.bool_] = anomaly_map > self.pixel_threshold
+        return above
+
+
+def judge(
+    images: Sequence[Loaded],
+    maps: NDArray[np.float32] | None,
+    scores: NDArray[np.floating[Any]] | None,
+    decision: Decision | None,
+) -> list[Prediction]:
+    """Predictions of a batch, with labels, p-values, masks and regions if the model was calibrated.
+
+    Args:
+        images: the batch.
+        maps: (N, H, W) anomaly maps at the model's input size; the padding of letterboxes becomes 0, in place. None
+            from an image-level detector.
+        scores: (N,) image scores; None if an image's score is the highest value of its map.
+        decision: thresholds and held-out scores; None if the model was not calibrated.
+
+    Raises ModelFileError for a score or map that is not finite: NaN would be labelled good.
+    """
+    if maps is not None:
+        _check_finite(images, maps)
+        for image, anomaly_map in zip(images, maps, strict=True):
+            top, left, bottom, right = image.placement.content
+            anomaly_map[:top], anomaly_map[bottom:] = 0, 0
+            anomaly_map[:, :left], anomaly_map[:, right:] = 0, 0
+        scores = maps.max(axis=(1, 2)) if scores is None else scores
+    if scores is None:
+        raise ParameterError("judge needs maps or scores, got neither")
+    _check_finite(images, scores)
+    own_maps = [None] * len(images) if maps is None else list(maps)
+    return [
+        _prediction(image, anomaly_map, score, decision)
+        for image, anomaly_map, score in zip(images, own_maps, scores.tolist(), strict=True)
+    ]
+
+
+def _check_finite(images: Sequence[Loaded], values: NDArray[np.floating[Any]]) -> None:
+    """Raise ModelFileError, naming the first image whose values (N, ...) are not finite."""
+    finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    if not finite.all():
+        raise ModelFileError(
+            f"{images[int(finite.argmin())].name}: the model's scores are not finite. Use device 'cpu', or fit or "
+            f"export the model again"
+        )
+
+
+def _prediction(
+    image: Loaded, anomaly_map: NDArray[np.float32] | None, score: float, decision: Decision | None
+) -> Prediction:
+    if decision is None:
+        return Prediction(image.path, score, anomaly_map, image.placement)
+    mask = None if anomaly_map is None else decision.mask(anomaly_map)
+    return Prediction(
+        path=image.path,
+        pred_score=score,
+        anomaly_map=anomaly_map,
+        placement=image.placement,
+        pred_label=decision.label(score),
+        p_value=decision.p_value(score),
+        pred_mask=mask,
+        regions=() if mask is None or anomaly_map is None else find_regions(mask, anomaly_map, image.placement),
+    )
 
 
 def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], placement: Placement) -> tuple[Region, ...]:

@@ -89,7 +89,7 @@ def test_a_map_is_where_the_image_is_or_there_is_none(model, scratched):
         assert prediction.regions == ()
         with pytest.raises(ParameterError, match="no anomaly map"):
             prediction.original_map()
-        with pytest.raises(ParameterError, match="no maps to be marked"):
+        with pytest.raises(ParameterError, match="image-level"):
             model.set_threshold(pixel_false_alarm_rate=0.01)
         return
     low, high = model.map_scale

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flawmap.backbones import DEFAULT_BACKBONE, Backbone, Runtime, feature_levels, load_backbone
 from flawmap.datasets import training_images
-from flawmap.decision import FALSE_ALARM_RATE, Decision
+from flawmap.decision import FALSE_ALARM_RATE, Decision, judge
 from flawmap.detectors import passes
 from flawmap.detectors.decision_file import decision_record, decision_shapes, decision_tensors, restore_decision
 from flawmap.detectors.detector import OnBad, check_calibration, check_seed
@@ -293,9 +293,7 @@ class MahalanobisAD:
         self, items: Iterable[ImageSource], on_bad: OnBad | None, batch_size: int | None
     ) -> Iterator[Prediction]:
         for batch, distances in self._distances(items, on_bad, batch_size):
-            for image, score in zip(batch, distances.sum(axis=1).tolist(), strict=True):
-                prediction = Prediction(image.path, score, None, image.placement)
-                yield prediction if self.decision_ is None else self.decision_.judge(prediction)
+            yield from judge(batch, None, distances.sum(axis=1), self.decision_)
 
     def _distances(
         self, items: Iterable[ImageSource], on_bad: OnBad | None, batch_size: int | None

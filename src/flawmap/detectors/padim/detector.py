@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flawmap.backbones import DEFAULT_BACKBONE, Backbone, PrecisionChoice, Runtime, load_backbone
 from flawmap.datasets import training_images
-from flawmap.decision import FALSE_ALARM_RATE, Decision
+from flawmap.decision import FALSE_ALARM_RATE, Decision, judge
 from flawmap.detectors import passes
 from flawmap.detectors.detector import OnBad
 from flawmap.detectors.model_backbone import matching_backbone
@@ -372,9 +372,7 @@ class PaDiM:
         scorer = self._scorer()
         for batch in self._batches(items, on_bad, batch_size):
             maps, scores = scorer(batch)
-            for image, score, anomaly_map in zip(batch, scores.tolist(), maps.numpy(), strict=True):
-                prediction = Prediction(image.path, score, anomaly_map, image.placement)
-                yield prediction if self.decision_ is None else self.decision_.judge(prediction)
+            yield from judge(batch, maps.numpy(), scores.numpy(), self.decision_)
 
     def _batches(
         self, items: Iterable[ImageSource], on_bad: OnBad | None, batch_size: int | None

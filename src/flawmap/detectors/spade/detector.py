@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flawmap.backbones import DEFAULT_BACKBONE, Backbone, Runtime
 from flawmap.datasets import training_images
-from flawmap.decision import FALSE_ALARM_RATE, Decision
+from flawmap.decision import FALSE_ALARM_RATE, Decision, judge
 from flawmap.detectors import passes
 from flawmap.detectors.decision_file import decision_record, decision_tensors
 from flawmap.detectors.detector import OnBad
@@ -319,9 +319,7 @@ class SPADE:
             maps = spade_passes.map_batch(batch, distances, input_size).numpy()
             if not np.isfinite(maps).all():  # NaN would pass for good
                 raise ModelFileError(f"distances from {batch[0].name} on are not finite: the gallery is damaged")
-            for image, score, anomaly_map in zip(batch, scores.tolist(), maps, strict=True):
-                prediction = Prediction(image.path, score, anomaly_map, image.placement)
-                yield prediction if self.decision_ is None else self.decision_.judge(prediction)
+            yield from judge(batch, maps, scores.cpu().numpy(), self.decision_)
 
     def _distances(
         self, items: Iterable[ImageSource], on_bad: OnBad | None, batch_size: int | None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flawmap.backbones import NETWORKS, Runtime, pick_device
 from flawmap.datasets import training_images
-from flawmap.decision import FALSE_ALARM_RATE, PIXEL_RATES, Decision, PixelHistogram
+from flawmap.decision import FALSE_ALARM_RATE, PIXEL_RATES, Decision, PixelHistogram, judge
 from flawmap.detectors import passes
 from flawmap.detectors.detector import OnBad
 from flawmap.detectors.presets import preset_arguments
@@ -368,9 +368,8 @@ class TrainedDetector(ABC, Generic[Scorer]):
         _ = self.scorer_
         loaded = stream(items, self.preprocessing, on_bad=on_bad, workers=self.workers)
         for batch in passes.batches(loaded, batch_size or self._predict_batch()):
-            for image, anomaly_map, score in self._score(batch):
-                prediction = Prediction(image.path, score, anomaly_map, image.placement)
-                yield prediction if self.decision_ is None else self.decision_.judge(prediction)
+            maps, scores = self._run(passes.pixels_of(batch))
+            yield from judge(batch, maps, scores if maps is None else None, self.decision_)
 
     def _score(self, batch: Sequence[Loaded]) -> Iterator[tuple[Loaded, NDArray[np.float32] | None, float]]:
         """Each image with its map, where there is one, and its score; a map leaves the padding of a letterbox out."""
