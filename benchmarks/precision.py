@@ -32,7 +32,7 @@ class Noted:
     def __init__(self, scorer: PaDiM | Inspector, model: PaDiM) -> None:
         self.preprocessing = model.preprocessing
         self.scores: list[float] = []
-        self._iterate = scorer.iter_inspect if isinstance(scorer, Inspector) else scorer.iter_predict
+        self._iterate = scorer.iter_predict
 
     def iter_predict(self, images: ImageInput, **options: object) -> Iterator[Prediction]:
         """Score images, and keep the scores."""

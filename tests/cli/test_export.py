@@ -32,7 +32,7 @@ def test_export_writes_a_folder_that_inspects(model_file, small_model, scratched
     assert sorted(result["files"]) == ["metadata.json", "model.bin", "model.xml"]
     inspector = Inspector(tmp_path / "part")
     score = small_model.predict(scratched).pred_score
-    assert inspector.inspect(scratched)[0].pred_score == pytest.approx(score, rel=1e-3)
+    assert inspector.predict(scratched).pred_score == pytest.approx(score, rel=1e-3)
     assert inspector.score_batch(scratched[None])[0] == pytest.approx([score], rel=0.05)
 
 
@@ -74,7 +74,7 @@ def test_precision_is_a_choice_of_openvino(exported, small_model, scratched):
         with pytest.raises(ParameterError, match="ONNX Runtime computes in float32"):
             Inspector(exported, precision="bfloat16")
     else:
-        (coarse,) = Inspector(exported, precision="bfloat16").inspect([scratched])
+        (coarse,) = Inspector(exported, precision="bfloat16").predict([scratched])
         assert coarse.pred_score == pytest.approx(score, rel=0.1)
         with pytest.raises(ParameterError, match="precision must be"):
             Inspector(exported, precision="int4")
@@ -84,6 +84,6 @@ def test_a_graph_computes_in_the_precision_of_the_fit(good_images, scratched, tm
     model = PaDiM(backbone="resnet10t", pretrained=False, resize=64, precision="bfloat16").fit(good_images)
     export_model(model, tmp_path / "x")
     choices = ("auto", "bfloat16", "float32")
-    scores = {p: Inspector(tmp_path / "x", precision=p).inspect(scratched)[0].pred_score for p in choices}
+    scores = {p: Inspector(tmp_path / "x", precision=p).predict(scratched).pred_score for p in choices}
     assert scores["auto"] == scores["bfloat16" if has_bfloat16() else "float32"]
     assert scores["float32"] == pytest.approx(model.predict(scratched).pred_score, rel=0.05)

@@ -30,7 +30,7 @@ def assert_same(predictions, wanted, rtol):
 def test_an_export_predicts_what_the_model_does(exported, small_model, good_folder, scratched):
     Image.fromarray(np.kron(scratched, np.ones((3, 2, 1), np.uint8))).save(good_folder / "scratched.png")
     wanted = small_model.predict(good_folder)
-    found = Inspector(exported).inspect(good_folder)
+    found = Inspector(exported).predict(good_folder)
     assert_same(found, wanted, 1e-3)
     assert found[-1].pred_label == 1
     assert found[-1].p_value == wanted[-1].p_value
@@ -68,7 +68,7 @@ def test_the_resize_inside_and_16_bits(small_model, good_images, scratched, tmp_
     scores, maps = inspector.score_batch(large)
     assert scores == pytest.approx([prediction.pred_score for prediction in wanted], rel=0.02)
     np.testing.assert_allclose(maps, [prediction.anomaly_map for prediction in wanted], rtol=0.05)
-    assert_same(inspector.inspect(large), wanted, 0.02)
+    assert_same(inspector.predict(large), wanted, 0.02)
     assert inspector.score_batch(good_images[:1])[0].shape == (1,)  # another size, another number
     n_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in {".bin", ".onnx"})
     stored = [*small_model.factor_.mean, *small_model.factor_.cross, *small_model.factor_.own]
@@ -83,7 +83,7 @@ def test_odd_sizes_letterbox_and_no_calibration(good_images, scratched, tmp_path
     ).fit(good_images)
     folder = export_model(model, tmp_path / "part", format=format)
     images = [scratched[:40], good_images[1][:, :30], good_images[0]]
-    predictions = Inspector(folder).inspect(images)
+    predictions = Inspector(folder).predict(images)
     assert_same(predictions, model.predict(images), 1e-3)
     assert (predictions[0].p_value, predictions[0].pred_mask, predictions[0].regions) == (None, None, ())
     with pytest.raises(ParameterError, match="letterbox depends on each image"):
@@ -94,7 +94,7 @@ def test_constants_that_one_onnx_file_cannot_hold_go_into_another(small_model, s
     monkeypatch.setattr(flawmap.export.onnx, "ONE_FILE_BYTES", 2**16)
     folder = export_model(small_model, tmp_path / "part", format="onnx")
     assert (folder / "model.onnx").stat().st_size < 2**20 < (folder / "model.onnx.data").stat().st_size
-    assert_same(Inspector(folder).inspect(scratched), [small_model.predict(scratched)], 1e-3)
+    assert_same([Inspector(folder).predict(scratched)], [small_model.predict(scratched)], 1e-3)
     (folder / "model.onnx.data").write_bytes(b"short")
     with pytest.raises(ModelFileError, match=r"model\.onnx\.data: is damaged"):
         Inspector(folder)
@@ -168,5 +168,5 @@ def test_real_images(screw, resnet18_weights, tmp_path, format):
     )
     images = sorted((screw / "test").rglob("*.png"))[::20]
     assert_same(
-        Inspector(export_model(model, tmp_path / "part", format=format)).inspect(images), model.predict(images), 1e-4
+        Inspector(export_model(model, tmp_path / "part", format=format)).predict(images), model.predict(images), 1e-4
     )

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import doctest
+import json
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import flawmap.runtime.inspector
 from flawmap import Inspector
-from flawmap.errors import ImageError, MissingDependencyError, ModelFileError, ParameterError
+from flawmap.errors import ImageError, MissingDependencyError, ModelFileError, NotFittedError, ParameterError
+from flawmap.prediction import Prediction
 
 WITHOUT_TORCH = "import sys; sys.modules.update(torch=None, timm=None, torchvision=None, scipy=None); "
 
@@ -28,7 +33,7 @@ def inspector(exported):
 
 def test_it_runs_without_torch(exported, small_model, scratched, tmp_path):
     Image.fromarray(scratched).save(tmp_path / "scratched.png")
-    code = "from flawmap import Inspector; [p] = Inspector(sys.argv[1]).inspect(sys.argv[2]); print(p.pred_score)"
+    code = "from flawmap import Inspector; print(Inspector(sys.argv[1]).predict(sys.argv[2]).pred_score)"
     done = python(WITHOUT_TORCH + code, exported, tmp_path / "scratched.png")
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(small_model.predict(scratched).pred_score, rel=1e-3)
@@ -41,7 +46,7 @@ def test_openvino_is_imported_without_its_reports_over_the_network():
 
 
 def test_every_kind_of_input_gives_the_same_scores(inspector, good_images, good_folder):
-    wanted = [prediction.pred_score for prediction in inspector.inspect(good_folder)]
+    wanted = [prediction.pred_score for prediction in inspector.predict(good_folder)]
     assert len(wanted) == 12
     paths = sorted(good_folder.iterdir())
     for images in (
@@ -51,11 +56,11 @@ def test_every_kind_of_input_gives_the_same_scores(inspector, good_images, good_
         [Image.fromarray(x) for x in good_images],
         f"{good_folder}/*",
     ):
-        scores = [prediction.pred_score for prediction in inspector.inspect(images, batch_size=5)]
+        scores = [prediction.pred_score for prediction in inspector.predict(images, batch_size=5)]
         assert scores == pytest.approx(wanted, rel=1e-4)
     for single in (paths[3], str(paths[3]), good_images[3], Image.open(paths[3])):
-        assert [p.pred_score for p in inspector.inspect(single)] == pytest.approx([wanted[3]], rel=1e-4)
-    assert inspector.inspect([]) == []
+        assert inspector.predict(single).pred_score == pytest.approx(wanted[3], rel=1e-4)
+    assert inspector.predict([]) == []
 
 
 def test_images_of_a_camera_are_inspected_as_they_come(inspector, good_images):
@@ -66,7 +71,7 @@ def test_images_of_a_camera_are_inspected_as_they_come(inspector, good_images):
             given.append(number)
             yield good_images[number % 12]
 
-    predictions = inspector.iter_inspect(camera())
+    predictions = inspector.iter_predict(camera())
     assert next(predictions).pred_label == 0
     assert given == [0]
     next(predictions)
@@ -77,11 +82,87 @@ def test_a_bad_image_is_named_or_left_out(inspector, good_images):
     images = [good_images[0], np.zeros((4, 4), np.float32), good_images[1]]
     for given in (images, iter(images)):
         with pytest.raises(ImageError, match=r"^image 2: expected uint8"):
-            inspector.inspect(given)
+            inspector.predict(given)
     for given in (images, iter(images)):
         bad: list[ImageError] = []
-        assert len(inspector.inspect(given, on_bad=bad.append)) == 2
+        assert len(inspector.predict(given, on_bad=bad.append)) == 2
         assert len(bad) == 1
+
+
+def test_one_image_gives_a_prediction_and_many_give_a_list(inspector, good_images, good_folder):
+    path = next(good_folder.iterdir())
+    for one in (path, str(path), good_images[0], Image.fromarray(good_images[0])):
+        assert isinstance(inspector.predict(one), Prediction)
+    for many in ([path], good_images[:1], good_folder, iter([path])):
+        assert all(isinstance(prediction, Prediction) for prediction in list(inspector.predict(many)))
+
+
+@pytest.mark.parametrize("name", ["bad.png", "missing.png"])
+def test_on_bad_turns_neither_one_image_into_a_list_nor_back(inspector, good_images, tmp_path, name):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    bad: list[ImageError] = []
+    with pytest.raises(ImageError, match=name):
+        inspector.predict(tmp_path / name, on_bad=bad.append)
+    assert [error.name for error in bad] == [str(tmp_path / name)]
+    assert inspector.predict([tmp_path / name], on_bad=bad.append) == []
+    assert len(inspector.predict([tmp_path / name, good_images[0]], on_bad=bad.append)) == 1
+    assert len(bad) == 3
+
+
+def test_it_answers_to_the_names_of_a_detector(inspector, exported, small_model, tmp_path):
+    assert inspector.preprocessing == small_model.preprocessing
+    assert inspector.map_scale == pytest.approx(small_model.map_scale)
+    assert inspector.threshold_ == inspector.decision_.threshold == small_model.threshold_
+    folder = shutil.copytree(exported, tmp_path / "part")
+    content = json.loads((folder / "metadata.json").read_text())
+    (folder / "metadata.json").write_text(json.dumps({**content, "decision": None}))
+    uncalibrated = Inspector(folder)
+    assert (uncalibrated.decision_, uncalibrated.false_alarm_rate) == (None, None)
+    with pytest.raises(NotFittedError, match="not calibrated"):
+        _ = uncalibrated.threshold_
+
+
+def test_a_graph_whose_scores_are_not_finite_labels_nothing(exported, good_images, monkeypatch):
+    inspector = Inspector(exported)
+    run = inspector._graph.run
+    monkeypatch.setattr(
+        inspector._graph, "run", lambda images: tuple(values * np.float32("nan") for values in run(images))
+    )
+    with pytest.raises(ModelFileError, match="not finite"):
+        inspector.predict(good_images[0])
+    with pytest.raises(ModelFileError, match="not finite"):
+        inspector.score_batch(np.zeros((1, 72, 72, 3), np.uint8))
+
+
+def test_one_image_walks_through_each_file_once(inspector, good_folder):
+    """A file is entered where its code is called from the code of another one."""
+    root = str(Path(flawmap.__file__).parent)
+    entered: list[str] = []
+
+    def watch(frame, event, _):
+        file, caller = frame.f_code.co_filename, frame.f_back
+        if event != "call" or not file.startswith(root):
+            return
+        while caller is not None and not caller.f_code.co_filename.startswith(root):
+            caller = caller.f_back
+        if caller is None or caller.f_code.co_filename != file:
+            entered.append(Path(file).relative_to(root).as_posix())
+
+    path = next(good_folder.iterdir())
+    inspector.predict(path)
+    sys.setprofile(watch)
+    try:
+        inspector.predict(path)
+    finally:
+        sys.setprofile(None)
+    assert sorted(entered) == sorted(set(entered))
+    assert len(entered) <= 12
+
+
+def test_the_example_runs():
+    found = doctest.testmod(flawmap.runtime.inspector)
+    assert found.attempted > 5
+    assert found.failed == 0
 
 
 def test_a_batch_that_is_ready_gives_raw_scores_and_maps(inspector, small_model, scratched):
@@ -99,9 +180,9 @@ def test_a_batch_that_is_ready_gives_raw_scores_and_maps(inspector, small_model,
 
 
 def test_several_threads_may_share_an_inspector(inspector, good_images):
-    wanted = [prediction.pred_score for prediction in inspector.inspect(good_images)]
+    wanted = [prediction.pred_score for prediction in inspector.predict(good_images)]
     with ThreadPoolExecutor(4) as pool:
-        found = [result[0].pred_score for result in pool.map(inspector.inspect, good_images)]
+        found = [result.pred_score for result in pool.map(inspector.predict, good_images)]
     assert found == pytest.approx(wanted, rel=1e-4)
 
 
@@ -124,10 +205,10 @@ def test_other_arrays_are_refused(inspector, images, message):
 
 @pytest.mark.parametrize("options", [{"device": "quantum"}, {"threads": 0}, {"threads": 1.5}])
 def test_impossible_options_are_refused(exported, options):
-    with pytest.raises(ParameterError, match=r"not to be had|threads must be"):
+    with pytest.raises(ParameterError, match=r"not available|threads must be"):
         Inspector(exported, **options)
     with pytest.raises(ParameterError, match="batch_size must be"):
-        Inspector(exported).inspect([], batch_size=0)
+        Inspector(exported).predict([], batch_size=0)
 
 
 def test_a_damaged_graph_is_refused(exported, tmp_path):
@@ -153,7 +234,7 @@ def test_a_graph_of_something_else_is_refused(exported, tmp_path):
         (folder / name).write_bytes(content)
         files = {**metadata.graph.files, name: digest(folder / name)}
         metadata.model_copy(update={"graph": metadata.graph.model_copy(update={"files": files})}).write(folder)
-        with pytest.raises(ModelFileError, match="is no graph of `flawmap export`"):
+        with pytest.raises(ModelFileError, match="not a graph of `flawmap export`"):
             Inspector(folder)
 
 

@@ -29,14 +29,14 @@ def edit(exported, tmp_path):
 
 def test_untouched_metadata_decide_as_the_model_does(exported, small_model):
     inspector = Inspector(exported)
-    assert inspector.threshold == small_model.threshold_
-    assert inspector.pixel_threshold == small_model.decision_.pixel_threshold
+    assert inspector.threshold_ == small_model.threshold_
+    assert inspector.decision_.pixel_threshold == small_model.decision_.pixel_threshold
     assert inspector.false_alarm_rate == pytest.approx(small_model.decision_.false_alarm_rate)
 
 
 def test_an_edited_threshold_changes_the_labels_and_drops_the_promise(edit, good_images):
     inspector = Inspector(edit(lambda content: content["decision"].update(threshold=0.001, pixel_threshold=1e9)))
-    predictions = inspector.inspect(good_images[:3])
+    predictions = inspector.predict(good_images[:3])
     assert [prediction.pred_label for prediction in predictions] == [1, 1, 1]
     assert not any(prediction.pred_mask.any() for prediction in predictions)
     assert inspector.false_alarm_rate is None
@@ -51,8 +51,8 @@ def test_a_threshold_of_null_follows_from_its_rate(edit, small_model):
         )
 
     inspector = Inspector(edit(by_rates))
-    assert (inspector.threshold, inspector.false_alarm_rate) == (decision.at_rate(0.5).threshold, 0.5)
-    assert inspector.pixel_threshold == decision.at_pixel_rate(0.05).pixel_threshold
+    assert (inspector.threshold_, inspector.false_alarm_rate) == (decision.at_rate(0.5).threshold, 0.5)
+    assert inspector.decision_.pixel_threshold == decision.at_pixel_rate(0.05).pixel_threshold
 
 
 def decision(**changes):

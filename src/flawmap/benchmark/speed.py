@@ -186,7 +186,7 @@ def _measure(
     del runners
     file = next(images.iterdir())
     inspector = Inspector(folder / name / "openvino")
-    from_file = {"graph, OpenVINO float32": lambda: inspector.inspect([file]), "predict": lambda: model.predict(file)}
+    from_file = {"graph, OpenVINO float32": lambda: inspector.predict(file), "predict": lambda: model.predict(file)}
     case.latency["1 from file"] = interleaved(from_file, rounds=rounds)
     return case
 

@@ -17,19 +17,18 @@ from flawmap.export.graph import JudgingNetwork, TrainedScoringNetwork, WholeIma
 from flawmap.export.onnx import write_onnx
 from flawmap.export.openvino import write_openvino
 from flawmap.files import expand_home, replace_folder_atomically
-from flawmap.runtime.graph import JUDGEMENTS, OUTPUTS
+from flawmap.options import GraphDtype, GraphFormat
+from flawmap.runtime.graphs import JUDGEMENTS, OUTPUTS
 from flawmap.runtime.metadata import (
     FILES,
     METADATA_FILE,
     DecisionMetadata,
-    Dtype,
-    Format,
     GraphMetadata,
     Metadata,
     digest,
 )
 
-__all__ = ["Dtype", "Format", "export_model"]
+__all__ = ["export_model"]
 
 WRITERS = {"openvino": write_openvino, "onnx": write_onnx}
 
@@ -38,8 +37,8 @@ def export_model(
     model: AnyDetector,
     folder: str | os.PathLike[str],
     *,
-    format: Format = "openvino",
-    dtype: Dtype = "float32",
+    format: GraphFormat = "openvino",
+    dtype: GraphDtype = "float32",
     resize_inside: bool = False,
 ) -> Path:
     """Write a fitted model as one graph, from uint8 images to anomaly maps and scores, and metadata.json beside it.
@@ -121,8 +120,8 @@ def _describe(model: AnyDetector) -> dict[str, Any]:
 
 def _check(model: AnyDetector, folder: Path, format: str, dtype: str, resize_inside: bool) -> None:
     """Raise before any work is done for what cannot be."""
-    _check_choice("format", format, get_args(Format))
-    _check_choice("dtype", dtype, get_args(Dtype))
+    _check_choice("format", format, get_args(GraphFormat))
+    _check_choice("dtype", dtype, get_args(GraphDtype))
     if dtype == "float16" and isinstance(model, PatchSVDD):
         raise ParameterError("distances between embeddings of Patch SVDD are too small for float16; export float32")
     if resize_inside and model.aspect == "letterbox":

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flawmap.errors import MissingDependencyError
 from flawmap.prediction import Size
-from flawmap.runtime.graph import INPUT, OUTPUTS
+from flawmap.runtime.graphs import INPUT, OUTPUTS
 from flawmap.runtime.metadata import FILES
 
 __all__ = ["write_onnx"]

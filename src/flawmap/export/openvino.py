@@ -12,7 +12,7 @@ import torch
 
 from flawmap.openvino_module import import_openvino
 from flawmap.prediction import Size
-from flawmap.runtime.graph import INPUT, OUTPUTS
+from flawmap.runtime.graphs import INPUT, OUTPUTS
 from flawmap.runtime.metadata import FILES
 
 __all__ = ["write_openvino"]

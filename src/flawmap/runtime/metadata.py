@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from flawmap.decision import PIXEL_RATES, Decision
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Preprocessing
+from flawmap.options import GraphDtype, GraphFormat
 from flawmap.prediction import Size
 
 __all__ = [
@@ -25,11 +26,8 @@ __all__ = [
     "FORMAT_VERSION",
     "METADATA_FILE",
     "DecisionMetadata",
-    "Dtype",
-    "Format",
     "GraphMetadata",
     "Metadata",
-    "Rule",
     "digest",
 ]
 
@@ -37,24 +35,14 @@ FORMAT_VERSION = 1
 METADATA_FILE = "metadata.json"
 MAX_BYTES = 256 * 2**20
 
-Format = Literal["openvino", "onnx"]
-Dtype = Literal["float32", "float16"]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Distance = Annotated[float, Field(ge=0, le=1e30)]
 
-FILES: dict[Format, tuple[str, ...]] = {
+FILES: dict[GraphFormat, tuple[str, ...]] = {
     "openvino": ("model.xml", "model.bin"),
     "onnx": ("model.onnx", "model.onnx.data"),
 }
-"""Files of a graph; the first is the one to open. model.onnx.data is there for large graphs alone."""
-
-
-@dataclass(frozen=True, eq=False)
-class Rule:
-    """What an exported model decides by: its good images' scores, and the two thresholds in force."""
-
-    decision: Decision
-    pixel_threshold: float
+"""Files of a graph; the first is the one to open. Only large graphs have model.onnx.data."""
 
 
 class _Record(BaseModel):
@@ -71,11 +59,11 @@ class DecisionMetadata(_Record):
     """The editable part: a threshold is a number, or null to follow from its false-alarm rate.
 
     Attributes:
-        threshold: image scores above it are anomalous.
-        false_alarm_rate: share of good images above it; what `threshold` comes from where that is null.
-        pixel_threshold: map values above it are marked.
+        threshold: images with higher scores are anomalous.
+        false_alarm_rate: share of good images above it; `threshold` follows from it if that is null.
+        pixel_threshold: pixels with higher map values are anomalous.
         pixel_false_alarm_rate: share of good images' pixels above it.
-        leave_one_out_scores: image score of each good image by the model without it.
+        leave_one_out_scores: held-out image scores of the good images.
         pixel_quantiles: map values that falling shares of good images' pixels exceed (`flawmap.decision.PIXEL_RATES`);
             empty for a detector that makes no maps, whose pixel_threshold is null.
         group_sizes: images in the group of each score; null if every image stands alone.
@@ -101,19 +89,19 @@ class DecisionMetadata(_Record):
 
     @classmethod
     def of(cls, decision: Decision) -> Self:
-        """What a fitted model decides by."""
+        """The editable form of a fitted model's decision."""
         return cls(
             threshold=decision.threshold,
             false_alarm_rate=decision.false_alarm_rate,
-            pixel_threshold=decision.pixel_threshold if decision.localises else None,
-            pixel_false_alarm_rate=decision.pixel_false_alarm_rate,
+            pixel_threshold=decision.pixel_threshold if decision.localises else decision.pixel_value,
+            pixel_false_alarm_rate=decision.pixel_false_alarm_rate if decision.pixel_value is None else None,
             leave_one_out_scores=tuple(decision.scores.tolist()),
             pixel_quantiles=tuple(decision.pixel_quantiles.tolist()),
             group_sizes=None if decision.group_sizes is None else tuple(decision.group_sizes.tolist()),
         )
 
-    def rule(self) -> Rule:
-        """The thresholds in force. A rate is promised only if the threshold is the one that it leads to."""
+    def to_decision(self) -> Decision:
+        """The decision that this describes. A rate is guaranteed only if the threshold is the one it leads to."""
         decision = Decision(
             np.array(self.leave_one_out_scores, np.float32),
             np.array(self.pixel_quantiles, np.float32),
@@ -121,19 +109,20 @@ class DecisionMetadata(_Record):
         )
         if self.pixel_false_alarm_rate is not None and decision.localises:
             decision = decision.at_pixel_rate(self.pixel_false_alarm_rate)
-        pixel_threshold = decision.pixel_threshold if self.pixel_threshold is None else self.pixel_threshold
+        if self.pixel_threshold is not None and self.pixel_threshold != decision.pixel_threshold:
+            decision = replace(decision, pixel_value=self.pixel_threshold)
         if self.false_alarm_rate is not None:
             decision = decision.at_rate(self.false_alarm_rate)
         if self.threshold is not None and self.threshold != decision.threshold:
             decision = decision.at_value(self.threshold)
-        return Rule(decision, pixel_threshold)
+        return decision
 
 
 class GraphMetadata(_Record):
     """The graph: `files` maps each of its files to the SHA-256 of its bytes."""
 
-    format: Format
-    dtype: Dtype
+    format: GraphFormat
+    dtype: GraphDtype
     resize_inside: bool
     files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
 
@@ -149,8 +138,8 @@ class Metadata(_Record):
     """The whole document.
 
     Attributes:
-        decision: thresholds and what they come from; None for a model that was not calibrated.
-        image_size: (height, width) of the images that the graph takes, before its crop.
+        decision: thresholds and held-out scores; None if the model was not calibrated.
+        image_size: (height, width) of the graph's input images, before its crop.
         map_size: (height, width) of the anomaly maps it gives, the model's input size.
         preprocessing: what makes the model's input of an image of any size.
         map_scale: map values to show as coolest and hottest; None for a detector that makes no maps, whose graph has
@@ -211,7 +200,7 @@ class Metadata(_Record):
                 )
             metadata = cls.model_validate(content)
             if metadata.decision is not None:
-                metadata.decision.rule()
+                metadata.decision.to_decision()
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"

@@ -458,7 +458,7 @@ def test_an_export_says_what_the_model_says(kind, model, good_images, scratched,
     folder = export_model(model, tmp_path / "export", format=format)
     inspector = Inspector(folder)
     images = [*good_images[:2], scratched]  # the third is held out, and its score the threshold itself
-    for found, expected in zip(inspector.inspect(images), model.predict(images), strict=True):
+    for found, expected in zip(inspector.predict(images), model.predict(images), strict=True):
         assert found.pred_score == pytest.approx(expected.pred_score, rel=1e-3, abs=1e-5)
         assert found.pred_label == expected.pred_label
         if model.localises:
