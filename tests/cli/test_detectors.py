@@ -50,7 +50,7 @@ def test_every_command_works_with_every_detector(detector, good_folder, dataset,
     assert result["promised_false_alarm_rate"] == pytest.approx(1 / 13)
     changed = json.loads(run("threshold", model, "--false-alarm-rate", "0.5", "--json").stdout)
     if detector == "mahalanobis-ad":
-        assert "judges whole images: there are no heat maps" in said
+        assert "image-level: there are no heat maps" in said
         assert {row["overlay"] + row["anomaly_map"] + row["n_regions"] for row in rows} == {""}
         assert result["pixel_auroc"] is result["pro_score"] is None
         assert result["warnings"] == ["the detector judges whole images and makes no maps: there are no pixel figures"]

@@ -13,7 +13,7 @@ from rich.markup import escape
 from flawmap.cli.console import JsonOption, QuietOption, guarded, messages, print_json
 from flawmap.images import read_image
 from flawmap.progress import report_progress
-from flawmap.results.pictures import Tile, contact_sheet, overlay
+from flawmap.results import Tile, contact_sheet, overlay
 
 if TYPE_CHECKING:
     from flawmap.datasets import Sample

@@ -1,1 +1,6 @@
-"""What is made of predictions: pictures."""
+"""Writes predictions: tables, overlays, maps, masks and contact sheets."""
+
+from flawmap.results.pictures import Tile, contact_sheet, overlay
+from flawmap.results.writer import ResultsWriter, without_results
+
+__all__ = ["ResultsWriter", "Tile", "contact_sheet", "overlay", "without_results"]

@@ -12,7 +12,7 @@ from flawmap.benchmark.paper.class_images import ClassImages
 from flawmap.files import replace_atomically
 from flawmap.images import FrameReader, Preprocessing, VideoFrame, read_image
 from flawmap.prediction import Prediction
-from flawmap.results.pictures import Tile, contact_sheet, overlay
+from flawmap.results import Tile, contact_sheet, overlay
 
 __all__ = ["Gallery"]
 

@@ -1,0 +1,205 @@
+"""Writes the predictions of many images into a folder: two tables, and files for each image."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import BinaryIO, Self, TextIO
+
+import numpy as np
+from PIL import Image
+
+from flawmap.errors import ParameterError
+from flawmap.files import expand_home, replace_atomically
+from flawmap.images import read_image
+from flawmap.prediction import Prediction
+from flawmap.results.pictures import overlay
+
+__all__ = ["ResultsWriter", "without_results"]
+
+COLUMNS = (
+    "path",
+    "pred_score",
+    "pred_label",
+    "p_value",
+    "pred_mask",
+    "n_regions",
+    "regions",
+    "image_height",
+    "image_width",
+    "overlay",
+    "anomaly_map",
+)
+TABLE, LINES = "predictions.csv", "predictions.jsonl"
+OVERLAYS, MAPS, MASKS = FOLDERS = ("overlays", "maps", "masks")
+"""Folders of each image's files."""
+
+
+class ResultsWriter:
+    """Writes predictions into a folder. A context manager: both tables appear when its block ends without an error.
+
+    The folder then holds predictions.csv and predictions.jsonl, a row for each prediction. Each image's files have its
+    name and lie in overlays/, maps/ and masks/. They replace files of an earlier run, but never one of the images.
+
+    Args:
+        output: the folder; it is made if it does not exist.
+        paths: all images that will be written, from which each gets its distinct file name.
+        map_scale: the detector's `map_scale`; None writes no overlays.
+        overlays: write overlays/NAME.png, each image with its anomaly map.
+        maps: write maps/NAME.npy, each raw anomaly map, (H, W) float32 at the model's input size.
+        masks: write masks/NAME.png, each mask at the image's size, anomalous pixels white.
+
+    Attributes:
+        n_anomalous: images with label 1 so far.
+
+    Raises ParameterError for images that lie in the folders of the results, which `without_results` leaves out.
+
+    See Also:
+        flawmap.results.overlay: the picture alone.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from flawmap import Placement, Prediction
+        >>> from flawmap.results import ResultsWriter
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> path = Path(folder.name, "part.png")
+        >>> Image.new("RGB", (64, 64)).save(path)
+        >>> anomaly_map = np.ones((32, 32), np.float32)  # of `model.iter_predict(path)`
+        >>> prediction = Prediction(str(path), 1.0, anomaly_map, Placement((64, 64), (32, 32), (0, 0), (32, 32)))
+        >>> with ResultsWriter(Path(folder.name, "out"), [path], map_scale=(0.0, 2.0), maps=True) as results:
+        ...     row = results.write(prediction)
+        >>> row["overlay"], row["anomaly_map"]
+        ('overlays/part.png', 'maps/part.npy')
+        >>> sorted(file.name for file in Path(folder.name, "out").iterdir())
+        ['maps', 'overlays', 'predictions.csv', 'predictions.jsonl']
+        >>> folder.cleanup()
+    """
+
+    def __init__(
+        self,
+        output: str | os.PathLike[str],
+        paths: Sequence[str | os.PathLike[str]],
+        *,
+        map_scale: tuple[float, float] | None = None,
+        overlays: bool = True,
+        maps: bool = False,
+        masks: bool = False,
+    ) -> None:
+        self.output = expand_home(output)
+        self.map_scale = map_scale
+        self.overlays = overlays
+        self.maps = maps
+        self.masks = masks
+        self.n_anomalous = 0
+        images = [expand_home(path) for path in paths]
+        if len(kept := without_results(self.output, images)) < len(images):
+            raise ParameterError(
+                f"{self.output}: {len(images) - len(kept)} images lie in the folders of its results, where they would "
+                f"be replaced. Name another folder, or leave them out"
+            )
+        self._names = _short_names(images)
+        self._stack = ExitStack()
+        self._table: tuple[csv.DictWriter[str], TextIO] | None = None
+
+    def __enter__(self) -> Self:
+        self.output.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            csv_path = stack.enter_context(replace_atomically(self.output / TABLE))
+            lines_path = stack.enter_context(replace_atomically(self.output / LINES))
+            csv_file = stack.enter_context(csv_path.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
+            lines = stack.enter_context(lines_path.open("w", encoding="utf-8"))
+            table = csv.DictWriter(csv_file, COLUMNS, restval="", extrasaction="ignore")
+            table.writeheader()
+            self._table, self._stack = (table, lines), stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._table = None
+        self._stack.__exit__(kind, error, trace)
+
+    def write(self, prediction: Prediction) -> dict[str, object]:
+        """Write an image's files and its row, which is returned.
+
+        Raises ParameterError outside the block of the context manager, and for an image that is not one of `paths`.
+        """
+        if self._table is None:
+            raise ParameterError("ResultsWriter writes inside its block: with ResultsWriter(...) as results: ...")
+        path, (height, width) = str(prediction.path), prediction.image_size
+        if path not in self._names:
+            raise ParameterError(f"{path}: expected one of the {len(self._names)} images in `paths`")
+        self.n_anomalous += prediction.pred_label or 0
+        row: dict[str, object] = {
+            "path": path,
+            "pred_score": float(f"{prediction.pred_score:.9g}"),
+            "pred_label": prediction.pred_label,
+            "p_value": prediction.p_value,
+            "n_regions": None if prediction.pred_mask is None else len(prediction.regions),
+            "image_height": height,
+            "image_width": width,
+            "regions": [asdict(region) for region in prediction.regions],
+        }
+        self._write_files(prediction, path, row)
+        table, lines = self._table
+        table.writerow({**row, "regions": json.dumps(row["regions"])})
+        lines.write(json.dumps(row) + "\n")
+        return row
+
+    def _write_files(self, prediction: Prediction, path: str, row: dict[str, object]) -> None:
+        """Write the files asked for; their paths, relative to the output folder, go into the row."""
+        anomaly_map, mask = prediction.anomaly_map, prediction.pred_mask
+        if self.overlays and self.map_scale is not None and anomaly_map is not None:
+            picture = Image.fromarray(overlay(read_image(path), prediction, self.map_scale))
+            with self._file(OVERLAYS, path, ".png", row, "overlay") as file:
+                picture.save(file, format="PNG", compress_level=1)
+        if self.maps and anomaly_map is not None:
+            with self._file(MAPS, path, ".npy", row, "anomaly_map") as file:
+                np.save(file, anomaly_map, allow_pickle=False)
+        if self.masks and mask is not None:
+            full = prediction.placement.to_original(mask.astype(np.float32)) > 0.5
+            with self._file(MASKS, path, ".png", row, "pred_mask") as file:
+                Image.fromarray(full).save(file, format="PNG")
+
+    @contextmanager
+    def _file(self, folder: str, path: str, suffix: str, row: dict[str, object], column: str) -> Iterator[BinaryIO]:
+        """An image's file in a subfolder; its relative path goes into the row."""
+        relative = PurePosixPath(folder, self._names[path] + suffix)
+        target = self.output / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(target) as temporary, temporary.open("wb") as file:
+            yield file
+        row[column] = str(relative)
+
+
+def without_results(output: str | os.PathLike[str], paths: Sequence[Path]) -> list[Path]:
+    """The images that do not lie in the folders of results below `output`, where an earlier run left its pictures."""
+    root = os.path.realpath(expand_home(output))
+    results = tuple(os.path.join(root, folder, "") for folder in FOLDERS)  # noqa: PTH118
+    return [path for path in paths if not os.path.realpath(path).startswith(results)]
+
+
+def _short_names(paths: Sequence[Path]) -> dict[str, str]:
+    """A distinct relative name for each image: its path below the folder that all share, without the suffix."""
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 (no ".." may lead out of the folder)
+    shared = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
+    names: dict[str, str] = {}
+    used: set[str] = set()
+    for path, full in zip(paths, absolute, strict=True):
+        relative = full.relative_to(shared)
+        name = relative.with_suffix("").as_posix()
+        candidates = chain([name, relative.as_posix()], (f"{relative.as_posix()}-{n}" for n in count(2)))
+        name = next(candidate for candidate in candidates if candidate not in used)
+        used.add(name)
+        names[str(path)] = name
+    return names
