@@ -1,4 +1,4 @@
-"""Images that are gone through twice: kept in memory up to a budget, read from their files again beyond it."""
+"""Images that are read in two passes: kept in memory up to a budget, read from their files again beyond it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_cache(cache_mb: float) -> None:
 
 
 def reserve_memory(cache_mb: float) -> NDArray[np.uint8]:
-    """So many megabytes, which are not taken before they are used; ParameterError if there can never be so many."""
+    """Memory of so many megabytes, which the system gives as it fills; ParameterError if there can never be so much."""
     check_cache(cache_mb)
     try:
         return np.empty(int(cache_mb * 2**20), np.uint8)
@@ -47,7 +47,7 @@ class Replay:
 
     Attributes:
         names: of the images of the first pass, in its order.
-        copies: places (earlier, later) of images whose pixels, made ready for the model, are equal.
+        copies: indices (earlier, later) of images whose pixels, made ready for the model, are equal.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class Replay:
         self._workers = workers
         # one block, touched as it fills: many small arrays among the large ones of a fit would fragment the memory
         self._free = reserve_memory(cache_mb)
-        self._again: dict[int, Loaded | ImageSource] = {}  # place in the first pass: what was kept, or its source
+        self._again: dict[int, Loaded | ImageSource] = {}  # index in the first pass: what was kept, or its source
         self._seen: dict[bytes, int] = {}
         self.names: list[str] = []
         self.copies: list[tuple[int, int]] = []
 
     def first(self) -> Iterator[Loaded]:
-        """All images; bad ones raise, or are told of and left out."""
+        """All images; bad ones raise, or are reported to `on_bad` and left out."""
         for image in stream(self._items, self._preprocessing, on_bad=self._on_bad, workers=self._workers):
             digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=16).digest()
             if (earlier := self._seen.setdefault(digest, len(self.names))) < len(self.names):
@@ -91,7 +91,7 @@ class Replay:
 
     @property
     def places(self) -> list[int]:
-        """Places in the first pass of the images that the second can give, ascending."""
+        """Indices in the first pass of the images that the second can give, ascending."""
         return list(self._again)
 
     def second(self, places: Iterable[int]) -> Iterator[Loaded]:
