@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from videos import cut_short, damage, number, write_video
 
 from flawmap.datasets import check_dataset, open_dataset, training_images
 from flawmap.errors import DatasetError, ImageError
 from flawmap.images import Preprocessing, VideoFrame, read_image, read_mask, stream
+from videos import cut_short, damage, number, write_video
 
 SIZE = (48, 64)
 NUMBERS = {"train": 18, "test": 14, "train_groups": 3, "test_groups": 3}

@@ -1,4 +1,4 @@
-"""Images that are gone through twice: kept in memory up to a budget, read from their files again beyond it."""
+"""Images that are read in two passes: kept in memory up to a budget, read from their files again beyond it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_cache(cache_mb: float) -> None:
 
 
 def reserve_memory(cache_mb: float) -> NDArray[np.uint8]:
-    """So many megabytes, which are not taken before they are used; ParameterError if there can never be so many."""
+    """Memory of so many megabytes, which the system gives as it fills; ParameterError if there can never be so much."""
     check_cache(cache_mb)
     try:
         return np.empty(int(cache_mb * 2**20), np.uint8)
@@ -68,14 +68,14 @@ class Replay:
         self._workers = workers
         # one block, touched as it fills: many small arrays among the large ones of a fit would fragment the memory
         self._free = reserve_memory(cache_mb)
-        self._again: dict[int, Loaded | ImageSource] = {}  # place in the first pass: what was kept, or its source
+        self._again: dict[int, Loaded | ImageSource] = {}  # index in the first pass: what was kept, or its source
         self._seen: dict[bytes, int] = {}
         self.digests: list[bytes] = []
         self.names: list[str] = []
         self.copies: list[tuple[int, int]] = []
 
     def first(self) -> Iterator[Loaded]:
-        """All images; bad ones raise, or are told of and left out."""
+        """All images; bad ones raise, or are reported to `on_bad` and left out."""
         options: dict[str, Any] = {"on_bad": self._on_bad, "workers": self._workers, "whole": self._whole}
         for image in stream(self._items, self._preprocessing, **options):
             digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""metadata.json: what lies beside an exported graph. People and programs edit its decision; the rest describes.
+"""metadata.json, the file beside an exported graph. People and programs edit its decision; the rest describes it.
 
 Reading trusts nothing: the file's size, its version, every field, and the bytes of the graph it belongs to.
 """
@@ -65,7 +65,7 @@ class DecisionMetadata(_Record):
         pixel_false_alarm_rate: share of good images' pixels above it.
         leave_one_out_scores: held-out image scores of the good images.
         pixel_quantiles: map values that falling shares of good images' pixels exceed (`flawmap.decision.PIXEL_RATES`);
-            empty for a detector that makes no maps, whose pixel_threshold is null.
+            empty of an image-level detector, whose pixel_threshold is null.
         group_sizes: images in the group of each score; null if every image stands alone.
     """
 

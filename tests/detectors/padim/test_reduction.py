@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from flawmap import PaDiM, export_model, load
+from flawmap import Inspector, PaDiM, export_model, load
 from flawmap.detectors.padim.embedding import project_hierarchy
+from flawmap.detectors.anomaly_map import anomaly_maps
 from flawmap.detectors.padim.reduction import learn_components
 from flawmap.errors import ModelFileError, ParameterError, TrainingSetError
 
@@ -115,7 +116,12 @@ def test_no_images_are_refused():
         learn_components([], 3)
 
 
-def test_an_export_says_that_it_cannot(reduced, tmp_path):
-    with pytest.raises(ParameterError, match="cannot be exported"):
-        export_model(reduced, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_components_are_exported_and_compiled_as_they_are_computed(reduced, good_images, tmp_path, runtime):
+    reduced.save(tmp_path / "part.flawmap")
+    model = load(tmp_path / "part.flawmap", runtime=runtime)
+    exported = Inspector(export_model(model, tmp_path / "out"))
+    naive = reduced.distances(good_images[:2])
+    for one, other, distances in zip(exported.predict(good_images[:2]), model.predict(good_images[:2]), naive, strict=True):
+        np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, rtol=1e-4)
+        assert other.anomaly_map.max() == pytest.approx(anomaly_maps(torch.tensor(distances)[None], (64, 64)).max(), rel=1e-4)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from flawmap.detectors.spade.gallery import Gallery
 from flawmap.errors import ModelFileError
-from flawmap.tensor_stream import Streamed, write_tensors
+from flawmap.model_file import Streamed, write_model_file
 
 ROW = 4096
 MB = 2**20 / 4
@@ -57,7 +57,7 @@ def test_a_gallery_streamed_into_a_file_is_a_safetensors_file(tmp_path, cache_mb
     path = tmp_path / "part"
     gallery = filled(5, cache_mb)
     small = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
-    write_tensors(path, small, {"gallery": Streamed((5, ROW), gallery.rows())}, {"key": "value"})
+    write_model_file(path, {"key": "value"}, small, {"gallery": Streamed((5, ROW), gallery.rows())})
     tensors = load_file(path)
     assert tensors["gallery"][:, 7].tolist() == [0, 1, 2, 3, 4]
     assert tensors["b"].tolist() == [0, 1, 2]
