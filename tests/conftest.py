@@ -65,7 +65,14 @@ def scratched(good_images) -> np.ndarray:
     return image
 
 
-SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 72, "crop": 64, "regularization": "paper", "refit_below": 0}
+SMALL = {
+    "backbone": "resnet10t",
+    "pretrained": False,
+    "resize": 72,
+    "crop": 64,
+    "regularization": "paper",
+    "refit_below": 0,
+}
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from flawmap import PaDiM, load
+from flawmap.detectors.document import read_document
 from flawmap.errors import BackboneError, FlawmapError, ModelFileError
 from flawmap.files import replace_atomically
 from flawmap.model_file import ModelFile
@@ -29,7 +30,7 @@ def path(model, tmp_path):
 def rewrite(path, change_document=lambda _: None, change_tensors=lambda _: None):
     """The file with its JSON document or tensors changed."""
     tensors = load_file(path)
-    document = json.loads(ModelFile(path).document.model_dump_json())
+    document = ModelFile(path).document
     change_document(document)
     change_tensors(tensors)
     save_file(tensors, path, {"flawmap": json.dumps(document)})
@@ -49,12 +50,14 @@ def test_the_same_data_and_seed_give_the_same_bytes(path, good_images, tmp_path)
 
 
 def test_the_document_states_what_the_model_is(path):
-    document = ModelFile(path).document
+    document = read_document(ModelFile(path))
     assert document.backbone.name == "resnet10t"
     assert document.backbone.layers == ("layer1", "layer2", "layer3")
-    assert document.preprocessing.resize == (64, 64)
-    assert (document.n_images, document.seed, document.n_features, len(document.channels)) == (12, 0, 30, 30)
+    parameters = document.parameters
+    assert (parameters["resize"], parameters["seed"], parameters["n_features"]) == (64, 0, 30)
+    assert (document.n_images, len(document.learnt["channels"])) == (12, 30)
     assert {"flawmap", "torch", "timm"} <= set(document.versions)
+    assert not {"device", "weights", "workers", "cache_mb"} & set(parameters)
 
 
 def test_a_file_cut_short_anywhere_is_refused(path):
@@ -116,31 +119,32 @@ def set_in(*keys, value):
 @pytest.mark.parametrize(
     "change",
     [
-        set_in("grids", value=[[16000, 16000], [8, 8], [4, 4]]),
-        set_in("grids", value=[[-1, 16], [8, 8], [4, 4]]),
-        set_in("grids", value=[[16, 16], [8, 8]]),
-        set_in("grids", value=[[8, 8], [8, 8], [4, 4]]),
-        set_in("n_channels", value=[10**9, 128, 256]),
-        set_in("n_channels", value=[64, 128, 0]),
-        set_in("channels", value=list(range(500, 530))),
-        set_in("channels", value=list(range(29, -1, -1))),
-        set_in("channels", value=[]),
-        set_in("channels", value=[-1, *range(29)]),
+        set_in("backbone", "grids", value=[[16000, 16000], [8, 8], [4, 4]]),
+        set_in("backbone", "grids", value=[[-1, 16], [8, 8], [4, 4]]),
+        set_in("backbone", "grids", value=[[16, 16], [8, 8]]),
+        set_in("backbone", "grids", value=[[8, 8], [8, 8], [4, 4]]),
+        set_in("backbone", "n_channels", value=[10**9, 128, 256]),
+        set_in("backbone", "n_channels", value=[64, 128, 0]),
+        set_in("learnt", "channels", value=list(range(500, 530))),
+        set_in("learnt", "channels", value=list(range(29, -1, -1))),
+        set_in("learnt", "channels", value=[]),
+        set_in("learnt", "channels", value=[-1, *range(29)]),
         set_in("n_images", value=1),
-        set_in("regularization", value=0.1),
-        set_in("regularization", "ridge", value=-0.1),
-        set_in("regularization", "sharing", value=1.1),
+        set_in("learnt", "regularization", value=0.1),
+        set_in("learnt", "regularization", "ridge", value=-0.1),
+        set_in("learnt", "regularization", "sharing", value=1.1),
         set_in("decision", "grouped", value=True),
         set_in("decision", "method", value="guess"),
-        set_in("preprocessing", "resize", value=[0, 64]),
-        set_in("preprocessing", "crop", value=[65, 65]),
-        set_in("preprocessing", "resize", value=[10**9, 10**9]),
-        set_in("preprocessing", "aspect", value="stretch"),
+        set_in("parameters", "resize", value=[0, 64]),
+        set_in("parameters", "crop", value=[65, 65]),
+        set_in("parameters", "resize", value=[10**9, 10**9]),
+        set_in("parameters", "aspect", value="stretch"),
         set_in("backbone", "sha256", value="x"),
         set_in("backbone", "layers", value=[]),
         set_in("detector", value="os.system"),
         set_in("surprise", value=1),
-        lambda document: document.pop("channels"),
+        lambda document: document["learnt"].pop("channels"),
+        lambda document: document.pop("parameters"),
     ],
 )
 def test_hostile_descriptions_are_refused(path, change):
@@ -158,8 +162,8 @@ def test_hostile_backbones_are_refused_without_a_look_at_the_network(path, name,
 
 
 def test_a_newer_format_says_to_upgrade(path):
-    rewrite(path, set_in("format_version", value=2))
-    with pytest.raises(ModelFileError, match=r"newer flawmap \(format 2; this one reads up to 1\); upgrade"):
+    rewrite(path, set_in("format_version", value=3))
+    with pytest.raises(ModelFileError, match=r"newer flawmap \(format 3; this one reads up to 2\)"):
         load(path)
 
 

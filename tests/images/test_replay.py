@@ -25,8 +25,8 @@ def values(images):
 @pytest.mark.parametrize("n_kept", [0, 2, 6, 9])
 def test_the_second_pass_gives_the_same_images_in_the_same_order(paths, n_kept):
     replay = Replay(paths, SMALL, cache_mb=n_kept * IMAGE_MB)
-    assert values(replay.first()) == values(replay.second(replay.places)) == [0, 1, 2, 3, 4, 5]
-    assert replay.places == [0, 1, 2, 3, 4, 5]
+    assert values(replay.first()) == values(replay.second(replay.again)) == [0, 1, 2, 3, 4, 5]
+    assert replay.again == [0, 1, 2, 3, 4, 5]
     assert replay.names == [str(path) for path in paths]
 
 
@@ -43,7 +43,7 @@ def test_what_is_kept_needs_no_file(paths):
     replay = Replay(paths, SMALL, cache_mb=2 * IMAGE_MB)
     assert len(values(replay.first())) == 6
     paths[0].unlink()
-    second = replay.second(replay.places)
+    second = replay.second(replay.again)
     assert int(next(second).pixels[0, 0, 0]) == 0
     paths[4].unlink()
     with pytest.raises(ImageError, match=r"4\.png"):
@@ -54,15 +54,15 @@ def test_bad_images_are_told_of_once_and_left_out_of_both_passes(paths):
     paths[1].write_bytes(b"no image")
     told = []
     replay = Replay(paths, SMALL, cache_mb=IMAGE_MB, on_bad=told.append)
-    assert values(replay.first()) == values(replay.second(replay.places)) == [0, 2, 3, 4, 5]
+    assert values(replay.first()) == values(replay.second(replay.again)) == [0, 2, 3, 4, 5]
     assert len(told) == 1
 
 
 def test_a_generator_is_replayed_as_far_as_it_was_kept():
     replay = Replay((np.full((4, 4, 3), i, np.uint8) for i in range(5)), SMALL, cache_mb=3 * IMAGE_MB)
     assert values(replay.first()) == [0, 1, 2, 3, 4]
-    assert values(replay.second(replay.places)) == [0, 1, 2]
-    assert replay.places == [0, 1, 2]
+    assert values(replay.second(replay.again)) == [0, 1, 2]
+    assert replay.again == [0, 1, 2]
 
 
 def test_a_list_is_replayed_whole():
@@ -70,7 +70,7 @@ def test_a_list_is_replayed_whole():
     images.insert(1, np.zeros((4, 4), np.float32))
     told = []
     replay = Replay(images, SMALL, cache_mb=2 * IMAGE_MB, on_bad=told.append)
-    assert values(replay.first()) == values(replay.second(replay.places)) == [0, 1, 2, 3, 4]
+    assert values(replay.first()) == values(replay.second(replay.again)) == [0, 1, 2, 3, 4]
     assert len(told) == 1
 
 
@@ -87,7 +87,7 @@ def test_what_else_is_kept_comes_out_of_the_same_budget(paths):
     assert replay.reserve(1) is None
     for path in paths[2:]:
         path.unlink()
-    second = replay.second(replay.places)
+    second = replay.second(replay.again)
     assert [int(next(second).pixels[0, 0, 0]) for _ in range(2)] == [0, 1]
     with pytest.raises(ImageError, match=r"2\.png"):
         next(second)

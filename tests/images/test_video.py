@@ -63,7 +63,7 @@ def test_each_frame_is_decoded_once_by_a_stream(video, monkeypatch):
 def test_frames_are_replayed_from_memory_or_from_the_video(video, cache_mb):
     replay = Replay(frames(video), SMALL, cache_mb=cache_mb)
     first = [image.path for image in replay.first()]
-    again = list(replay.second(replay.places))
+    again = list(replay.second(replay.again))
     assert [image.path for image in again] == first
     assert [number(image.pixels) for image in again] == list(range(20))
 

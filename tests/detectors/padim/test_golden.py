@@ -8,8 +8,9 @@ import torch
 
 from flawmap import PaDiM, load
 from flawmap.datasets import open_dataset
-from flawmap.detectors import passes
+from flawmap.detectors.batches import in_batches
 from flawmap.detectors.padim.gaussian import PAPER, Moments, factorise, leave_one_out, squared_distances, update
+from flawmap.detectors.padim.kept_embeddings import embed
 from flawmap.evaluation.evaluate import evaluate
 from flawmap.images import stream
 
@@ -85,7 +86,7 @@ def learnt_columns(fitted, screw):
     _, model, _ = fitted
     hierarchy = model.factor_.hierarchy
     images = stream(open_dataset(screw).train, model.preprocessing)
-    parts = [passes.embed(model.backbone_, hierarchy, batch) for batch in passes.batches(images, 32)]
+    parts = [embed(model.backbone_, hierarchy, batch.pixels) for batch in in_batches(images, 32)]
     return hierarchy, [torch.cat(level, dim=1) for level in zip(*parts, strict=True)]
 
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from flawmap import PaDiM
-from flawmap.detectors.padim.graph import ScoringNetwork
-from flawmap.images import Preprocessing, stream
+from flawmap.images import stream
 
 SMALL = {"backbone": "resnet10t", "pretrained": False, "calibrate": None}
 
@@ -24,9 +23,8 @@ SMALL = {"backbone": "resnet10t", "pretrained": False, "calibrate": None}
 def test_the_network_computes_what_predict_does(good_images, scratched, parameters):
     model = PaDiM(**SMALL | parameters).fit(good_images)
     images = [scratched, *good_images[:2]]
-    canvas = Preprocessing.of(model.resize, None, model.aspect)
-    ready = np.stack([loaded.pixels for loaded in stream(images, canvas)])
-    network = ScoringNetwork(model.backbone_.from_pixels, model.factor_, model.preprocessing).eval()
+    ready = np.stack([loaded.pixels for loaded in stream(images, model.preprocessing)])
+    network = model.network(for_graph=True).eval()
     with torch.inference_mode():
         maps, scores = network(torch.from_numpy(ready))
     for prediction, anomaly_map, score in zip(model.predict(images), maps, scores, strict=True):

@@ -179,9 +179,9 @@ def test_any_size_and_any_one_to_five_layers(good_images, scratched, tmp_path, s
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"n_features": 0}, "n_features must lie between 1"),
+        ({"n_features": 0}, "n_features must be a whole number from 1"),
         ({"n_features": 10**6}, "n_features must lie between 1"),
-        ({"n_features": 1.5}, "n_features must lie between 1"),
+        ({"n_features": 1.5}, "n_features must be a whole number from 1"),
         ({"groups": ["a"]}, "groups must be a regular expression"),
         ({"channels": [1.5]}, "list of integers"),
         ({"channels": [10**6]}, "distinct indices"),
@@ -253,15 +253,16 @@ def test_scores_stay_the_same_whatever_is_kept_in_memory(model, good_folder, goo
     for images, budget in ((good_folder, 0), (good_folder, 0.03), (iter(good_images), 128)):
         other = PaDiM(**SMALL | {"cache_mb": budget}).fit(images)
         np.testing.assert_allclose(other.leave_one_out_scores_, model.leave_one_out_scores_, rtol=1e-3)
-    some = PaDiM(**SMALL | {"cache_mb": 0.03}).fit(iter(good_images))  # a generator cannot be read again
+    many = iter([*good_images] * 3)  # an iterator of more than a few cannot be read again
+    some = PaDiM(**SMALL | {"cache_mb": 0.03, "runtime": "torch"}).fit(many)
     assert len(some.leave_one_out_scores_) == 2
 
 
 @pytest.mark.parametrize(("budget", "groups", "n_seen"), [(64, None, 12), (64, r"(\d)\.png$", 12), (0.2, None, 24)])
 def test_the_backbone_runs_once_where_memory_allows(good_folder, monkeypatch, budget, groups, n_seen):
     seen = []
-    features = Backbone.features
-    monkeypatch.setattr(Backbone, "features", lambda self, pixels: seen.append(len(pixels)) or features(self, pixels))
+    parts = Backbone.parts
+    monkeypatch.setattr(Backbone, "parts", lambda self, pixels: seen.append(len(pixels)) or parts(self, pixels))
     found = PaDiM(**SMALL | {"cache_mb": budget, "groups": groups}).fit(good_folder)
     assert sum(seen) == n_seen
     again = PaDiM(**SMALL | {"cache_mb": 0, "groups": groups}).fit(good_folder)
@@ -436,7 +437,7 @@ def test_sixteen_bits_halve_the_file_and_hardly_change_the_scores(good_images, s
     assert (tmp_path / "again.flawmap").stat().st_size == pytest.approx(
         (tmp_path / "half.flawmap").stat().st_size, rel=0.01
     )
-    with pytest.raises(ParameterError, match="dtype must be one of"):
+    with pytest.raises(ParameterError, match="dtype"):
         model.save(tmp_path / "x.flawmap", dtype="int8")
 
 

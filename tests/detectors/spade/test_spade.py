@@ -81,7 +81,9 @@ def test_a_model_of_k_images_is_the_same_from_memory_and_from_files(good_images,
     file: ModelFile = ModelFile(tmp_path / "m.flawmap")
     for budget in (0, 0.2, 100):
         assert np.array_equal(SPADE(**SMALL, cache_mb=budget).fit(good_images).predict(scratched).anomaly_map, wanted)
-        assert np.array_equal(SPADE.from_document(file, read_document(file), cache_mb=budget).predict(scratched).anomaly_map, wanted)
+        assert np.array_equal(
+            SPADE.from_document(file, read_document(file), cache_mb=budget).predict(scratched).anomaly_map, wanted
+        )
 
 
 def test_a_coreset_shrinks_the_file_and_raises_distances(good_images, scratched, tmp_path):

@@ -98,7 +98,9 @@ class PaDiM(FeatureDetector):
     calibrations = get_args(Calibration)
 
     n_features: Annotated[
-        int | None, Field(description="Channels drawn at random from the concatenated layers; None: all.")
+        int | None,
+        whole_number(),
+        Field(description="Channels drawn at random from the concatenated layers; None: all.")
     ] = None
     reduction: Annotated[
         Literal["random", "pca"],
