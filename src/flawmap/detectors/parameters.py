@@ -143,8 +143,7 @@ def explain(error: ValidationError) -> str:
         return reason if reason.startswith(name) else f"{name} {reason}"
     if first["type"] == "literal_error":
         return f"{name} must be {context['expected']}, got {first['input']!r}"
-    message = first["msg"].replace("Input should be", "must be")
-    return f"{name}: {message}, got {first['input']!r}"
+    return f"{name} {first['msg'].replace('Input should', 'must')}, got {first['input']!r}"
 
 
 def describe_parameters(parameters: type[Parameters]) -> str:

@@ -57,7 +57,9 @@ def test_the_head_computes_what_the_gaussians_do(path, good_images, scratched, r
         prediction = model.predict(image)
         top, left, bottom, right = prediction.placement.content
         inside = slice(top, bottom), slice(left, right)
-        np.testing.assert_allclose(prediction.anomaly_map[inside], naive_map(model, image)[inside], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            prediction.anomaly_map[inside], naive_map(model, image)[inside], rtol=1e-4, atol=1e-4
+        )
         assert prediction.anomaly_map.sum() == pytest.approx(prediction.anomaly_map[inside].sum())  # 0 in the padding
 
 
@@ -102,5 +104,5 @@ def test_the_backbone_alone_is_compiled_if_one_graph_does_not_pay(path, good_ima
 def test_a_score_that_is_not_finite_is_an_error(path, good_images, runtime):
     model = load(path, runtime=runtime)
     model.factor_.mean[0][0, 0] = torch.nan
-    with pytest.raises(ModelFileError, match="image 1.*not finite"):
+    with pytest.raises(ModelFileError, match=r"image 1.*not finite"):
         model.predict(good_images[:2])

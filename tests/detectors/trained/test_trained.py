@@ -46,7 +46,7 @@ def make(kind, **changes):
     return kind(**{"resize": 64, "steps": 2, "device": "cpu"} | KINDS[kind] | changes)
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.kind)
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
 def kind(request):
     return request.param
 
@@ -158,7 +158,7 @@ def test_copies_and_groups(kind, good_images, good_folder):
         ({"resize": 0}, "resize must be"),
         ({"crop": 65}, "must fit into"),
         ({"resize": 8192}, "up to 4096 pixels"),
-        ({"calibrate": "leave-one-out"}, "train .* once for each"),
+        ({"calibrate": "leave-one-out"}, "calibrate must be"),
         ({"false_alarm_rate": 0}, "between 0 and 1"),
         ({"cache_mb": -1}, "cache_mb must be"),
         ({"budget": -1}, "positive number of minutes"),
@@ -197,27 +197,28 @@ def test_the_papers_settings_are_the_default():
         ITAE: ((256, 256), None, 300, 32, 1e-3, 10),
     }
     for kind, (resize, crop, epochs, batch_size, learning_rate, steps) in expected.items():
-        paper, preprocessing = kind.paper, kind().preprocessing
+        detector = kind()
+        preprocessing = detector.preprocessing
         assert (preprocessing.resize, preprocessing.crop) == (resize, crop)
-        assert (paper.epochs, paper.batch_size, paper.learning_rate) == (epochs, batch_size, learning_rate)
-        assert paper.epoch_steps(320, batch_size) == steps  # 10,000 images; each image 100 times; once
+        assert (detector.epochs, detector.batch_size, detector.learning_rate) == (epochs, batch_size, learning_rate)
+        assert detector.epoch_steps(320) == steps  # 10,000 images; each image 100 times; once
 
 
 def test_the_preset_is_the_default(kind):
-    preset = kind.from_preset(f"{kind.kind}-paper", width=4, steps=1)
-    assert (preset.preprocessing, preset.width, preset.epochs) == (kind().preprocessing, 4, None)
-    with pytest.raises(ParameterError, match=f"unknown preset 'vae'; there are {kind.kind}-paper"):
+    preset = kind.from_preset(f"{kind.name}-paper", width=4, steps=1)
+    assert (preset.preprocessing, preset.width, preset.epochs) == (kind().preprocessing, 4, kind().epochs)
+    with pytest.raises(ParameterError, match=f"unknown preset 'vae'; there are {kind.name}-paper"):
         kind.from_preset("vae")
 
 
 def test_images_that_cannot_be_read_again_are_refused(kind, good_images):
-    with pytest.raises(TrainingSetError, match="11 of 12 images came from an iterator"):
-        make(kind, cache_mb=0.02).fit(iter(good_images))
+    with pytest.raises(TrainingSetError, match="35 of 36 images came from an iterator"):
+        make(kind, cache_mb=0.02).fit(iter([*good_images] * 3))
     assert make(kind, cache_mb=0.02, steps=1).fit(list(good_images)).n_images_ == 9
 
 
 def test_scores_that_are_no_numbers_are_no_scores(kind, good_images, monkeypatch, tmp_path):
-    network = type(make(kind).blank_scorer(2))
+    network = type(make(kind).build_scorer((64, 64), 2))
     forward = network.forward
     monkeypatch.setattr(network, "forward", lambda *given: tuple(out * torch.nan for out in forward(*given)))
     with pytest.raises(TrainingError, match=rf"scores are not finite.*delete {tmp_path / 'c'} first"):
@@ -225,7 +226,7 @@ def test_scores_that_are_no_numbers_are_no_scores(kind, good_images, monkeypatch
 
 
 def test_other_weights_are_not_taken(path):
-    with pytest.raises(ParameterError, match=r"part\.flawmap: .*takes no other weights"):
+    with pytest.raises(ParameterError, match=r"part\.flawmap: .*no other weights"):
         load(path, weights="resnet18.safetensors")
 
 
@@ -273,21 +274,22 @@ def test_a_file_with_other_tensors_is_refused(path):
 def test_a_description_that_contradicts_itself_is_refused(path):
     with safe_open(path, framework="pt") as file:
         document = json.loads(file.metadata()["flawmap"])
+    parameters, learnt = document["parameters"], document["learnt"]
     tensors = load_file(path)
     changes = [
         {"detector": "os.system"},
         {"surprise": 1},
-        {"width": 4096},
-        {"width": 0},
+        {"parameters": {**parameters, "width": 4096}},
+        {"parameters": {**parameters, "width": 0}},
         {"n_images": 1},
         {"decision": None},
-        {"usual_score": -1},
-        {"preprocessing": {"resize": [64, 64], "crop": [65, 65], "aspect": "squash"}},
-        {"preprocessing": {"resize": [16000, 16000], "crop": None, "aspect": "squash"}},
-        {"training": {**document["training"], "stopped": "by magic"}},
+        {"learnt": {**learnt, "usual_score": -1}},
+        {"parameters": {**parameters, "resize": [64, 64], "crop": [65, 65]}},
+        {"parameters": {**parameters, "resize": [16000, 16000], "crop": None}},
+        {"learnt": {**learnt, "training": {**learnt["training"], "stopped": "by magic"}}},
     ]
     if document["detector"] == "patch-svdd":
-        changes += [{"n_images": 10**7}, {"preprocessing": {"resize": [128, 128], "crop": None, "aspect": "squash"}}]
+        changes += [{"n_images": 10**7}, {"parameters": {**parameters, "resize": [128, 128], "crop": None}}]
     for change in changes:
         save_file(tensors, path, {"flawmap": json.dumps({**document, **change})})
         with pytest.raises(FlawmapError, match=r"part\.flawmap"):
@@ -342,7 +344,7 @@ def test_a_killed_command_goes_on_where_it_was(good_folder, tmp_path):
     epochs = steps // 3 + 5
     done = CliRunner().invoke(app, arguments("a.flawmap", epochs))
     assert done.exit_code == 0, done.output
-    assert "Going on from" in done.output
+    assert "goes on from" in done.output
     assert "--steps" in done.output
     assert not checkpoint.exists()
     assert CliRunner().invoke(app, arguments("b.flawmap", epochs)).exit_code == 0
@@ -364,7 +366,7 @@ def test_commands_take_every_detector(kind, good_folder, tmp_path, scratched):
 
     file = tmp_path / "m.flawmap"
     small = ["--width", "4", "--batch-size", "4", "--steps", "1", "--resize", "64", "--budget", "5"]
-    fitted = json.loads(run("fit", tmp_path / "part", "-o", file, "--detector", kind.kind, *small, "--json", "--quiet"))
+    fitted = json.loads(run("fit", tmp_path / "part", "-o", file, "--detector", kind.name, *small, "--json", "--quiet"))
     assert (fitted["n_images"], fitted["training"]["steps"]) == (9, 1)
     document = json.loads(run("info", file, "--json"))
     assert (document["decision"]["method"], document["localises"]) == ("holdout", kind.localises)
@@ -385,7 +387,7 @@ def test_commands_take_every_detector(kind, good_folder, tmp_path, scratched):
         (["--detector", "ganomaly", "--dtype", "float16"], "--dtype is not for ganomaly"),
         (["--detector", "ganomaly", "--preset", "padim-r18-rd100"], "of padim, not of ganomaly"),
         (["--budget", "3"], "--budget is not for padim"),
-        (["--detector", "vae", "--calibrate", "leave-one-out"], "once for each"),
+        (["--detector", "vae", "--calibrate", "leave-one-out"], "calibrate must be"),
     ],
 )
 def test_options_of_other_detectors_are_refused(good_folder, tmp_path, options, message):
@@ -426,7 +428,7 @@ def test_patches_that_have_become_alike_are_said_to_be(good_images, monkeypatch)
 
 
 def test_16_bits_are_refused_where_they_do_not_serve(good_images, tmp_path):
-    with pytest.raises(ParameterError, match="too small for float16"):
+    with pytest.raises(ParameterError, match="float32"):
         export_model(make(PatchSVDD, steps=1).fit(good_images), tmp_path / "export", dtype="float16")
     assert not (tmp_path / "export").exists()
 
@@ -437,7 +439,7 @@ LEARNING = {
 }
 
 
-@pytest.mark.parametrize("kind", LEARNING, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", LEARNING, ids=lambda kind: kind.name)
 def test_what_is_learnt_tells_scratches_and_blots_from_good_parts(kind):
     parts = generate_parts(side=32, n_train=64, n_each=10)
     before, after = (

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import nn
 from flawmap.detectors.trained import training
 from flawmap.detectors.trained.training import Schedule, Shuffle, TrainingRecord, train
 from flawmap.errors import ParameterError, TrainingError
+from flawmap.progress import report_progress
 
 CPU = torch.device("cpu")
 
@@ -208,7 +210,8 @@ def test_checkpoints_that_contradict_themselves_are_refused(tmp_path):
 def test_a_budget_ends_a_training_and_the_same_steps_repeat_it(tmp_path):
     line = Line(pause=0.002)
     told = []
-    record = run(line, 1000, minutes=0.3 / 60, progress=lambda done, total: told.append((done, total)))
+    report = partial(report_progress, lambda done, total: told.append((done, total)))
+    record = run(line, 1000, minutes=0.3 / 60, report=report)
     assert record.stopped == "budget"
     assert 0 < record.steps < 10_000
     assert all(total == 1 for _, total in told)  # seconds

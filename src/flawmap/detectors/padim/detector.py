@@ -100,7 +100,7 @@ class PaDiM(FeatureDetector):
     n_features: Annotated[
         int | None,
         whole_number(),
-        Field(description="Channels drawn at random from the concatenated layers; None: all.")
+        Field(description="Channels drawn at random from the concatenated layers; None: all."),
     ] = None
     reduction: Annotated[
         Literal["random", "pca"],
