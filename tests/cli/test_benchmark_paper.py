@@ -20,7 +20,7 @@ from flawmap.benchmark.paper.run import run_plan
 from flawmap.benchmark.paper.shared_features import SharedFeatures
 from flawmap.benchmark.paper.systems import ABLATIONS, TRAINED, Settings, System
 from flawmap.cli.app import app
-from flawmap.evaluation.class_mean import evaluate_classes
+from flawmap.evaluation import evaluate_classes
 from flawmap.images import Preprocessing
 
 SMALL = ["--backbone", "resnet10t", "--random-weights"]

@@ -133,7 +133,7 @@ def timeline(
     """Draw the scores of each test clip over time, with the threshold and the ground truth."""
     from flawmap import load
     from flawmap.datasets import open_dataset
-    from flawmap.evaluation.timeline import check_picture, save_timelines, score_timelines
+    from flawmap.evaluation.plots import check_picture, save_timelines, score_timelines
 
     check_writable_target(output)
     check_picture(output, 0)

@@ -27,7 +27,6 @@ from flawmap.cli.console import (
     print_json,
 )
 from flawmap.errors import DatasetError
-from flawmap.files import replace_atomically
 
 DOUBTFUL = 0.01
 """Uniformity of p-values below which the promise is in doubt."""
@@ -59,11 +58,13 @@ def evaluate(
     """Score the labelled images of a DATASET and compare with their labels and masks."""
     from flawmap import load
     from flawmap.datasets import open_dataset
-    from flawmap.evaluation.evaluate import Evaluation, Figures
-    from flawmap.evaluation.evaluate import evaluate as run
+    from flawmap.evaluation import Evaluation, Figures
+    from flawmap.evaluation import evaluate as run
 
     if reliability is not None:
         check_writable_target(reliability)
+        import matplotlib.figure  # noqa: F401 (a missing package fails before minutes of work)
+
         from flawmap.evaluation.plots import plot_reliability
     data = open_dataset(dataset).every(stride)
     bad = BadImages()
@@ -72,8 +73,7 @@ def evaluate(
     if reliability is not None:
         if result.reliability is None:
             raise DatasetError(f"{dataset}: no good images, or a model without a promise; there is nothing to plot")
-        with replace_atomically(reliability) as temporary:
-            plot_reliability(result.reliability, temporary)
+        plot_reliability(result.reliability, reliability)
     promised = detector.decision_.false_alarm_rate if detector.decision_ else None
     if as_json:
         print_json({**result.to_json(), "promised_false_alarm_rate": promised, "skipped": bad.to_json()})
