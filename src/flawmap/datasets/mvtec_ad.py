@@ -1,6 +1,6 @@
 """MVTec AD (Bergmann et al. 2019): CLASS/train/good, CLASS/test/<type>, CLASS/ground_truth/<type>/NNN_mask.png.
 
-A folder that holds good/ and other types directly, without test/, is read the same way; it has no masks.
+A folder of good/ and other types without test/ is read the same way; it has no masks.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, check_folder, subfolders
-from flawmap.datasets.layout import Counts, Layout, files_below
+from flawmap.datasets.dataset import GOOD, Dataset, Sample, check_folder, subfolders
+from flawmap.datasets.layout import Counts, Layout
 from flawmap.errors import DatasetError
 from flawmap.images.source import find_images
 
@@ -75,10 +75,6 @@ def _holds(path: Path) -> bool:
     return any(os.path.isdir(path / part) for part in ("test", GOOD))  # noqa: PTH112 (Path.is_dir raises)
 
 
-def _read(folder: Path, _: Tell) -> Dataset:
-    return read_mvtec_ad(folder)
-
-
 MVTEC_AD = Layout(
     name="mvtec_ad",
     title="MVTec AD",
@@ -88,8 +84,7 @@ MVTEC_AD = Layout(
     origin="https://www.mvtec.com/company/research/datasets/mvtec-ad",
     paper="Bergmann et al., MVTec AD, CVPR 2019",
     holds=_holds,
+    read=lambda folder, _: read_mvtec_ad(folder),
     find_classes=find_class_folders,
-    read=_read,
-    files=files_below,
-    published={name: Counts(train, good + bad, good, bad) for name, (train, good, bad) in PUBLISHED.items()},
+    published={name: Counts.split(*numbers) for name, numbers in PUBLISHED.items()},
 )

@@ -1,18 +1,18 @@
-"""VisA (Zou et al. 2022), as published and as its authors' script lays it out anew.
+"""VisA (Zou et al. 2022), as published and as its authors' script rearranges it.
 
 As published: CLASS/Data/Images/{Normal,Anomaly}/*.JPG, CLASS/Data/Masks/Anomaly/*.png, and split_csv/1cls.csv beside
-the classes, with the columns object, split, label, image, mask. Anew: CLASS/train/good, CLASS/test/{good,bad},
+the classes, with the columns object, split, label, image, mask. Rearranged: CLASS/train/good, CLASS/test/{good,bad},
 CLASS/ground_truth/bad, maybe below a folder 1cls. Masks number the kinds of defects; all but 0 is anomalous.
 """
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, subfolders, why_no_file
-from flawmap.datasets.layout import Counts, Layout, files_below
+from flawmap.datasets.layout import Counts, Layout
+from flawmap.datasets.manifest import read_table
 from flawmap.datasets.mvtec_ad import find_class_folders, read_mvtec_ad
 from flawmap.errors import DatasetError
 from flawmap.images.masks import ClassMask
@@ -68,7 +68,7 @@ def _read_original(folder: Path, name: str, tell: Tell) -> Dataset:
     root, table = folder.parent, folder.parent / SPLIT
     train: list[Path] = []
     samples: list[Sample] = []
-    for number, row in _rows(table):
+    for number, row in read_table(table, COLUMNS, COLUMNS, tell):
         if row["object"] != folder.name:
             continue
         path = root / row["image"]
@@ -81,24 +81,10 @@ def _read_original(folder: Path, name: str, tell: Tell) -> Dataset:
             found = ClassMask(mask) if mask is not None and why_no_file(mask) is None else None
             samples.append(Sample(path, GOOD if row["label"] == "normal" else row["label"], found))
         else:
-            tell(table, f"line {number}: expected a normal image to train on or one to test, got {list(row.values())}")
+            tell(table, f"line {number}: expected a normal training image or a test image, got {list(row.values())}")
     if not train and not samples:
         raise DatasetError(f"{table}: names no image of {folder.name}; expected it in the column object")
     return Dataset(name, tuple(train), tuple(samples))
-
-
-def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line numbers and rows of the split table."""
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, restval="")
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise DatasetError(f"{table}: expected the columns {','.join(COLUMNS)}, got {reader.fieldnames}")
-            return [(reader.line_num, row) for row in reader]
-    except FileNotFoundError as error:
-        raise DatasetError(f"{table}: no such file; expected VisA's table of its one-class split") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{table}: cannot be read ({error}); copy it again") from error
 
 
 VISA = Layout(
@@ -110,8 +96,7 @@ VISA = Layout(
     origin="https://github.com/amazon-science/spot-diff",
     paper="Zou et al., SPot-the-Difference, ECCV 2022",
     holds=_holds,
-    find_classes=_find_classes,
     read=_read,
-    files=files_below,
-    published={name: Counts(train, good + 100, good, 100) for name, (train, good) in PUBLISHED.items()},
+    find_classes=_find_classes,
+    published={name: Counts.split(train, good, 100) for name, (train, good) in PUBLISHED.items()},
 )
