@@ -71,11 +71,11 @@ def paper(
     """
     from flawmap.benchmark.paper.plan import Plan
     from flawmap.benchmark.paper.published import PAPER_TABLES
-    from flawmap.benchmark.paper.report import build_tables, write_report
+    from flawmap.benchmark.paper.report import write_report
     from flawmap.benchmark.paper.results import Results
     from flawmap.benchmark.paper.run import run_plan
     from flawmap.benchmark.paper.systems import Settings
-    from flawmap.benchmark.paper.table_notes import absent_classes
+    from flawmap.benchmark.paper.tables import absent_classes, build_tables
 
     names = _split(tables) or (["IV"] if dataset == "stc" else ["I", "II", "III", "V", "VI", "VII", "VIII"])
     settings = Settings(
@@ -101,15 +101,16 @@ def paper(
     with Results(output, {"dataset": dataset, **asdict(settings)}) as results:
         outcome = run_plan(plan, results, progress=not quiet, tell=tell, on_bad=bad if skip_bad else None)
         built = build_tables(names, outcome, settings)
-        written = write_report(output, built, outcome, plots=not no_plots)
+        written = write_report(output, built, outcome.runs, plots=not no_plots)
     if as_json:
+        absent = [absent_classes(PAPER_TABLES[name], outcome) for name in names]
         print_json(
             {
                 "runs": str(results.path),
                 "n_done": outcome.n_done,
                 "n_runs": len(outcome.runs),
-                "missing": _distinct(absent_classes(PAPER_TABLES[name], outcome)[0] for name in names),
-                "not_asked_for": _distinct(absent_classes(PAPER_TABLES[name], outcome)[1] for name in names),
+                "missing": _distinct(missing for missing, _ in absent),
+                "not_asked_for": _distinct(unasked for _, unasked in absent),
                 "failures": outcome.failures,
                 "left_out": outcome.left_out,
                 "skipped": bad.to_json(),
