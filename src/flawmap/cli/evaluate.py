@@ -1,4 +1,4 @@
-"""`flawmap evaluate`: the figures of the paper's tables on labelled images."""
+"""`flawmap evaluate`: AUROC, PRO and error rates on labelled images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from flawmap.cli.console import (
     DeviceOption,
     JsonOption,
     QuietOption,
-    Runtime,
     RuntimeOption,
     SkipBadOption,
     StrideOption,
@@ -29,7 +28,7 @@ from flawmap.cli.console import (
 from flawmap.errors import DatasetError
 
 DOUBTFUL = 0.01
-"""Uniformity of p-values below which the promise is in doubt."""
+"""Uniformity of p-values below which a note doubts the promise."""
 
 
 @guarded
@@ -48,7 +47,7 @@ def evaluate(
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
-    runtime: RuntimeOption = Runtime.auto,
+    runtime: RuntimeOption = "auto",
     workers: WorkersOption = None,
     stride: StrideOption = 1,
     skip_bad: SkipBadOption = False,
@@ -68,11 +67,13 @@ def evaluate(
         from flawmap.evaluation.plots import plot_reliability
     data = open_dataset(dataset).every(stride)
     bad = BadImages()
-    detector = load(model, weights=weights, device=device, runtime=runtime.value, workers=workers)
+    detector = load(model, weights=weights, device=device, runtime=runtime, workers=workers)
     result: Evaluation = run(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
     if reliability is not None:
         if result.reliability is None:
-            raise DatasetError(f"{dataset}: no good images, or a model without a promise; there is nothing to plot")
+            raise DatasetError(
+                f"{dataset}: no good images, or a model without a promised rate; there is nothing to plot"
+            )
         plot_reliability(result.reliability, reliability)
     promised = detector.decision_.false_alarm_rate if detector.decision_ else None
     if as_json:
@@ -94,8 +95,9 @@ def evaluate(
             console.print(f"anomalous parts missed: {result.miss_rate}")
         if result.reliability is not None and result.reliability.uniformity < DOUBTFUL:
             messages.print(
-                f"[yellow]note:[/] these good parts score unlike those that were learnt (uniformity "
-                f"{result.reliability.uniformity:.2g}): the promise may not hold for them; learn from parts like these"
+                f"[yellow]note:[/] the scores of these good parts differ from those of the training images (uniformity "
+                f"{result.reliability.uniformity:.2g}): their false-alarm rate may exceed the promised one; refit "
+                f"on parts like these"
             )
     for warning in () if quiet else result.warnings:
         messages.print(f"[yellow]note:[/] {escape(warning)}")

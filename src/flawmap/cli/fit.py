@@ -13,12 +13,10 @@ import typer
 from rich.markup import escape
 
 from flawmap.cli.console import (
-    Aspect,
     BadImages,
     DeviceOption,
     JsonOption,
     QuietOption,
-    Runtime,
     RuntimeOption,
     SkipBadOption,
     StrideOption,
@@ -36,6 +34,7 @@ from flawmap.cli.detector_choice import TRAINED, DetectorName, Variant, choose_d
 from flawmap.datasets import open_dataset, training_images
 from flawmap.errors import ParameterError
 from flawmap.images import SUFFIXES, ImageInput, collect
+from flawmap.options import Aspect
 
 if TYPE_CHECKING:
     from flawmap.detectors import AnyDetector
@@ -105,9 +104,9 @@ def fit(
     random_weights: Annotated[bool, typer.Option("--random-weights", help="An untrained backbone.")] = False,
     resize: Annotated[str | None, typer.Option(metavar="N|HxW", help="Size of the whole image; 256.")] = None,
     crop: Annotated[str | None, typer.Option(metavar="N|HxW", help="Centre crop after that; none.")] = None,
-    aspect: Annotated[Aspect, typer.Option(help="Images of other proportions.")] = Aspect.squash,
+    aspect: Annotated[Aspect, typer.Option(help="Images of other proportions.")] = "squash",
     device: DeviceOption = "auto",
-    runtime: RuntimeOption = Runtime.auto,
+    runtime: RuntimeOption = "auto",
     workers: WorkersOption = None,
     precision: Annotated[
         Precision | None,
@@ -165,7 +164,7 @@ def fit(
         "crop": parse_size(crop, "--crop"),
     }
     given |= {
-        "runtime": None if runtime == Runtime.auto else runtime.value,
+        "runtime": None if runtime == "auto" else runtime,
         "precision": precision and precision.value,
         "pretrained": False if random_weights else None,
         "reduction": reduction and reduction.value,
@@ -197,7 +196,7 @@ def fit(
         given["checkpoint"] = unfinished
     fixed: dict[str, Any] = {
         "seed": seed,
-        "aspect": aspect.value,
+        "aspect": aspect,
         "device": device,
         "false_alarm_rate": false_alarm_rate,
     }

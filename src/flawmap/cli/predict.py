@@ -22,7 +22,6 @@ from flawmap.cli.console import (
     DeviceOption,
     JsonOption,
     QuietOption,
-    Runtime,
     RuntimeOption,
     SkipBadOption,
     WeightsOption,
@@ -34,6 +33,7 @@ from flawmap.cli.console import (
 from flawmap.errors import DatasetError, ParameterError
 from flawmap.files import replace_atomically
 from flawmap.images import collect, read_image
+from flawmap.options import Runtime
 from flawmap.prediction import Prediction
 from flawmap.progress import report_progress
 from flawmap.results.pictures import overlay
@@ -70,7 +70,7 @@ def predict(
     overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Write a picture of each image.")] = True,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
-    runtime: RuntimeOption = Runtime.auto,
+    runtime: RuntimeOption = "auto",
     workers: WorkersOption = None,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
@@ -137,13 +137,13 @@ def _open(model: Path, weights: str | None, device: str, runtime: Runtime, worke
 
         if weights is not None:
             raise ParameterError(f"{model} is an export and holds its weights; leave out --weights")
-        if runtime != Runtime.auto:
+        if runtime != "auto":
             raise ParameterError(f"{model} is an export, which its own library runs; leave out --runtime")
         inspector = Inspector(model, device=device, workers=workers)
         return Scorer(inspector.iter_inspect, inspector.metadata.map_scale, inspector.threshold is not None)
     from flawmap import load
 
-    detector = load(model, weights=weights, device=device, runtime=runtime.value, workers=workers)
+    detector = load(model, weights=weights, device=device, runtime=runtime, workers=workers)
     return Scorer(detector.iter_predict, detector.map_scale, detector.decision_ is not None)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, kstest, rankdata
 
 from flawmap.errors import DatasetError, ParameterError
+from flawmap.options import Criterion
 
 __all__ = [
     "Criterion",
@@ -23,8 +23,6 @@ __all__ = [
     "reliability",
 ]
 
-Criterion = Literal["f1", "youden", "cost"]
-"""What the best threshold maximizes, or, for "cost", minimizes."""
 ASKED = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """False-alarm rates at which reliability is measured."""
 
