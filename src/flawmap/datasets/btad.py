@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, expect_folder
-from flawmap.datasets.layout import Counts, Layout, folders_that
+from flawmap.datasets.layout import Layout, folders_that
 from flawmap.images.source import find_images
 
 __all__ = ["BTAD"]
-
-PUBLISHED = {"01": (400, 21, 49), "02": (399, 30, 200), "03": (1000, 400, 41)}
-"""Training images, good and anomalous test images, counted in the archive."""
 
 
 def _holds(path: Path) -> bool:
@@ -29,16 +26,4 @@ def _read(folder: Path, _: Tell) -> Dataset:
     return Dataset(f"BTAD {folder.name}", tuple(good), tuple(samples))
 
 
-BTAD = Layout(
-    name="btad",
-    title="BTAD",
-    what="photos of three industrial products with body and surface defects",
-    classes=tuple(PUBLISHED),
-    licence="CC BY-NC-SA 4.0",
-    origin="http://avires.dimi.uniud.it/papers/btad/btad.zip",
-    paper="Mishra et al., VT-ADL, ISIE 2021",
-    holds=_holds,
-    read=_read,
-    find_classes=folders_that(_holds),
-    published={name: Counts.split(*numbers) for name, numbers in PUBLISHED.items()},
-)
+BTAD = Layout.of("btad", holds=_holds, read=_read, find_classes=folders_that(_holds))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell
-from flawmap.datasets.layout import Counts, Layout, hold_out, no_files
+from flawmap.datasets.layout import Layout, hold_out, no_files
 from flawmap.errors import DatasetError, MissingDependencyError
 
 __all__ = ["ELPV", "Cells", "packaged_folder", "read_elpv"]
@@ -19,8 +19,6 @@ Cells = Literal["mono", "poly"]
 """Monocrystalline or polycrystalline."""
 
 LABELS = "labels.csv"
-PUBLISHED: dict[str, tuple[int, int]] = {"mono": (588, 313), "poly": (920, 402), "": (1508, 715)}
-"""Functional and surely defective cells."""
 
 
 def read_elpv(cells: Cells | None = None, *, seed: int = 0, folder: Path | None = None) -> Dataset:
@@ -80,18 +78,4 @@ def _read(path: Path, _: Tell) -> Dataset:
     return read_elpv(None if folder == path else cast(Cells, path.name), folder=folder)
 
 
-ELPV = Layout(
-    name="elpv",
-    title="ELPV",
-    what="electroluminescence images of solar cells, functional or defective; no masks",
-    classes=("mono", "poly"),
-    licence="CC BY-NC-SA 4.0",
-    origin="https://github.com/zae-bayern/elpv-dataset (PyPI: elpv-dataset)",
-    paper="Deitsch et al., Segmentation of photovoltaic module cells, Machine Vision and Applications 2021",
-    holds=_holds,
-    read=_read,
-    find_classes=_find_classes,
-    files=no_files,
-    published={name: Counts.held_out(*numbers) for name, numbers in PUBLISHED.items()},
-    has_masks=False,
-)
+ELPV = Layout.of("elpv", holds=_holds, read=_read, find_classes=_find_classes, files=no_files, has_masks=False)

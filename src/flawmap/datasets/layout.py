@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,8 +33,8 @@ class Counts:
         test_groups: test clips.
 
     Example:
-        >>> Counts.split(320, 41, 119).test
-        160
+        >>> Counts(train=320, test=160).train
+        320
     """
 
     train: int | None = None
@@ -39,17 +43,6 @@ class Counts:
     anomalous: int | None = None
     train_groups: int | None = None
     test_groups: int | None = None
-
-    @classmethod
-    def split(cls, train: int, good: int, anomalous: int) -> Counts:
-        """Numbers of training images, and of good and anomalous test images."""
-        return cls(train, good + anomalous, good, anomalous)
-
-    @classmethod
-    def held_out(cls, good: int, anomalous: int) -> Counts:
-        """Numbers after `hold_out` of some good images."""
-        n_train = round(TRAIN_SHARE * good)
-        return cls.split(n_train, good - n_train, anomalous)
 
     @classmethod
     def of(cls, data: Dataset) -> Counts:
@@ -132,3 +125,16 @@ class Layout:
     counts_frames: bool = True
     has_masks: bool = True
     contradictions: Callable[[Path, Tell], None] = lambda *_: None
+
+    @classmethod
+    def of(cls, name: str, **functions: Any) -> Layout:  # noqa: ANN401 (checked by the constructor)
+        """A layout by its name in layouts.json, which holds all but the functions and flags."""
+        facts = dict(_facts()[name])
+        published = {key: Counts(**numbers) for key, numbers in facts.pop("published").items()}
+        return cls(name, **{**facts, "classes": tuple(facts["classes"])}, published=published, **functions)
+
+
+@cache
+def _facts() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(files(__package__).joinpath("layouts.json").read_text("utf-8"))
+    return content

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, expect_folder, on_another_level, subfolders
-from flawmap.datasets.layout import Counts, Layout, hold_out
+from flawmap.datasets.layout import Layout, hold_out
 from flawmap.errors import DatasetError
 from flawmap.images.source import find_images
 
@@ -17,7 +17,6 @@ __all__ = ["MAGNETIC_TILE", "read_magnetic_tile"]
 
 PREFIX = "MT_"
 FREE = "MT_Free"
-PUBLISHED = {"Free": 952, "Blowhole": 115, "Break": 85, "Crack": 57, "Fray": 32, "Uneven": 103}
 
 
 def read_magnetic_tile(folder: Path, *, seed: int = 0) -> Dataset:
@@ -54,15 +53,4 @@ def _holds(path: Path) -> bool:
     return (path / FREE / "Imgs").is_dir()
 
 
-MAGNETIC_TILE = Layout(
-    name="mtd",
-    title="Magnetic Tile Defects",
-    what="grey photos of magnetic tiles, free of defects or with one of five kinds",
-    classes=(),
-    licence="none stated; research use, with citation",
-    origin="https://github.com/abin24/Magnetic-tile-defect-datasets.",
-    paper="Huang et al., Surface defect saliency of magnetic tile, The Visual Computer 2020",
-    holds=_holds,
-    read=lambda folder, _: read_magnetic_tile(folder),
-    published={"": Counts.held_out(PUBLISHED["Free"], sum(PUBLISHED.values()) - PUBLISHED["Free"])},
-)
+MAGNETIC_TILE = Layout.of("mtd", holds=_holds, read=lambda folder, _: read_magnetic_tile(folder))

@@ -114,16 +114,4 @@ def _check_header(path: Path, header: list[str], columns: Sequence[str], require
         raise DatasetError(f"{path}: line 1: {'; '.join(wrong)}; expected {','.join(columns)}")
 
 
-MANIFEST = Layout(
-    name="csv",
-    title="CSV manifest",
-    what="your own images, by a table with the columns path,label,split,mask,group",
-    classes=(),
-    licence="yours",
-    origin="your own",
-    paper="-",
-    holds=_holds,
-    read=_read,
-    files=no_files,
-    has_masks=False,
-)
+MANIFEST = Layout.of("csv", holds=_holds, read=_read, files=no_files, has_masks=False)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.datasets.dataset import Dataset, Sample, Tell, clip_samples, on_another_level, subfolders
-from flawmap.datasets.layout import Counts, Layout, files_below
+from flawmap.datasets.layout import Layout, files_below
 from flawmap.errors import DatasetError, ImageError
 from flawmap.images.masks import MaskFrame, is_marked, load_array
 from flawmap.images.source import find_images
@@ -139,19 +139,12 @@ def _files(path: Path) -> Iterator[Path]:
                 yield file
 
 
-STC = Layout(
-    name="stc",
-    title="ShanghaiTech Campus",
-    what="surveillance videos of thirteen scenes; anomalies are bicycles, chases, brawls, ...",
-    classes=tuple(f"{scene:02}" for scene in range(1, 14)),
-    licence="BSD 2-Clause, as anomalib states",
-    origin="https://svip-lab.github.io/dataset/campus_dataset.html",
-    paper="Liu et al., Future frame prediction for anomaly detection, CVPR 2018",
+STC = Layout.of(
+    "stc",
     holds=_holds,
     read=_read,
     find_classes=_find_classes,
     files=_files,
-    published={"": Counts(274_515, 42_883, train_groups=330, test_groups=107)},
     counts_frames=False,
     contradictions=_contradictions,
 )

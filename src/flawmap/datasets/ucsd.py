@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from flawmap.datasets.dataset import Dataset, Sample, Tell, clip_samples, expect_folder, subfolders
-from flawmap.datasets.layout import Counts, Layout, folders_that
+from flawmap.datasets.layout import Layout, folders_that
 from flawmap.errors import DatasetError, ImageError
 from flawmap.images.read import read_mask
 from flawmap.images.source import find_images
@@ -103,20 +103,4 @@ def _is_anomalous(mask: Path, tell: Tell) -> bool | None:
         return None
 
 
-UCSD = Layout(
-    name="ucsd",
-    title="UCSD Pedestrian",
-    what="surveillance videos of two walkways; anomalies are bicycles, carts, skateboards, ...",
-    classes=("UCSDped1", "UCSDped2"),
-    licence="none stated; research use, with citation",
-    origin="http://www.svcl.ucsd.edu/projects/anomaly/dataset.htm",
-    paper="Mahadevan et al., Anomaly detection in crowded scenes, CVPR 2010",
-    holds=_holds,
-    read=_read,
-    find_classes=folders_that(_holds),
-    published={
-        "UCSDped1": Counts(6800, 7200, train_groups=34, test_groups=36),
-        "UCSDped2": Counts(2550, 2010, train_groups=16, test_groups=12),
-    },
-    has_masks=False,
-)
+UCSD = Layout.of("ucsd", holds=_holds, read=_read, find_classes=folders_that(_holds), has_masks=False)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, subfolders, why_no_file
-from flawmap.datasets.layout import Counts, Layout
+from flawmap.datasets.layout import Layout
 from flawmap.datasets.manifest import read_table
 from flawmap.datasets.mvtec_ad import find_class_folders, read_mvtec_ad
 from flawmap.errors import DatasetError
@@ -21,21 +21,6 @@ __all__ = ["VISA"]
 
 SPLIT = Path("split_csv", "1cls.csv")
 COLUMNS = ("object", "split", "label", "image", "mask")
-PUBLISHED = {
-    "candle": (900, 100),
-    "capsules": (542, 60),
-    "cashew": (450, 50),
-    "chewinggum": (453, 50),
-    "fryum": (450, 50),
-    "macaroni1": (900, 100),
-    "macaroni2": (900, 100),
-    "pcb1": (904, 100),
-    "pcb2": (901, 100),
-    "pcb3": (905, 101),
-    "pcb4": (904, 101),
-    "pipe_fryum": (450, 50),
-}
-"""Training images and good test images of the one-class split; each class has 100 anomalous ones."""
 
 
 def _is_original(path: Path) -> bool:
@@ -43,13 +28,13 @@ def _is_original(path: Path) -> bool:
 
 
 def _holds(path: Path) -> bool:
-    return _is_original(path) or (path.name in PUBLISHED and (path / "test" / "bad").is_dir())
+    return _is_original(path) or (path.name in VISA.classes and (path / "test" / "bad").is_dir())
 
 
 def _find_classes(root: Path) -> list[Path]:
     original = [path for path in subfolders(root) if _is_original(path)]
     base = root / "1cls" if (root / "1cls").is_dir() else root
-    return original or [path for path in find_class_folders(base) if path.name in PUBLISHED]
+    return original or [path for path in find_class_folders(base) if path.name in VISA.classes]
 
 
 def _read(folder: Path, tell: Tell) -> Dataset:
@@ -87,16 +72,4 @@ def _read_original(folder: Path, name: str, tell: Tell) -> Dataset:
     return Dataset(name, tuple(train), tuple(samples))
 
 
-VISA = Layout(
-    name="visa",
-    title="VisA",
-    what="photos of twelve objects: circuit boards, several parts in view, single parts",
-    classes=tuple(PUBLISHED),
-    licence="CC BY 4.0",
-    origin="https://github.com/amazon-science/spot-diff",
-    paper="Zou et al., SPot-the-Difference, ECCV 2022",
-    holds=_holds,
-    read=_read,
-    find_classes=_find_classes,
-    published={name: Counts.split(train, good, 100) for name, (train, good) in PUBLISHED.items()},
-)
+VISA = Layout.of("visa", holds=_holds, read=_read, find_classes=_find_classes)
