@@ -1,6 +1,6 @@
 """Whether the trained detectors learn: generated parts with a known answer, four minutes for each at most.
 
-Textured parts with pasted scratches and blots (`flawmap.benchmark.parts`). Each detector trains on good ones alone and
+Textured parts with pasted scratches and blots (`parts.py`). Each detector trains on good ones alone and
 scores unseen ones; AUROC before any training stands beside it, for what the untrained network sees already. Prints one
 JSON object, and exits with 1 if a detector misses its bar.
 
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from flawmap.benchmark.parts import Parts, generate_parts
 from flawmap.detectors import ITAE, VAE, GANomaly, PatchSVDD, TrainedDetector
 from flawmap.evaluation.metrics import image_auroc
+from parts import Parts, generate_parts
 
 MINUTES = 4.0
 SETTINGS: dict[type[TrainedDetector[Any]], tuple[dict[str, Any], dict[str, Any], float, float | None]] = {

@@ -10,6 +10,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))  # naive.py, the float64 twins; videos.py, small videos by a real codec
+sys.path.append(str(ROOT / "benchmarks"))  # parts.py, generated parts with a known answer
 
 
 @pytest.fixture(scope="session")

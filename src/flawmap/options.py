@@ -14,6 +14,7 @@ __all__ = [
     "PRECISION_HINTS",
     "Aspect",
     "Calibration",
+    "Criterion",
     "FactorDtype",
     "GraphDtype",
     "GraphFormat",
@@ -36,6 +37,8 @@ PRECISION_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 """What OpenVINO calls them."""
 Calibration = Literal["leave-one-out", "holdout"]
 """How good images get held-out scores."""
+Criterion = Literal["f1", "youden", "cost"]
+"""What the best threshold for labelled images maximizes, or, for "cost", minimizes."""
 FactorDtype = Literal["float32", "bfloat16", "float16"]
 """Numbers in which a model file stores factors."""
 GraphFormat = Literal["openvino", "onnx"]

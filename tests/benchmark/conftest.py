@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flawmap.benchmark.paper import class_images
-
 SCRATCH = np.s_[24:40, 38:43]
 
 
@@ -36,8 +34,6 @@ def parts(tmp_path_factory, good_images, scratched):
 
 
 @pytest.fixture
-def small_inputs(monkeypatch):
+def small_inputs():
     """Inputs of 64 x 64 instead of the paper's 224."""
-    for dataset in class_images.INPUTS:
-        monkeypatch.setitem(class_images.INPUTS, dataset, {"resize": 72, "crop": 64})
     return {"resize": 72, "crop": 64}

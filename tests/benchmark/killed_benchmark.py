@@ -16,25 +16,25 @@ from dataclasses import asdict
 from pathlib import Path
 
 import flawmap.benchmark.paper.curves
-from flawmap.benchmark.paper import class_images, report, results, shared_features
+from flawmap.benchmark.paper import report, results, shared_features
 from flawmap.benchmark.paper import run as paper
 from flawmap.benchmark.paper.plan import Plan
-from flawmap.benchmark.paper.report import build_tables, write_report
+from flawmap.benchmark.paper.report import write_report
 from flawmap.benchmark.paper.results import Results
 from flawmap.benchmark.paper.run import run_plan
 from flawmap.benchmark.paper.systems import Settings
+from flawmap.benchmark.paper.tables import build_tables
 
 SETTINGS = Settings(backbone="resnet10t", pretrained=False)
 TABLES = ["I", "II"]
 
 
 def benchmark(data, output):
-    for dataset in class_images.INPUTS:
-        class_images.INPUTS[dataset] = {"resize": 32, "crop": None}
-    plan = Plan(data, "mvtec_ad", TABLES, output, SETTINGS, draws=2, classes=["screw", "tile"])
+    inputs = {"mvtec_ad": {"resize": 32, "crop": None}}
+    plan = Plan(data, "mvtec_ad", TABLES, output, SETTINGS, draws=2, classes=["screw", "tile"], inputs=inputs)
     with Results(output, asdict(SETTINGS)) as kept:
         outcome = run_plan(plan, kept)
-        write_report(output, build_tables(TABLES, outcome, SETTINGS), outcome, plots=False)
+        write_report(output, build_tables(TABLES, outcome, SETTINGS), outcome.runs, plots=False)
 
 
 def die(*_, **__):

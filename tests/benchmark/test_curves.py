@@ -19,10 +19,9 @@ CLASSES = LAYOUTS["mvtec_ad"].classes
 def figures(tmp_path_factory):
     """Figures of 19 systems on 15 classes, by file name."""
     drawn = {}
-    save = curves._save
 
     def keep(figure, path):
-        save(figure, path)
+        curves.save_png(figure, path)
         drawn[path.name] = figure
 
     values = {"image_auroc": 0.9, "pixel_auroc": 0.8, "pro_score": None}
@@ -30,9 +29,7 @@ def figures(tmp_path_factory):
     runs = [Run("mvtec_ad", name, system, 0, values, curves=lines) for name in CLASSES for system in SYSTEMS]
     figures = {"seconds": 1.0, "gigabytes": 2.0}
     runs += [Run("speed", str(n), system, 0, figures, n) for n in (100, 200) for system in SYSTEMS]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(curves, "_save", keep)
-        curves.plot_results(runs, tmp_path_factory.mktemp("plots"))
+    curves.plot_results(runs, tmp_path_factory.mktemp("plots"), save=keep)
     return drawn
 
 

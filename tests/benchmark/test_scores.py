@@ -4,18 +4,24 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from flawmap.benchmark.paper.scores import RATES, RunScores, image_curve
+from flawmap.benchmark.paper.scores import RATES, RunScores
 from flawmap.evaluation.metrics import PixelScores
 
 
 def test_the_image_curve_is_scikit_learns():
     rng = np.random.default_rng(0)
-    labels, scores = rng.integers(0, 2, 400), rng.normal(size=400).round(1)
+    labels, scores = rng.integers(0, 2, 400), rng.normal(size=400).astype(np.float32)
     scores += labels
+    run = RunScores()
+    for label, score in zip(labels, scores, strict=True):
+        run.add(float(score), None, None, is_anomalous=bool(label))
     x, y, _ = roc_curve(labels, scores, drop_intermediate=False)
-    rates = np.linspace(0.001, 0.999, 333)  # beside the corners, where a curve has one value
-    np.testing.assert_allclose(image_curve(labels, scores, rates), np.interp(rates, x, y), atol=1e-12)
-    assert image_curve([1, 1], [0.1, 0.2], rates) is None
+    rates = RATES["image_roc"]
+    off = ~np.isclose(rates[:, None], x).any(axis=1)  # beside the corners, where a curve has one value
+    np.testing.assert_allclose(np.array(run.curves()["image_roc"])[off], np.interp(rates, x, y)[off], atol=1e-5)
+    one_class = RunScores()
+    one_class.add(0.1, None, None, is_anomalous=True)
+    assert one_class.curves() == {}
 
 
 def test_pixel_curves_are_scikit_learns_by_pixel_and_by_region():

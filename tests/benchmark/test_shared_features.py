@@ -16,9 +16,9 @@ PLAIN = {"backbone": "resnet10t", "pretrained": False, "calibrate": None, "runti
 LAYERS = ("layer1", "layer2", "layer3")
 
 
-def share(images, tmp_path, limit):
+def share(images, tmp_path, limit, size):
     backbone = load_backbone("resnet10t", pretrained=False, runtime="torch")
-    preprocessing = PaDiM(**PLAIN, **images.input).preprocessing
+    preprocessing = PaDiM(**PLAIN, **size).preprocessing
     features = SharedFeatures(images, backbone, preprocessing, folder=tmp_path, limit_bytes=limit)
     features.compute(lambda _: None)
     return features
@@ -42,7 +42,7 @@ def maps_of(models, features):
 def test_maps_are_those_of_a_padim_fitted_alone(parts, tmp_path, small_inputs, options, limit):
     images = read_class("mvtec_ad", parts / "screw")
     model = PaDiM(**PLAIN, **small_inputs, **options)
-    got = maps_of([model], share(images, tmp_path, limit))
+    got = maps_of([model], share(images, tmp_path, limit, small_inputs))
     wanted = PaDiM(**PLAIN, **small_inputs, **options).fit(list(images.train)).predict(list(images.test))
     assert sorted(got) == list(range(len(wanted)))
     for index, prediction in enumerate(wanted):
@@ -51,7 +51,7 @@ def test_maps_are_those_of_a_padim_fitted_alone(parts, tmp_path, small_inputs, o
 
 def test_the_sum_is_that_of_the_three_models_maps(parts, tmp_path, small_inputs):
     images = read_class("mvtec_ad", parts / "screw")
-    features = share(images, tmp_path, 10**9)
+    features = share(images, tmp_path, 10**9, small_inputs)
     models = [PaDiM(**PLAIN, **small_inputs, layers=(layer,), regularization="paper") for layer in LAYERS]
     total = maps_of(models, features)
     each = [maps_of([model], features) for model in models]
@@ -59,22 +59,20 @@ def test_the_sum_is_that_of_the_three_models_maps(parts, tmp_path, small_inputs)
         np.testing.assert_allclose(summed, sum(one[index] for one in each), rtol=1e-5)
 
 
-@pytest.mark.usefixtures("small_inputs")
-def test_what_is_stored_leaves_no_file_behind(parts, tmp_path):
+def test_what_is_stored_leaves_no_file_behind(parts, tmp_path, small_inputs):
     (tmp_path / "0.float32").write_bytes(b"somebody's")
-    features = share(read_class("mvtec_ad", parts / "screw"), tmp_path, 10**9)
+    features = share(read_class("mvtec_ad", parts / "screw"), tmp_path, 10**9, small_inputs)
     assert features._stored[0].nbytes > 0
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("0.float32", b"somebody's")]
 
 
-@pytest.mark.usefixtures("small_inputs")
-def test_without_room_it_fails_at_once(parts, tmp_path):
+def test_without_room_it_fails_at_once(parts, tmp_path, small_inputs):
     resource = pytest.importorskip("resource")
     images, limits = read_class("mvtec_ad", parts / "screw"), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(ParameterError, match=rf"{tmp_path}: cannot hold .* GB of features .*--cache-gb"):
-            share(images, tmp_path, 10**9)
+            share(images, tmp_path, 10**9, small_inputs)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
@@ -82,7 +80,7 @@ def test_without_room_it_fails_at_once(parts, tmp_path):
 
 def test_figures_are_those_of_evaluate(parts, tmp_path, small_inputs):
     images = read_class("mvtec_ad", parts / "screw")
-    features = share(images, tmp_path, 10**9)
+    features = share(images, tmp_path, 10**9, small_inputs)
     options = {**PLAIN, **small_inputs, "n_features": 20, "regularization": "paper"}
     scores = RunScores()
     for index, one in maps_of([PaDiM(**options)], features).items():

@@ -10,9 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 from flawmap.backbones import load_backbone
-from flawmap.benchmark import speed
 from flawmap.benchmark.peers import Peer, find_peers
-from flawmap.benchmark.plain import PlainPaDiM
+from flawmap.benchmark.speed import PlainPaDiM, measure_speed
 from flawmap.benchmark.timing import interleaved
 from flawmap.cli.app import app
 from flawmap.errors import ParameterError
@@ -35,14 +34,10 @@ def test_the_usual_script_gives_maps_and_scores():
     assert torch.equal(maps.amax(dim=(1, 2)), scores)
 
 
-def test_the_report_holds_every_runtime(monkeypatch):
-    monkeypatch.setattr(speed, "SIDE", 64)
-    monkeypatch.setattr(speed, "FILE_SIDE", 128)
-    monkeypatch.setitem(speed.CASES, "resnet18-100", ("resnet10t", 100))
-    arguments = ["benchmark", "speed", "--cases", "resnet18-100", "--images", "3", "--rounds", "1", "--json", "-q"]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.stderr
-    report = json.loads(done.stdout)
+def test_the_report_holds_every_runtime():
+    cases = {"resnet18-100": ("resnet10t", 100)}
+    report = measure_speed(list(cases), n_images=3, rounds=1, cases=cases, side=64, file_side=128).to_json()
+    report = json.loads(json.dumps(report))
     (case,) = report["cases"]
     assert case["fits"].keys() == {"float32", "bfloat16"}
     assert all(fit["seconds"] > 0 and fit["peak_mb"] > 100 for fit in case["fits"].values())

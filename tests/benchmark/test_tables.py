@@ -8,13 +8,12 @@ import pytest
 
 from flawmap.benchmark.paper.compare import changed_classes, compare_runs, comparison_table
 from flawmap.benchmark.paper.plan import SPADE_NEIGHBORS
-from flawmap.benchmark.paper.published import OBJECTS, PAPER_TABLES, TEXTURES, paper_figure
-from flawmap.benchmark.paper.report import write_table
+from flawmap.benchmark.paper.published import OBJECTS, PAPER_TABLES, TEXTURES
+from flawmap.benchmark.paper.report import to_html, to_latex, to_markdown, write_table
 from flawmap.benchmark.paper.results import Run
 from flawmap.benchmark.paper.run import Outcome
 from flawmap.benchmark.paper.systems import Settings, System, systems
-from flawmap.benchmark.paper.table_notes import class_notes, paper_notes
-from flawmap.benchmark.paper.tables import Table, class_table, paper_table, summarise, to_html, to_latex, to_markdown
+from flawmap.benchmark.paper.tables import Table, class_notes, class_table, paper_notes, paper_table, summarise
 from flawmap.datasets import LAYOUTS
 from flawmap.errors import ParameterError
 
@@ -80,14 +79,14 @@ def test_the_papers_numbers_are_those_of_the_paper(shared):
         for row in csv.DictReader(file):
             for system, column in (("PaDiM-R18-Rd100", "r18"), ("PaDiM-WR50-Rd550", "wr50"), ("SPADE", "spade")):
                 for measure, suffix in (("pixel_auroc", "auroc"), ("pro_score", "pro")):
-                    found = paper_figure(PAPER_TABLES["III"], system, row["class"], measure)
+                    found = PAPER_TABLES["III"].figure(system, row["class"], measure)
                     assert found == float(row[f"{column}_{suffix}"])
 
 
 def test_means_of_table_three_agree_with_table_two_to_its_rounding():
-    of_classes = paper_figure(PAPER_TABLES["III"], "PaDiM-R18-Rd100", "textures", "pixel_auroc")
-    assert of_classes == pytest.approx(paper_figure(PAPER_TABLES["II"], "Rd100", "textures", "pixel_auroc"), abs=0.2)
-    assert paper_figure(PAPER_TABLES["III"], "Patch SVDD", "all", "pro_score") is None
+    of_classes = PAPER_TABLES["III"].figure("PaDiM-R18-Rd100", "textures", "pixel_auroc")
+    assert of_classes == pytest.approx(PAPER_TABLES["II"].figure("Rd100", "textures", "pixel_auroc"), abs=0.2)
+    assert PAPER_TABLES["III"].figure("Patch SVDD", "all", "pro_score") is None
 
 
 def test_every_row_is_a_system_or_one_of_the_papers():
@@ -96,11 +95,10 @@ def test_every_row_is_a_system_or_one_of_the_papers():
     for table in PAPER_TABLES.values():
         for row in table.rows:
             has_paper = any(
-                paper_figure(table, table.label(row, Settings()), over, measure) is not None
+                table.figure(table.label(row, Settings()), over, measure) is not None
                 for over in ("all", "screw", "MVTec AD", "textures")
                 for measure in table.measures
             )
-            assert has_paper != (row in table.only_ours)
             assert has_paper or row in known
 
 
@@ -162,7 +160,7 @@ def test_every_blank_row_has_a_reason():
     outcome.left_out = {"PCA100": "not asked for"}
     notes = paper_notes(PAPER_TABLES["II"], outcome)
     assert "carpet, grid, leather, bottle" in notes[0]
-    assert notes[1] == "Not asked for, so that every mean they enter into is left blank: tile."
+    assert notes[1] == "Not asked for, so that every mean over them is blank: tile."
     assert "Rd100 (wood): unreadable." in notes
     assert "PCA100 (screw): not asked for." in notes
     assert "Rd200 (screw): not run." in notes

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import cv2
 import numpy as np
@@ -13,24 +13,44 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flawmap import SPADE, VAE, PaDiM, Prediction
-from flawmap.benchmark.paper import class_images, plan
+from flawmap.benchmark.paper.plan import Plan
 from flawmap.benchmark.paper.published import PAPER_TABLES
+from flawmap.benchmark.paper.report import write_report
 from flawmap.benchmark.paper.results import Results, Run, read_runs
 from flawmap.benchmark.paper.run import run_plan
 from flawmap.benchmark.paper.shared_features import SharedFeatures
-from flawmap.benchmark.paper.systems import ABLATIONS, TRAINED, Settings, System
+from flawmap.benchmark.paper.systems import ABLATIONS, TRAINED, Settings, System, systems
+from flawmap.benchmark.paper.tables import absent_classes, build_tables
 from flawmap.cli.app import app
-from flawmap.evaluation.class_mean import evaluate_classes
+from flawmap.evaluation import evaluate_classes
 from flawmap.images import Preprocessing
 
 SMALL = ["--backbone", "resnet10t", "--random-weights"]
 
 
+SETTINGS = Settings("resnet10t", pretrained=False)
+INPUTS = {name: {"resize": 64, "crop": None} for name in ("mvtec_ad", "rd_mvtec_ad", "stc")}
+
+
 @pytest.fixture(autouse=True)
-def small_inputs(monkeypatch):
+def no_gpu(monkeypatch):
+    """Trained systems are left out without a budget, as on a machine without a GPU."""
     monkeypatch.setattr("flawmap.benchmark.paper.systems.pick_device", lambda _: torch.device("cpu"))
-    for dataset in class_images.INPUTS:
-        monkeypatch.setitem(class_images.INPUTS, dataset, {"resize": 64, "crop": None})
+
+
+def padims(settings=SETTINGS, names=ABLATIONS):
+    """Without large backbones, which take seconds to make, and without detectors of other kinds."""
+    return {name: system for name, system in systems(settings).items() if name in names}
+
+
+def benchmark(data, output, tables, *, settings=SETTINGS, dataset="mvtec_ad", on_bad=None, plots=False, **options):
+    """What the command does, with small inputs and some systems alone."""
+    options = {"inputs": INPUTS, "known": padims(settings)} | options
+    plan = Plan(data, dataset, tables, output, settings, **options)
+    with Results(output, asdict(settings)) as results:
+        outcome = run_plan(plan, results, on_bad=on_bad)
+        write_report(output, build_tables(tables, outcome, settings), outcome.runs, plots=plots)
+    return outcome
 
 
 @pytest.fixture(scope="module")
@@ -60,50 +80,58 @@ def paper(data, output, *arguments):
     return run("paper", "--data", data, "-o", output, *SMALL, *arguments)
 
 
-@pytest.fixture
-def padims_only(monkeypatch):
-    """Without large backbones, which take seconds to make, and without detectors of other kinds."""
-    original = plan.systems
-    monkeypatch.setattr(plan, "systems", lambda s, **k: {n: v for n, v in original(s, **k).items() if n in ABLATIONS})
-
-
-@pytest.mark.usefixtures("padims_only")
 def test_tables_plots_and_gallery_are_written_and_a_second_start_does_nothing(parts, tmp_path):
-    options = ["--tables", "I,II,III,V,VI", "--draws", "2", "--rd-seeds", "2", "--regularization", "auto", "--json"]
-    done = paper(parts, tmp_path, *options)
-    assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout)
-    assert report["n_done"] == report["n_runs"] == 11 + 4
-    assert len(report["missing"]) == 14
-    assert report["failures"] == {}
-    assert report["left_out"].keys() >= TRAINED.keys()
+    tables, settings = ["I", "II", "III", "V", "VI"], replace(SETTINGS, regularization="auto")
+    options = {"settings": settings, "rd_seeds": 2, "draws": 2}
+    done = benchmark(parts, tmp_path, tables, **options, plots=True)
+    assert done.n_done == len(done.runs) == 11 + 4
+    assert len(absent_classes(PAPER_TABLES["I"], done)[0]) == 14
+    assert done.failures == {}
+    assert done.left_out.keys() >= TRAINED.keys()
     for name in ("tables.md", "tables.tex", "tables.html", "galleries/screw.jpg"):
         assert (tmp_path / name).stat().st_size > 500
     plots = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert "mvtec_ad_screw_curves.png" in plots
     assert "rd_mvtec_ad_pro_score.png" in plots
     text = (tmp_path / "tables.md").read_text()
-    for name in ("I:", "II:", "III:", "V:", "VI:"):
-        assert f"## Table {name}" in text
-    assert "Not on disk, so that every mean they enter into is left blank: carpet, grid" in text
+    for name in tables:
+        assert f"## Table {name}:" in text
+    assert "Not on disk, so that every mean over them is blank: carpet, grid" in text
     page = (tmp_path / "tables.html").read_text()
     assert "galleries/screw.jpg" in page
     assert "plots/mvtec_ad_screw_curves.png" in page
-    again = json.loads(paper(parts, tmp_path, *options, "--no-plots").stdout)
-    assert (again["n_done"], again["n_runs"]) == (0, 15)
-    more = json.loads(paper(parts / "screw", tmp_path, *options[:2], "--draws", "3", *options[6:], "--no-plots").stdout)
-    assert more["n_done"] == 2 + 6  # a draw of Rd100 and Rd200; three more rotations of two systems
+    again = benchmark(parts, tmp_path, tables, **options)
+    assert (again.n_done, len(again.runs)) == (0, 15)
+    more = benchmark(parts / "screw", tmp_path, tables, settings=settings, draws=3)
+    assert more.n_done == 2 + 6  # a draw of Rd100 and Rd200; three more rotations of two systems
     (parts / "screw/test/good/8.png").rename(tmp_path / "8.png")
-    fewer = json.loads(paper(parts, tmp_path, *options, "--systems", "layer1", "--no-plots").stdout)
+    fewer = benchmark(parts, tmp_path, tables, **options, systems=["layer1"])
     (tmp_path / "8.png").rename(parts / "screw/test/good/8.png")
-    assert (fewer["n_done"], fewer["n_runs"]) == (1, 1)  # nothing is left of runs on the other images
+    assert (fewer.n_done, len(fewer.runs)) == (1, 1)  # nothing is left of runs on the other images
     compared = run("compare", tmp_path, tmp_path, "--json")
     differences = json.loads(compared.stdout)["differences"]
     assert {one["mean"] for one in differences} == {0.0}
     assert run("compare", tmp_path, tmp_path).exit_code == 0
 
 
-@pytest.mark.usefixtures("padims_only")
+LAYERS = ("--tables", "I", "--systems", "layer1,layer2", "--no-plots")
+
+
+def test_the_command_says_what_it_did_and_a_second_start_does_nothing(parts, tmp_path):
+    for n_done in (2, 0):
+        done = paper(parts, tmp_path, *LAYERS, "--json")
+        assert done.exit_code == 0, done.output
+        report = json.loads(done.stdout)
+        assert (report["n_done"], report["n_runs"]) == (n_done, 2)
+        assert len(report["missing"]) == 14
+        assert report["failures"] == {}
+        assert "layer3" in report["left_out"]
+        assert {name.rpartition("/")[2] for name in report["written"]} == {"tables.md", "tables.tex", "tables.html"}
+    shown = paper(parts, tmp_path, *LAYERS)
+    assert "layer1" in shown.stdout
+    assert "Not on disk" in shown.stderr
+
+
 def test_each_scene_of_a_campus_is_measured_as_by_evaluate_classes(good_images, scratched, tmp_path):
     root = tmp_path / "campus"
     for folder in ("training/videos", "testing/frames", "testing/test_pixel_mask", "testing/test_frame_mask"):
@@ -124,9 +152,9 @@ def test_each_scene_of_a_campus_is_measured_as_by_evaluate_classes(good_images, 
         np.save(root / f"testing/test_pixel_mask/{clip.name}.npy", masks)
         np.save(root / f"testing/test_frame_mask/{clip.name}.npy", masks.any(axis=(1, 2)))
     output = tmp_path / "out"
-    done = paper(root, output, "--dataset", "stc", "--draws", "1", "--cache-gb", "0", "--no-plots", "--json")
-    assert done.exit_code == 0, done.output
-    assert len(json.loads(done.stdout)["missing"]) == 10  # scene 13 has no test clips
+    done = benchmark(root, output, ["IV"], dataset="stc", draws=1, limit_gb=0.0)
+    assert done.failures == {}
+    assert len(absent_classes(PAPER_TABLES["IV"], done)[0]) == 10  # scene 13 has no test clips
     options = {"backbone": "resnet10t", "pretrained": False, "resize": 64, "calibrate": None, "runtime": "torch"}
     wanted = evaluate_classes(f"stc:{root}", lambda: PaDiM(**options, n_features=100, regularization="paper"))
     runs = {one.category: one.figures for one in read_runs(output)[1]}
@@ -135,31 +163,24 @@ def test_each_scene_of_a_campus_is_measured_as_by_evaluate_classes(good_images, 
         assert runs[scene]["pixel_auroc"] == pytest.approx(figures.pixel_auroc, abs=1e-4)
 
 
-def small_footprints(monkeypatch, table):
-    """Systems at 64 x 64, with few images; the table alone."""
+def small_footprints():
+    """Systems at 64 x 64."""
 
     def small(size):
         return {"resize": 64, "crop": None} if size else {}
 
     backbone = {"backbone": "resnet10t", "pretrained": False, "calibrate": None}
-    known = {
+    return {
         "PaDiM-R18-Rd100": System("PaDiM-R18-Rd100", lambda _, size: [PaDiM(**small(size), **backbone)]),
         "SPADE": System("SPADE", lambda _, size: [SPADE(**small(size), **backbone, n_neighbors=2)]),
         "VAE": System("VAE", lambda *_: [VAE(resize=64, steps=1, batch_size=2, width=8, calibrate=None)]),
     }
-    monkeypatch.setattr("flawmap.benchmark.paper.run.systems_without_data", lambda: known)
-    monkeypatch.setattr("flawmap.benchmark.paper.run.N_IMAGES", 4)
-    monkeypatch.setattr("flawmap.benchmark.paper.run.GROWTH", (8,))
-    rows = replace(PAPER_TABLES[table], rows=tuple(known))
-    monkeypatch.setitem(PAPER_TABLES, table, rows)
 
 
-def test_time_and_memory_are_measured_once_and_against_the_number_of_images(parts, tmp_path, monkeypatch):
-    small_footprints(monkeypatch, "VIII")
+def test_time_and_memory_are_measured_once_and_against_the_number_of_images(parts, tmp_path):
+    options = {"known": small_footprints(), "n_images": 4, "growth": (8,), "plots": True}
     for n_done in (5, 0):
-        done = paper(parts, tmp_path, "--tables", "VIII", "--json")
-        assert done.exit_code == 0, done.output
-        assert json.loads(done.stdout)["n_done"] == n_done
+        assert benchmark(parts, tmp_path, ["VIII"], **options).n_done == n_done
     found = {(one.system, one.n_train): one.figures for one in read_runs(tmp_path)[1]}
     assert all(0 < figures["seconds"] < 10 for figures in found.values())
     padim, spade = ([found[name, n]["gigabytes"] for n in (4, 8)] for name in ("PaDiM-R18-Rd100", "SPADE"))
@@ -205,11 +226,9 @@ class Brightness:
             yield Prediction(str(path), abs(image.mean() - self.mean), None, self.preprocessing.place((64, 64)))
 
 
-def test_any_detector_is_one_entry_of_the_registry(parts, tmp_path, monkeypatch):
+def test_any_detector_is_one_entry_of_the_registry(parts, tmp_path):
     system = System("MahalanobisAD", lambda _seed, _size: [Brightness()])
-    monkeypatch.setattr(plan, "systems", lambda _, **__: {system.name: system})
-    done = paper(parts, tmp_path, "--tables", "V", "--no-plots", "--json")
-    assert done.exit_code == 0, done.output
+    assert benchmark(parts, tmp_path, ["V"], known={system.name: system}).failures == {}
     [found] = read_runs(tmp_path)[1]
     assert found.figures["image_auroc"] == 1.0
     assert found.figures["pixel_auroc"] is None
@@ -217,16 +236,11 @@ def test_any_detector_is_one_entry_of_the_registry(parts, tmp_path, monkeypatch)
 
 def test_what_cannot_be_run_is_said_and_the_rest_goes_on(parts, tmp_path, monkeypatch):
     monkeypatch.delenv("FLAWMAP_WEIGHTS", raising=False)
-    original = plan.systems
-    monkeypatch.setattr(
-        plan, "systems", lambda s, **k: {n: v for n, v in original(s, **k).items() if n in ("Rd200", "Rd100")}
-    )
-    options = ["--backbone", "efficientnet_lite0", "--tables", "II", "--draws", "1", "--no-plots", "--json"]
-    done = run("paper", "--data", parts, "-o", tmp_path, *options)
-    assert done.exit_code == 1, done.output
-    report = json.loads(done.stdout)
-    assert report["n_done"] == 1
-    assert "between 1 and 176" in report["failures"]["Rd200, screw"]
+    settings = Settings("efficientnet_lite0", pretrained=False)
+    known = padims(settings, ("Rd200", "Rd100"))
+    done = benchmark(parts, tmp_path, ["II"], settings=settings, known=known, draws=1)
+    assert done.n_done == 1
+    assert "between 1 and 176" in done.failures["Rd200, screw"]
     assert "between 1 and 176" in (tmp_path / "tables.md").read_text()
 
 
@@ -236,7 +250,7 @@ def test_what_cannot_be_run_is_said_and_the_rest_goes_on(parts, tmp_path, monkey
         (["--tables", "IX"], "unknown table 'IX'"),
         (["--tables", "IV"], "table IV is of stc, not of mvtec_ad"),
         (["--dataset", "btad"], "mvtec_ad and stc, got 'btad'"),
-        (["--draws", "0"], "at least one draw"),
+        (["--draws", "0"], "1 to 1000"),
         (["--classes", "tile"], "holds no class of MVTec AD"),
         (["--regularization", "some"], "takes auto, paper"),
         (["--backbone", "resnet9000"], "unknown backbone"),
@@ -245,7 +259,7 @@ def test_what_cannot_be_run_is_said_and_the_rest_goes_on(parts, tmp_path, monkey
         (["--budget", "nan"], "finite number of minutes"),
         (["--regularization", "nan"], "finite number >= 0"),
         (["--regularization", "1e400"], "finite number >= 0"),
-        (["--draws", "999999999999"], "at most 1000"),
+        (["--draws", "999999999999"], "1 to 1000"),
         (["--weights", "w.pth"], "give one or the other"),
     ],
 )
@@ -272,9 +286,6 @@ def test_results_without_a_common_run_are_refused(tmp_path):
     assert "no run in common" in run("compare", tmp_path / "a", tmp_path / "b").output
 
 
-LAYERS = ("--tables", "I", "--systems", "layer1,layer2", "--no-plots")
-
-
 @pytest.fixture
 def damaged(parts, tmp_path):
     """A copy with a missing and an empty mask, and a test image that is cut short and whose name is no UTF-8."""
@@ -288,17 +299,16 @@ def damaged(parts, tmp_path):
     return root
 
 
-@pytest.mark.usefixtures("padims_only")
 def test_a_damaged_image_is_met_once_and_skipped_on_request(damaged, tmp_path, monkeypatch):
     made = []
     original = SharedFeatures.compute
     monkeypatch.setattr(SharedFeatures, "compute", lambda *a: (made.append(1), original(*a)))
-    done = paper(damaged, tmp_path / "out", *LAYERS, "--json")
-    assert done.exit_code == 1
-    assert "cut short" in done.output
+    wanted = {"systems": ["layer1", "layer2"]}
+    done = benchmark(damaged, tmp_path / "out", ["I"], **wanted)
+    assert "cut short" in done.failures["mvtec_ad screw"]
     assert len(made) == 1
-    done = paper(damaged, tmp_path / "out", *LAYERS, "--skip-bad", "--json")
-    assert done.exit_code == 0, done.output
+    done = benchmark(damaged, tmp_path / "out", ["I"], **wanted, on_bad=lambda _: None)
+    assert done.failures == {}
     assert len(made) == 3
     found = read_runs(tmp_path / "out")[1]
     assert [(run.n_skipped, run.n_without_mask, run.n_test) for run in found] == [(1, 3, 5)] * 2
@@ -307,19 +317,17 @@ def test_a_damaged_image_is_met_once_and_skipped_on_request(damaged, tmp_path, m
     assert "pixel figures leave out: 3 of screw" in text
 
 
-@pytest.mark.usefixtures("padims_only")
 def test_progress_ends_exactly_full(damaged, parts, tmp_path):
     for root, on_bad in ((parts, None), (damaged, None), (damaged, lambda _: None)):
-        seen = []
-        settings = Settings("resnet10t", pretrained=False)
-        wanted = plan.Plan(root, "mvtec_ad", ["I", "VI"], tmp_path / f"out{root.name}", settings, draws=1, rd_seeds=1)
-        with Results(tmp_path / f"out{root.name}", {}) as results:
-            run_plan(wanted, results, progress=lambda done, total, seen=seen: seen.append((done, total)), on_bad=on_bad)
+        seen, output = [], tmp_path / f"out{root.name}"
+        options = {"draws": 1, "rd_seeds": 1, "inputs": INPUTS, "known": padims()}
+        plan = Plan(root, "mvtec_ad", ["I", "VI"], output, SETTINGS, **options)
+        with Results(output, {}) as results:
+            run_plan(plan, results, progress=lambda done, total, seen=seen: seen.append((done, total)), on_bad=on_bad)
         assert seen[-1][0] == seen[-1][1]
         assert all(done <= total for done, total in seen)
 
 
-@pytest.mark.usefixtures("padims_only")
 def test_names_are_whole_in_a_pipe_and_in_a_file(tmp_path):
     name = "padim_with_a_long_name_" * 8
     for folder in ("a", "b"):
@@ -332,22 +340,18 @@ def test_names_are_whole_in_a_pipe_and_in_a_file(tmp_path):
     assert run("compare", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "table.csv").exit_code == 1
 
 
-@pytest.mark.usefixtures("padims_only")
 def test_a_class_not_asked_for_is_not_called_missing(parts, tmp_path):
     root = tmp_path / "two"
     for name in ("screw", "tile"):
         shutil.copytree(parts / "screw", root / name)
-    first = json.loads(paper(root, tmp_path / "out", *LAYERS, "--classes", "tile", "--json").stdout)
-    assert first["not_asked_for"] == ["screw"]
-    assert "tile" not in first["missing"]
-    again = json.loads(paper(root, tmp_path / "out", *LAYERS, "--classes", "screw", "--json").stdout)
-    assert again["not_asked_for"] == []
-    assert len(again["missing"]) == 13
+    for name, unasked, n_missing in (("tile", ["screw"], 13), ("screw", [], 13)):
+        done = benchmark(root, tmp_path / "out", ["I"], systems=["layer1"], classes=[name])
+        missing, not_asked = absent_classes(PAPER_TABLES["I"], done)
+        assert not_asked == unasked
+        assert len(missing) == n_missing
 
 
-@pytest.mark.usefixtures("padims_only")
 def test_a_backbone_that_cannot_take_the_size_is_said(parts, tmp_path):
-    options = ["--backbone", "vit_tiny_patch16_224", "--random-weights", *LAYERS, "--json"]
-    done = run("paper", "--data", parts, "-o", tmp_path, *options)
-    assert done.exit_code == 1
-    assert "cannot take images of 64 x 64" in done.output
+    settings = Settings("vit_tiny_patch16_224", pretrained=False)
+    done = benchmark(parts, tmp_path, ["I"], settings=settings, systems=["layer1", "layer2"])
+    assert any("64 x 64" in reason for reason in done.failures.values())

@@ -53,7 +53,7 @@ def test_every_command_works_with_every_detector(detector, good_folder, dataset,
         assert "image-level: there are no heat maps" in said
         assert {row["overlay"] + row["anomaly_map"] + row["n_regions"] for row in rows} == {""}
         assert result["pixel_auroc"] is result["pro_score"] is None
-        assert result["warnings"] == ["the detector judges whole images and makes no maps: there are no pixel figures"]
+        assert "no pixel figures" in result["warnings"][0]
         assert changed["pixel_threshold"] is changed["pixel_false_alarm_rate"] is None
         assert "image-level" in run("threshold", model, "--pixel-false-alarm-rate", "0.01", code=1).stderr
     else:

@@ -64,10 +64,10 @@ def test_visa_with_missing_files_and_another_table(visa, publish, write):
     with pytest.raises(DatasetError, match=r"0001\.JPG: no such file"):
         open_dataset(visa / "candle")
     (visa / "split_csv" / "1cls.csv").write_text("image,label\n")
-    with pytest.raises(DatasetError, match="expected the columns object,split,label,image,mask"):
+    with pytest.raises(DatasetError, match="expected object,split,label,image,mask"):
         open_dataset(visa / "pcb1")
     (visa / "split_csv" / "1cls.csv").unlink()
-    with pytest.raises(DatasetError, match=r"1cls\.csv: no such file"):
+    with pytest.raises(DatasetError, match=r"1cls\.csv: cannot be read"):
         open_dataset(visa / "pcb1")
 
 

@@ -63,8 +63,8 @@ def test_columns_may_be_left_out_and_stand_in_any_order(manifest):
         ("x" * 5000 + ".png,good,,test,", r"line 3: .*x\.\.\. \(\d+ characters\): cannot be opened"),
         ("../photos/b.png,dent," + "x" * 300 + ",test,", "line 3: mask .*cannot be opened"),
         ("../photos,good,,test,", "line 3: .*photos: is no file"),
-        ("../photos/b.png,dent,,train,", "line 3: .*only good images are learnt from"),
-        ("../photos/b.png,good,../photos/masks/c.png,test,", "line 3: .*takes no mask"),
+        ("../photos/b.png,dent,,train,", "line 3: .*only good images"),
+        ("../photos/b.png,good,../photos/masks/c.png,test,", "line 3: .*no mask"),
         ("../photos/b.png,good,,test,x,y", "line 3: more values than columns"),
     ],
 )

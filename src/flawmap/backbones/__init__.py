@@ -2,7 +2,7 @@
 
 from flawmap.backbones.catalogue import CATALOGUE, DEFAULT_BACKBONE
 from flawmap.backbones.loading import feature_levels, load_backbone
-from flawmap.backbones.network import Backbone
+from flawmap.backbones.network import AT_ONCE, Backbone
 from flawmap.backbones.runtimes import (
     COMPILE_FROM,
     NETWORKS,
@@ -14,6 +14,7 @@ from flawmap.backbones.runtimes import (
 )
 
 __all__ = [
+    "AT_ONCE",
     "CATALOGUE",
     "COMPILE_FROM",
     "DEFAULT_BACKBONE",

@@ -1,4 +1,4 @@
-"""Other packages' PaDiMs, each run by the Python of a virtual environment of its own, to be timed beside flawmap's."""
+"""PaDiMs of other packages, each in its own virtual environment, to be timed beside flawmap's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORKER = Path(__file__).with_name("peer_worker.py")
 
 
 def find_peers(folder: Path) -> dict[str, Path]:
-    """The Python of each package that has an environment below a folder. ParameterError if none has."""
+    """The Python of each package with an environment below a folder. ParameterError if there is none."""
     inside = Path("Scripts", "python.exe") if sys.platform == "win32" else Path("bin", "python")
     found = {name: folder / name / inside for name in PEERS if (folder / name / inside).exists()}
     if not found:
@@ -52,16 +52,16 @@ class Peer:
         self._ask("prepare", n_features, side, str(folder))
 
     def take_images(self, n_images: int, side: int) -> list[str]:
-        """Random images (n, side, side, 3) that the next calls are about; the names of the calls that can do them."""
+        """Set random images (n, side, side, 3) for the next calls; returns the names of the calls that support them."""
         names: list[str] = self._ask("images", n_images, side)
         return names
 
     def call(self, name: str) -> None:
-        """From 8-bit images to maps and scores; what it costs to ask is a tenth of a millisecond."""
+        """From 8-bit images to maps and scores; the request itself takes a tenth of a millisecond."""
         self._ask("call", name)
 
     def fit(self, n_features: int, side: int, images: Path) -> tuple[float, float]:
-        """Seconds to learn from a folder of images, and the peak memory of the process in MB."""
+        """Seconds of a fit on a folder of images, and the peak memory of the process in MB."""
         seconds, peak = self._ask("fit", n_features, side, str(images))
         return seconds, peak
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import platform
@@ -18,34 +19,33 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
-from flawmap.backbones import Backbone, Precision, Runtime, load_backbone
+from flawmap.backbones import AT_ONCE, Backbone, NormalisedNetwork, load_backbone
 from flawmap.benchmark.peers import PEERS, Peer, find_peers
-from flawmap.benchmark.plain import PlainPaDiM
 from flawmap.benchmark.timing import Latency, interleaved
 from flawmap.detectors import PaDiM, load
-from flawmap.detectors.passes import AT_ONCE
 from flawmap.errors import MissingDependencyError, ParameterError
 from flawmap.export import export_model
 from flawmap.images import Preprocessing, collect, stream
+from flawmap.options import Precision, Runtime
+from flawmap.prediction import Size
 from flawmap.runtime import Inspector
 
-__all__ = ["CASES", "PAPER_MEMORY", "PAPER_SECONDS", "Fit", "SpeedCase", "SpeedReport", "measure_speed"]
+__all__ = ["CASES", "PAPER_MEMORY", "PAPER_SECONDS", "Fit", "PlainPaDiM", "SpeedCase", "SpeedReport", "measure_speed"]
 
 T = TypeVar("T")
-
-SIDE = 224
-FILE_SIDE = 512
-"""Side of the image files that are read from disk."""
 
 CASES: dict[str, tuple[str, int | None]] = {
     "resnet18-100": ("resnet18", 100),
     "efficientnet_lite0-176": ("efficientnet_lite0", None),
     "wide_resnet50_2-550": ("wide_resnet50_2", 550),
 }
-"""Backbone and drawn channels of each case."""
+"""Backbone and random channels of each case."""
 
 PAPER_SECONDS = {"SPADE": 7.10, "VAE": 0.21, "PaDiM-R18-Rd100": 0.23, "PaDiM-WR50-Rd550": 0.95}
 """Table VII of the PaDiM paper: seconds an image, Intel i7-4710HQ."""
@@ -61,7 +61,7 @@ BATCHES = (1, 8)
 
 @dataclass(frozen=True)
 class Fit:
-    """Seconds to learn from image files, and the greatest memory of the process that did so, libraries included."""
+    """Seconds of a fit on image files, and the peak memory of its process, libraries included."""
 
     seconds: float
     peak_mb: float
@@ -72,12 +72,13 @@ class SpeedCase:
     """Figures of one backbone.
 
     Attributes:
-        latency: by batch ("1", "8", or "1 from file") and by what ran: milliseconds of a call.
-        fits: by precision, learning, calibration and writing the file, for `n_images` images from files; of other
-            packages on the same files, learning alone, or why they cannot.
-        alone: seconds that a fit cannot do without: to decode the files, and by precision to compile the backbone and
-            run it over the images.
-        file_mb: the model file; `file_mb_float16` with 16-bit factors.
+        latency: milliseconds of a call, by batch ("1", "8", or "1 from file") and by runner.
+        fits: by precision, fit, calibration and writing the file, for `n_images` image files; by other package, its fit
+            on the same files, or the reason of its failure.
+        alone: seconds of the parts of every fit: to decode the files, and by precision to compile the backbone and run
+            it over the images.
+        file_mb: size of the model file.
+        file_mb_float16: its size with 16-bit factors.
     """
 
     name: str
@@ -89,7 +90,7 @@ class SpeedCase:
     latency: dict[str, dict[str, Latency]] = field(default_factory=dict)
 
     def ratios(self) -> dict[str, float]:
-        """What the times come to, within this run: medians of one image, and of the fits."""
+        """Ratios of times within this run: medians of one image, and of the fits."""
         one = {name: latency.p50 for name, latency in self.latency["1"].items()}
         found: dict[str, float] = {}
         for precision in PRECISIONS:
@@ -111,7 +112,7 @@ class SpeedCase:
 
 @dataclass(frozen=True)
 class SpeedReport:
-    """All cases, and the machine they were measured on."""
+    """All cases, and the machine."""
 
     machine: str
     cases: tuple[SpeedCase, ...]
@@ -131,37 +132,58 @@ def measure_speed(
     rounds: int,
     peers: Path | None = None,
     tell: Callable[[str], None] = lambda _: None,
+    cases: Mapping[str, tuple[str, int | None]] = CASES,
+    side: int = 224,
+    file_side: int = 512,
 ) -> SpeedReport:
-    """Measure some cases, with random weights and images, on which times do not depend. ParameterError for others.
+    """Measure some cases, with random weights and images, on which times do not depend.
 
-    `peers` is a folder of virtual environments of other packages, which ResNet-18 is timed beside (see `find_peers`).
+    Args:
+        names: names of the cases.
+        n_images: images to fit on.
+        rounds: rounds of calls; more give steadier figures.
+        peers: folder of virtual environments of other packages, to time beside ResNet-18 (see `find_peers`).
+        tell: called with each step.
+        cases: backbone and random channels of each case.
+        side: side of the detectors' input.
+        file_side: side of the image files.
+
+    Raises ParameterError for unknown cases and impossible numbers.
     """
     pythons = find_peers(peers) if peers is not None else {}
-    unknown = [name for name in names if name not in CASES]
+    unknown = [name for name in names if name not in cases]
     if unknown:
-        raise ParameterError(f"unknown case '{unknown[0]}'; there are {', '.join(CASES)}")
+        raise ParameterError(f"unknown case '{unknown[0]}'; there are {', '.join(cases)}")
     if n_images < 3 or rounds < 1:
         raise ParameterError(f"at least 3 images and one round are needed, got {n_images} and {rounds}")
     with tempfile.TemporaryDirectory() as folder:
-        images = _write_images(Path(folder) / "good", n_images)
-        cases = tuple(_measure(name, images, Path(folder), rounds, pythons, tell) for name in names)
-    return SpeedReport(f"{_processor()}, {os.cpu_count()} processors, torch {torch.__version__}", cases)
+        images = _write_images(Path(folder) / "good", n_images, file_side)
+        measured = tuple(
+            _measure(name, cases[name], images, Path(folder), rounds, pythons, tell, side) for name in names
+        )
+    return SpeedReport(f"{_processor()}, {os.cpu_count()} processors, torch {torch.__version__}", measured)
 
 
 def _measure(
-    name: str, images: Path, folder: Path, rounds: int, pythons: Mapping[str, Path], tell: Callable[[str], None]
+    name: str,
+    kind: tuple[str, int | None],
+    images: Path,
+    folder: Path,
+    rounds: int,
+    pythons: Mapping[str, Path],
+    tell: Callable[[str], None],
+    side: int,
 ) -> SpeedCase:
-    backbone, n_features = CASES[name]
-    options = {"backbone": backbone, "n_features": n_features, "resize": 256, "crop": SIDE, "pretrained": False}
+    backbone, n_features = kind
+    options = {"backbone": backbone, "n_features": n_features, "resize": 256, "crop": side, "pretrained": False}
     tell(f"{name}: fitting")
     path = folder / f"{name}.flawmap"
     fits: dict[str, Fit | str] = {}
     alone: dict[str, float] = {}
-    for precision in reversed(PRECISIONS):  # the file that stays is of float32
-        arguments = ({**options, "precision": precision}, str(images), str(path))
-        fits[precision] = _in_a_process(_fit, arguments)
-        alone |= _in_a_process(_alone, (backbone, precision, str(images)))
-    model = PaDiM(**{**options, "calibrate": None, "resize": SIDE, "crop": None}).fit(_random_images(3))  # type: ignore[arg-type]
+    for precision in reversed(PRECISIONS):  # the last file, of float32, stays
+        fits[precision] = _in_a_process(_fit, {**options, "precision": precision}, str(images), str(path))
+        alone |= _in_a_process(_alone, backbone, precision, str(images), side)
+    model = PaDiM(**{**options, "calibrate": None, "resize": side, "crop": None}).fit(_random_images(3, side))  # type: ignore[arg-type]
     model.save(folder / "half.flawmap", dtype="float16")
     case = SpeedCase(
         name,
@@ -172,15 +194,16 @@ def _measure(
         alone=alone,
     )
     tell(f"{name}: exporting and compiling")
-    runners = _runners(model, folder / name)
+    runners = _runners(model, folder / name, side)
     with ExitStack() as stack:
-        others = _others(stack, pythons if backbone == "resnet18" else {}, n_features, images, folder, case, tell)
+        chosen = pythons if backbone == "resnet18" else {}
+        others = _others(stack, chosen, n_features or 0, images, folder, case, tell, side)
         for batch in BATCHES:
             tell(f"{name}: scoring {batch}")
-            pixels = _random_images(batch)
+            pixels = _random_images(batch, side)
             calls: dict[str, Callable[[], object]] = {runner: partial(run, pixels) for runner, run in runners.items()}
             for peer in others:
-                calls |= {f"{peer.name}, {call}": partial(peer.call, call) for call in peer.take_images(batch, SIDE)}
+                calls |= {f"{peer.name}, {call}": partial(peer.call, call) for call in peer.take_images(batch, side)}
             case.latency[str(batch)] = interleaved(calls, rounds=rounds)
     tell(f"{name}: scoring a file")
     del runners
@@ -194,36 +217,33 @@ def _measure(
 def _others(
     stack: ExitStack,
     pythons: Mapping[str, Path],
-    n_features: int | None,
+    n_features: int,
     images: Path,
     folder: Path,
     case: SpeedCase,
     tell: Callable[[str], None],
+    side: int,
 ) -> list[Peer]:
-    """Other packages that have learnt what the case does; the case notes how."""
+    """Other packages, fitted like the case; their fits go into the case."""
     ready = []
     for name, python in pythons.items():
         tell(f"{case.name}: {name} is fitting")
         try:
             with Peer(name, python) as learner:  # a process of its own, for its memory
-                seconds, megabytes = learner.fit(n_features or 0, SIDE, images)
+                seconds, megabytes = learner.fit(n_features, side, images)
             case.fits[name] = Fit(round(seconds, 2), round(megabytes))
         except ParameterError as error:
             case.fits[name] = str(error)
         peer = stack.enter_context(Peer(name, python))
-        peer.prepare(n_features or 0, SIDE, folder / name)
+        peer.prepare(n_features, side, folder / name)
         ready.append(peer)
     return ready
 
 
-def _runners(model: PaDiM, folder: Path) -> dict[str, Callable[[NDArray[np.uint8]], object]]:
-    """Whatever scores images, and the backbones alone, each ready for any batch."""
-    plain = PlainPaDiM(
-        _backbone(model, "torch", "float32"),
-        model.factor_.hierarchy.grid,
-        torch.from_numpy(model.channels_),
-        (SIDE, SIDE),
-    )
+def _runners(model: PaDiM, folder: Path, side: int) -> dict[str, Callable[[NDArray[np.uint8]], object]]:
+    """Everything that scores images, and the backbones alone, each ready for any batch."""
+    backbone, channels = _backbone(model, "torch", "float32"), torch.from_numpy(model.channels_)
+    plain = PlainPaDiM(backbone, model.factor_.hierarchy.grid, channels, (side, side))
     runners: dict[str, Callable[[NDArray[np.uint8]], object]] = {"usual script": plain}
     folder.mkdir()
     file = folder / "model.flawmap"
@@ -248,14 +268,14 @@ def _backbone(model: PaDiM, runtime: Runtime, precision: Precision) -> Backbone:
     return load_backbone(model.backbone, layers=model.layers, pretrained=False, runtime=runtime, precision=precision)
 
 
-def _in_a_process(call: Callable[..., T], arguments: tuple[object, ...]) -> T:
-    """The outcome of a call in a process of its own: nothing has been loaded there, and its peak memory is its own."""
+def _in_a_process(call: Callable[..., T], *arguments: object) -> T:
+    """The result of a call in a new process, whose peak memory is that of the call."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(call, *arguments).result()
 
 
 def _fit(options: dict[str, object], images: str, path: str) -> Fit:
-    """Seconds and greatest memory of this process for learning from the images of a folder."""
+    """Seconds and peak memory of this process for a fit on the images of a folder."""
     start = time.perf_counter()
     PaDiM(**options).fit(images).save(path)  # type: ignore[arg-type]
     seconds = time.perf_counter() - start
@@ -263,10 +283,10 @@ def _fit(options: dict[str, object], images: str, path: str) -> Fit:
     return Fit(round(seconds, 2), round(kilobytes / (2**20 if platform.system() == "Darwin" else 1024)))
 
 
-def _alone(name: str, precision: Precision, images: str) -> dict[str, float]:
+def _alone(name: str, precision: Precision, images: str, side: int) -> dict[str, float]:
     """Seconds of decoding, and of the backbone, for the images of a folder."""
     start = time.perf_counter()
-    pixels = [image.pixels for image in stream(collect(images).items, Preprocessing.of(256, SIDE))]
+    pixels = [image.pixels for image in stream(collect(images).items, Preprocessing.of(256, side))]
     decoded = time.perf_counter()
     backbone = load_backbone(name, pretrained=False, runtime="openvino", precision=precision)
     for i in range(0, len(pixels), AT_ONCE):
@@ -275,27 +295,56 @@ def _alone(name: str, precision: Precision, images: str) -> dict[str, float]:
     return {"decoding": round(decoded - start, 2), f"backbone {precision}": round(done - decoded, 2)}
 
 
-def _random_images(n_images: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (n_images, SIDE, SIDE, 3), np.uint8)
+def _random_images(n_images: int, side: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (n_images, side, side, 3), np.uint8)
 
 
-def _write_images(folder: Path, n_images: int) -> Path:
+def _write_images(folder: Path, n_images: int, side: int) -> Path:
     """Smooth random photos as PNG files, which compress like real ones."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(n_images):
         coarse = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
-        fine = np.asarray(coarse.resize((FILE_SIDE, FILE_SIDE), Image.Resampling.BICUBIC), np.float32)
+        fine = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.float32)
         noisy = np.clip(fine + rng.normal(0, 3, fine.shape), 0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / f"{i:04}.png", compress_level=1)
     return folder
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells."""
+    """The processor's name, or its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+class PlainPaDiM:
+    """PaDiM's scoring as the usual scripts write it: one full inverse per patch, repeated embeddings, scipy's filter.
+
+    Means and inverses are random: time does not depend on them.
+    """
+
+    def __init__(self, backbone: Backbone, grid: Size, channels: Tensor, input_size: Size) -> None:
+        n_positions, n_features = grid[0] * grid[1], len(channels)
+        network = copy.deepcopy(backbone.network).to(memory_format=torch.contiguous_format)
+        self._network = NormalisedNetwork(network, backbone.mean, backbone.std)
+        self._channels, self._input_size = channels, input_size
+        self._mean = torch.randn(n_positions, n_features)
+        self._inverse = torch.randn(n_positions, n_features, n_features)
+
+    @torch.inference_mode()
+    def __call__(self, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """Maps (B, H, W) and scores (B,) of images (B, H, W, 3)."""
+        maps = self._network(torch.from_numpy(images))
+        finest = max((part.shape[2:] for part in maps), key=lambda size: size[0] * size[1])
+        joined = torch.cat([F.interpolate(part, size=finest, mode="nearest") for part in maps], dim=1)
+        embedding = joined[:, self._channels].flatten(2).permute(2, 0, 1)
+        delta = embedding - self._mean[:, None]
+        squared = ((delta @ self._inverse) * delta).sum(dim=2).abs()
+        patches = squared.sqrt().T.reshape(-1, 1, *finest)
+        large = F.interpolate(patches, size=self._input_size, mode="bilinear")[:, 0]
+        smooth = torch.stack([torch.from_numpy(gaussian_filter(one.numpy(), sigma=4)) for one in large])
+        return smooth, smooth.amax(dim=(1, 2))

@@ -1,4 +1,4 @@
-"""Times taken side by side in one run, so that what the machine does meanwhile meets all alike."""
+"""Interleaved timing in one run, so that other load on the machine affects all calls alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 __all__ = ["Latency", "interleaved"]
 
 BLOCK = 6
-"""Calls in a row; the first, which finds the caches of another's data, is not counted."""
+"""Consecutive calls; the first, whose caches are cold, is not counted."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Latency:
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, Latency]:
-    """Latency of each call, in blocks that take turns."""
+    """Latency of each call, in alternating blocks."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()

@@ -1,4 +1,4 @@
-"""`flawmap benchmark`: what flawmap does on this machine."""
+"""`flawmap benchmark`: speed and accuracy on this machine."""
 
 from __future__ import annotations
 
@@ -29,12 +29,16 @@ def benchmark() -> None:
 @app.command("speed")
 @guarded
 def speed(
-    cases: Annotated[str, typer.Option(metavar="A,B", help="Which; resnet18-100, efficientnet_lite0-176, ...")] = "",
+    cases: Annotated[
+        str, typer.Option(metavar="A,B", help="Cases: resnet18-100, efficientnet_lite0-176, ... [default: all]")
+    ] = "",
     images: Annotated[int, typer.Option(metavar="N", help="Images to fit on.")] = 320,
-    rounds: Annotated[int, typer.Option(metavar="N", help="Turns of each; more are steadier.")] = 10,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Rounds of calls; more give steadier figures.")] = 10,
     peers: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Virtual environments of anomalib and anomavision, to time them too."),
+        typer.Option(
+            metavar="FOLDER", help="Folder of virtual environments of anomalib and anomavision, to time them too."
+        ),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -72,7 +76,7 @@ def _show(report: SpeedReport) -> None:
             figures = fit if isinstance(fit, str) else f"{fit.seconds:.1f} s, {fit.peak_mb:.0f} MB at most"
             console.print(f"fit on {case.n_images} images, {name}: {figures}")
         alone = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in case.alone.items())
-        console.print(f"of which alone: {alone}")
+        console.print(f"parts of a fit alone: {alone}")
         ratios = Table("within this run; of one image", "times")
         for name, ratio in case.ratios().items():
             ratios.add_row(name, f"{ratio:.2f}")

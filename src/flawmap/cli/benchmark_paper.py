@@ -1,4 +1,4 @@
-"""`flawmap benchmark paper` and `compare`: the PaDiM paper's tables from your data, and two results side by side."""
+"""`flawmap benchmark paper` and `compare`: the PaDiM paper's tables on your data, and two results side by side."""
 
 from __future__ import annotations
 
@@ -35,47 +35,51 @@ __all__ = ["compare", "paper"]
 
 @guarded
 def paper(
-    data: Annotated[Path, typer.Option("--data", metavar="ROOT", help="The data set's folder, or a class of it.")],
-    dataset: Annotated[str, typer.Option(help="mvtec_ad or stc.")] = "mvtec_ad",
+    data: Annotated[Path, typer.Option("--data", metavar="ROOT", help="Folder of the data set, or of one class.")],
+    dataset: Annotated[str, typer.Option(help="Data set: mvtec_ad or stc.")] = "mvtec_ad",
     tables: Annotated[
-        str, typer.Option(metavar="I,II,...", help="The paper's; all of the data set if not given.")
+        str, typer.Option(metavar="I,II,...", help="Tables of the paper. [default: all of the data set]")
     ] = "",
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder of the results.")] = Path(
         "benchmark-output/paper"
     ),
-    backbone: Annotated[str, typer.Option(help="In the place of the paper's ResNet-18.")] = "resnet18",
-    weights: Annotated[str | None, typer.Option(metavar="PATH", help="Its weights.")] = None,
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Untrained backbones.")] = False,
-    regularization: Annotated[str, typer.Option(metavar="auto|paper|EPS|A,EPS", help="Of every PaDiM.")] = "paper",
-    draws: Annotated[int, typer.Option(metavar="N", help="Of random channels.")] = 10,
-    rd_seeds: Annotated[int, typer.Option(metavar="N", help="Rotations of Rd-MVTec AD.")] = 5,
-    classes: Annotated[str | None, typer.Option(metavar="A,B", help="Only these classes or scenes.")] = None,
-    only: Annotated[str | None, typer.Option("--systems", metavar="A,B", help="Only these rows of the tables.")] = None,
+    backbone: Annotated[str, typer.Option(help="Backbone in place of the paper's ResNet-18.")] = "resnet18",
+    weights: Annotated[str | None, typer.Option(metavar="PATH", help="Weights of the backbone.")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Random weights of all backbones.")] = False,
+    regularization: Annotated[
+        str, typer.Option(metavar="auto|paper|EPS|A,EPS", help="Regularization of every PaDiM.")
+    ] = "paper",
+    draws: Annotated[int, typer.Option(metavar="N", help="Number of draws of random channels.")] = 10,
+    rd_seeds: Annotated[int, typer.Option(metavar="N", help="Number of rotations of Rd-MVTec AD.")] = 5,
+    classes: Annotated[str | None, typer.Option(metavar="A,B", help="Classes or scenes. [default: all]")] = None,
+    only: Annotated[
+        str | None, typer.Option("--systems", metavar="A,B", help="Rows of the tables. [default: all]")
+    ] = None,
     budget: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="Of training, for each class and system that needs it.")
+        float | None, typer.Option(metavar="MINUTES", help="Training time for each class and trained system.")
     ] = None,
     trained_size: Annotated[
-        int | None, typer.Option(metavar="PX", min=1, help="Input of systems that are trained; else their papers'.")
+        int | None, typer.Option(metavar="PX", min=1, help="Input size of trained systems. [default: their papers']")
     ] = None,
     stride: StrideOption = 1,
-    cache_gb: Annotated[float, typer.Option(metavar="GB", help="Disk for features, below OUT.")] = 4.0,
+    cache_gb: Annotated[float, typer.Option(metavar="GB", help="Disk space for features, below OUT.")] = 4.0,
     skip_bad: SkipBadOption = False,
-    no_plots: Annotated[bool, typer.Option("--no-plots", help="Tables only.")] = False,
+    no_plots: Annotated[bool, typer.Option("--no-plots", help="Write tables only.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Run the paper's evaluation as far as the data goes, and set its numbers beside yours.
+    """Run the paper's evaluation on the data on disk, and set its numbers beside yours.
 
-    Stop it whenever you like, and start it again: it goes on with the run it was at. The exit code is 0 if all was run
-    that was asked for, and 1 if something failed.
+    You can stop it at any time: the same command resumes with the next run. Exit code 0 if all runs succeeded, 1 if
+    something failed.
     """
     from flawmap.benchmark.paper.plan import Plan
     from flawmap.benchmark.paper.published import PAPER_TABLES
-    from flawmap.benchmark.paper.report import build_tables, write_report
+    from flawmap.benchmark.paper.report import write_report
     from flawmap.benchmark.paper.results import Results
     from flawmap.benchmark.paper.run import run_plan
     from flawmap.benchmark.paper.systems import Settings
-    from flawmap.benchmark.paper.table_notes import absent_classes
+    from flawmap.benchmark.paper.tables import absent_classes, build_tables
 
     names = _split(tables) or (["IV"] if dataset == "stc" else ["I", "II", "III", "V", "VI", "VII", "VIII"])
     settings = Settings(
@@ -95,21 +99,22 @@ def paper(
     )
     plan.check()
     if not no_plots:
-        import matplotlib  # noqa: F401 (say that it is missing before hours of work, not after)
+        import matplotlib  # noqa: F401 (a missing package fails before hours of work)
     tell = (lambda _: None) if quiet else (lambda what: messages.print(escape(what)))
     bad = BadImages()
     with Results(output, {"dataset": dataset, **asdict(settings)}) as results:
         outcome = run_plan(plan, results, progress=not quiet, tell=tell, on_bad=bad if skip_bad else None)
         built = build_tables(names, outcome, settings)
-        written = write_report(output, built, outcome, plots=not no_plots)
+        written = write_report(output, built, outcome.runs, plots=not no_plots)
     if as_json:
+        absent = [absent_classes(PAPER_TABLES[name], outcome) for name in names]
         print_json(
             {
                 "runs": str(results.path),
                 "n_done": outcome.n_done,
                 "n_runs": len(outcome.runs),
-                "missing": _distinct(absent_classes(PAPER_TABLES[name], outcome)[0] for name in names),
-                "not_asked_for": _distinct(absent_classes(PAPER_TABLES[name], outcome)[1] for name in names),
+                "missing": _distinct(missing for missing, _ in absent),
+                "not_asked_for": _distinct(unasked for _, unasked in absent),
                 "failures": outcome.failures,
                 "left_out": outcome.left_out,
                 "skipped": bad.to_json(),
@@ -131,14 +136,16 @@ def paper(
 
 @guarded
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Results: a folder of `benchmark paper`, or its file.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="The results to compare them with.")],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="First results: a folder of `benchmark paper`, or its file.")
+    ],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Second results.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the table: .md, .tex or .html.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File for the table: .md, .tex or .html.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Set two results side by side: B less A, over runs of the same class, system and seed, of the same files."""
+    """Compare two results: B minus A, over runs of the same class, system and seed, on the same files."""
     from flawmap.benchmark.paper.compare import changed_classes, compare_runs, comparison_table
     from flawmap.benchmark.paper.report import check_format, write_table
     from flawmap.benchmark.paper.results import read_runs
@@ -148,7 +155,7 @@ def compare(
         check_writable_target(output)
     (settings, runs), (other_settings, other_runs) = read_runs(first), read_runs(second)
     differences, changed_data = compare_runs(runs, other_runs), changed_classes(runs, other_runs)
-    unlike = f"not paired, for their images, masks or types differ: {', '.join(changed_data)}"
+    unlike = f"not paired, because their images, masks or types differ: {', '.join(changed_data)}"
     if not differences:
         reason = unlike if changed_data else "none of the same class, system and seed"
         raise ParameterError(f"{first} and {second} have no run in common: {reason}")
@@ -180,7 +187,7 @@ def _distinct(lists: Iterable[list[str]]) -> list[str]:
 
 
 def _console() -> Console:
-    """Standard output; as wide as the tables are where that is no terminal: nobody wants names cut in a file."""
+    """Standard output; outside a terminal as wide as the tables, so that no name is truncated in a file."""
     console = Console()
     return console if console.is_terminal else Console(width=1000)
 

@@ -1,4 +1,4 @@
-"""What the subcommands share: options, output on the right stream, and errors as one line with an exit code."""
+"""Shared by the subcommands: options, output on the right stream, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec
 
@@ -21,15 +20,14 @@ from rich.markup import escape
 from flawmap.decision import Decision
 from flawmap.errors import FlawmapError, ImageError, ParameterError
 from flawmap.files import check_replaceable
+from flawmap.options import Runtime
 from flawmap.prediction import Size
 
 __all__ = [
-    "Aspect",
     "BadImages",
     "DeviceOption",
     "JsonOption",
     "QuietOption",
-    "Runtime",
     "RuntimeOption",
     "SkipBadOption",
     "StrideOption",
@@ -57,51 +55,38 @@ EXTRAS = {
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages, but for errors.")]
-SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out images, and masks, that cannot be used.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, ...")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out unusable images and masks.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Device: auto, cpu, cuda, ...")]
 StrideOption = Annotated[
-    int, typer.Option("--stride", metavar="N", min=1, help="Of a data set only every N-th image, of each clip.")
+    int, typer.Option("--stride", metavar="N", min=1, help="Use every N-th image of each clip of a data set.")
 ]
 WeightsOption = Annotated[
     str | None,
     typer.Option(
-        "--weights", metavar="PATH", help="Backbone weights (.safetensors, .pth), or hf-hub:REPO to fetch them."
+        "--weights",
+        metavar="PATH",
+        help="Backbone weights: a .safetensors or .pth file, or hf-hub:REPO to download them.",
+    ),
+]
+RuntimeOption = Annotated[Runtime, typer.Option("--runtime", help="Runtime of the backbone.")]
+
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", metavar="N", min=1, max=1024, help="Threads that read images. [default: one per processor]"
     ),
 ]
 
 
-class Runtime(StrEnum):
-    """What runs a backbone."""
-
-    auto = "auto"
-    openvino = "openvino"
-    torch = "torch"
-
-
-RuntimeOption = Annotated[Runtime, typer.Option("--runtime", help="What runs the backbone.")]
-
-WorkersOption = Annotated[
-    int | None,
-    typer.Option("--workers", metavar="N", min=1, max=1024, help="Threads that read images; one per processor."),
-]
-
-
-class Aspect(StrEnum):
-    """What happens to images of other proportions."""
-
-    squash = "squash"
-    letterbox = "letterbox"
-
-
 class BadImages:
-    """Collects the images that could not be used, naming each on standard error as it comes."""
+    """Collects unusable images and prints each on standard error."""
 
     def __init__(self) -> None:
         self.errors: list[ImageError] = []
 
     def __call__(self, error: ImageError) -> None:
-        """Take note of one."""
+        """Add an image."""
         self.errors.append(error)
         messages.print(f"[yellow]skipped[/] {escape(str(error))}")
 
@@ -128,15 +113,15 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             extra = EXTRAS[error.name]
             fail(f"this needs {error.name}, which the base installation leaves out: pip install 'flawmap[{extra}]'")
         except KeyboardInterrupt:
-            fail("interrupted; nothing is left half-written", 130)
+            fail("interrupted; no file is incomplete", 130)
         except BrokenPipeError:
-            sys.stderr.close()  # the reader has gone; there is nobody to tell
+            sys.stderr.close()  # the reader of standard output has gone
             raise typer.Exit(1) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            fail(f"{where}{error.strerror or error}; check that the place exists, is writable and has room")
+            fail(f"{where}{error.strerror or error}; check that the folder exists, is writable and has free space")
         except MemoryError:
-            fail("out of memory; fewer --n-features, a smaller --resize or a smaller backbone need less")
+            fail("out of memory; use fewer --n-features, a smaller --resize or a smaller backbone")
 
     return run
 
@@ -165,10 +150,10 @@ def parse_size(text: str | None, option: str) -> int | Size | None:
 
 
 def explain_promise(decision: Decision, asked: float) -> None:
-    """Say what the threshold promises, and what it would take to promise what was asked."""
+    """Print the promised false-alarm rate, and the number of images for the requested one."""
     rate = decision.false_alarm_rate
     if rate is None:
-        messages.print(f"Threshold {decision.threshold:.4g}, set by hand: nothing is promised.")
+        messages.print(f"Threshold {decision.threshold:.4g}, set by hand, without a promised false-alarm rate.")
         return
     n_images = decision.n_groups
     what = "good images" if decision.group_sizes is None else "groups of good images"
@@ -176,13 +161,13 @@ def explain_promise(decision: Decision, asked: float) -> None:
     if rate > asked:
         needed = math.ceil(1 / asked) - 1
         messages.print(
-            f"[yellow]note:[/] {n_images} {what} cannot promise {asked:g}; {needed} would do. "
+            f"[yellow]note:[/] To promise {asked:g} you need at least {needed} {what}; there are {n_images}. "
             f"Until then the threshold is the highest score of a good image."
         )
 
 
 def check_writable_target(path: Path) -> None:
-    """Raise early, before minutes of work, if a file cannot be written there."""
+    """ParameterError, before minutes of work, for a path that cannot be written."""
     if path.is_dir():
         raise ParameterError(f"{path} is a folder; give the name of a file to write")
     try:

@@ -1,4 +1,4 @@
-"""`flawmap datasets`: the data sets flawmap knows, a check of one on disk, Rd-MVTec AD, scores over time."""
+"""`flawmap datasets`: known data sets, a check of one on disk, Rd-MVTec AD, scores over time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from flawmap.cli.console import (
     DeviceOption,
     JsonOption,
     QuietOption,
-    Runtime,
     RuntimeOption,
     SkipBadOption,
     StrideOption,
@@ -34,7 +33,7 @@ from flawmap.progress import report_progress
 FIGURES = ("train", "good", "anomalous", "test")
 
 app = typer.Typer(
-    help="Data sets: which there are, whether one on disk is whole, Rd-MVTec AD, scores of clips over time.",
+    help="Data sets: list them, check one on disk, make Rd-MVTec AD, draw scores of clips over time.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -44,23 +43,13 @@ app = typer.Typer(
 @guarded
 def list_datasets(as_json: JsonOption = False) -> None:
     """List the data sets that are read by name, with licence and origin. Nothing is downloaded."""
-    rows = [
-        {
-            "name": layout.name,
-            "title": layout.title,
-            "classes": list(layout.classes),
-            "what": layout.what,
-            "licence": layout.licence,
-            "origin": layout.origin,
-            "paper": layout.paper,
-        }
-        for layout in LAYOUTS.values()
-    ]
+    facts = ("name", "title", "classes", "what", "licence", "origin", "paper")
+    rows = [{fact: getattr(layout, fact) for fact in facts} for layout in LAYOUTS.values()]
     if as_json:
         print_json({"datasets": rows})
         return
     table = Table("name", "classes", show_lines=True)
-    table.add_column("what, and where it comes from", overflow="fold")  # an address cut off is of no use
+    table.add_column("what, and where it comes from", overflow="fold")  # a truncated address is useless
     table.add_column("licence", max_width=20)
     for layout in LAYOUTS.values():
         n_classes = str(len(layout.classes) or 1)
@@ -73,13 +62,13 @@ def list_datasets(as_json: JsonOption = False) -> None:
 def check(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Name, as `list` shows it.")],
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Its folder, or one of its classes ROOT/CLASS.")],
-    names_only: Annotated[bool, typer.Option("--names-only", help="Do not read the images; much faster.")] = False,
+    names_only: Annotated[bool, typer.Option("--names-only", help="Check file names alone; much faster.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare a data set on disk with what is published of it, and name every file that is wrong.
+    """Compare a data set on disk with its published numbers, and name every file that is wrong.
 
-    Exit code 0 if nothing is broken, whatever is noted; 1 if something is; 2 for wrong usage.
+    Exit code 0 without problems, whatever is noted; 1 with problems; 2 for wrong usage.
     """
     if dataset not in LAYOUTS:
         raise DatasetError(f"unknown data set '{dataset}'; there are {', '.join(LAYOUTS)}")
@@ -100,11 +89,11 @@ def check(
 def make_rd(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="MVTec AD, or one of its classes.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="New folder to write.")],
-    seed: Annotated[int, typer.Option(help="Fixes angles and windows; the paper's protocol averages five.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of angles and windows; the paper averages five.")] = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write Rd-MVTec AD: every image and mask rotated within +-10 degrees and cut to 224 of 256 pixels at random."""
+    """Write Rd-MVTec AD: every image and mask rotated within +-10 degrees, cropped to 224 of 256 pixels at random."""
     with report_progress(not quiet, "Rotating", None) as advance:
         counts = write_rd_mvtec_ad(root, output, seed=seed, advance=advance)
     if as_json:
@@ -123,7 +112,7 @@ def timeline(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Picture: .png, .svg or .pdf.")],
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
-    runtime: RuntimeOption = Runtime.auto,
+    runtime: RuntimeOption = "auto",
     workers: WorkersOption = None,
     stride: StrideOption = 1,
     skip_bad: SkipBadOption = False,
@@ -133,11 +122,11 @@ def timeline(
     """Draw the scores of each test clip over time, with the threshold and the ground truth."""
     from flawmap import load
     from flawmap.datasets import open_dataset
-    from flawmap.evaluation.timeline import check_picture, save_timelines, score_timelines
+    from flawmap.evaluation.plots import check_picture, save_timelines, score_timelines
 
     check_writable_target(output)
     check_picture(output, 0)
-    detector = load(model, weights=weights, device=device, runtime=runtime.value, workers=workers)
+    detector = load(model, weights=weights, device=device, runtime=runtime, workers=workers)
     data = open_dataset(dataset)
     check_picture(output, len({sample.group for sample in data.test} - {None}))
     bad = BadImages()
@@ -154,7 +143,7 @@ def timeline(
 
 
 def _show(report: Report, quiet: bool) -> None:
-    """Counts as a table, found of published; then one line for each problem and note."""
+    """Counts, found of published, as a table; then one line for each problem and note."""
     title = LAYOUTS[report.layout].title
     table = Table("class", title=escape(f"{title}: {report.path}"))
     for heading in ("train", "good", "anomalous", "all test", "problems"):

@@ -1,4 +1,4 @@
-"""`flawmap demo`: real photos of solar cells, from learning to pictures of what was found."""
+"""`flawmap demo`: real photos of solar cells, from fit to pictures of defects."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from rich.markup import escape
 
 from flawmap.cli.console import JsonOption, QuietOption, guarded, messages, print_json
 from flawmap.images import read_image
-from flawmap.progress import report_progress
-from flawmap.results import Tile, contact_sheet, overlay
+from flawmap.results.pictures import Tile, contact_sheet, overlay
 
 if TYPE_CHECKING:
     from flawmap.datasets import Sample
@@ -30,33 +29,29 @@ def demo(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Learn from functional solar cells, score unseen ones and defective ones, and show what was found.
+    """Fit on functional solar cells, score unseen and defective ones, and show the results.
 
     The photos are electroluminescence images of monocrystalline cells (ELPV data set, CC BY-NC-SA 4.0), which the
-    `demo` extra installs. Learns from 80 % of the functional cells; scores the others and the surely
-    defective ones.
+    `demo` extra installs. The fit uses 80 % of the functional cells; the others and the surely defective ones are
+    scored.
     """
     from flawmap import PaDiM
     from flawmap.datasets import open_dataset
+    from flawmap.evaluation.evaluate import score_samples
     from flawmap.evaluation.metrics import image_auroc
 
     started = time.perf_counter()
     data = open_dataset("elpv:mono")
     output.mkdir(parents=True, exist_ok=True)
     if not quiet:
-        messages.print(f"Learning from {len(data.train)} functional solar cells; no defective one is seen.")
+        messages.print(f"Fitting on {len(data.train)} functional solar cells and no defective ones.")
     model = PaDiM().fit(data.train, progress=not quiet)
     model.save(output / "solar-cells.flawmap")
-    samples = {str(sample.path): sample for sample in data.test}
-    found: list[tuple[Sample, Prediction]] = []
-    with report_progress(not quiet, "Scoring", len(samples)) as advance:
-        for prediction in model.iter_predict([sample.path for sample in data.test]):
-            found.append((samples[str(prediction.path)], prediction))
-            advance(1)
+    found = list(score_samples(model, data.test, "Scoring", progress=not quiet))
     found.sort(key=lambda pair: -pair[1].pred_score)
     auroc = image_auroc([sample.is_anomalous for sample, _ in found], [p.pred_score for _, p in found])
     sheet = output / "contact-sheet.png"
-    _draw(found, model.map_scale, f"{data.name}: image AUROC {auroc:.3f}").save(sheet)
+    _draw(found, model.map_scale or (0.0, 1.0), f"{data.name}: image AUROC {auroc:.3f}").save(sheet)
     seconds = time.perf_counter() - started
     defective = [prediction for sample, prediction in found if sample.is_anomalous]
     good = [prediction for sample, prediction in found if not sample.is_anomalous]

@@ -1,4 +1,4 @@
-"""`flawmap evaluate`: the figures of the paper's tables on labelled images."""
+"""`flawmap evaluate`: AUROC, PRO and error rates on labelled images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from flawmap.cli.console import (
     DeviceOption,
     JsonOption,
     QuietOption,
-    Runtime,
     RuntimeOption,
     SkipBadOption,
     StrideOption,
@@ -27,10 +26,9 @@ from flawmap.cli.console import (
     print_json,
 )
 from flawmap.errors import DatasetError
-from flawmap.files import replace_atomically
 
 DOUBTFUL = 0.01
-"""Uniformity of p-values below which the promise is in doubt."""
+"""Uniformity of p-values below which a note doubts the promise."""
 
 
 @guarded
@@ -49,7 +47,7 @@ def evaluate(
     ] = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
-    runtime: RuntimeOption = Runtime.auto,
+    runtime: RuntimeOption = "auto",
     workers: WorkersOption = None,
     stride: StrideOption = 1,
     skip_bad: SkipBadOption = False,
@@ -59,21 +57,24 @@ def evaluate(
     """Score the labelled images of a DATASET and compare with their labels and masks."""
     from flawmap import load
     from flawmap.datasets import open_dataset
-    from flawmap.evaluation.evaluate import Evaluation, Figures
-    from flawmap.evaluation.evaluate import evaluate as run
+    from flawmap.evaluation import Evaluation, Figures
+    from flawmap.evaluation import evaluate as run
 
     if reliability is not None:
         check_writable_target(reliability)
+        import matplotlib.figure  # noqa: F401 (a missing package fails before minutes of work)
+
         from flawmap.evaluation.plots import plot_reliability
     data = open_dataset(dataset).every(stride)
     bad = BadImages()
-    detector = load(model, weights=weights, device=device, runtime=runtime.value, workers=workers)
+    detector = load(model, weights=weights, device=device, runtime=runtime, workers=workers)
     result: Evaluation = run(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
     if reliability is not None:
         if result.reliability is None:
-            raise DatasetError(f"{dataset}: no good images, or a model without a promise; there is nothing to plot")
-        with replace_atomically(reliability) as temporary:
-            plot_reliability(result.reliability, temporary)
+            raise DatasetError(
+                f"{dataset}: no good images, or a model without a promised rate; there is nothing to plot"
+            )
+        plot_reliability(result.reliability, reliability)
     promised = detector.decision_.false_alarm_rate if detector.decision_ else None
     if as_json:
         print_json({**result.to_json(), "promised_false_alarm_rate": promised, "skipped": bad.to_json()})
@@ -94,8 +95,9 @@ def evaluate(
             console.print(f"anomalous parts missed: {result.miss_rate}")
         if result.reliability is not None and result.reliability.uniformity < DOUBTFUL:
             messages.print(
-                f"[yellow]note:[/] these good parts score unlike those that were learnt (uniformity "
-                f"{result.reliability.uniformity:.2g}): the promise may not hold for them; learn from parts like these"
+                f"[yellow]note:[/] the scores of these good parts differ from those of the training images (uniformity "
+                f"{result.reliability.uniformity:.2g}): their false-alarm rate may exceed the promised one; refit "
+                f"on parts like these"
             )
     for warning in () if quiet else result.warnings:
         messages.print(f"[yellow]note:[/] {escape(warning)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,20 +9,7 @@ import typer
 from rich.markup import escape
 
 from flawmap.cli.console import JsonOption, QuietOption, WeightsOption, guarded, messages, print_json
-
-
-class Format(StrEnum):
-    """Kinds of graph."""
-
-    openvino = "openvino"
-    onnx = "onnx"
-
-
-class Dtype(StrEnum):
-    """How the graph's constants are stored."""
-
-    float32 = "float32"
-    float16 = "float16"
+from flawmap.options import GraphDtype, GraphFormat
 
 
 @guarded
@@ -32,12 +18,12 @@ def export(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; an earlier export is replaced.")
     ],
-    format: Annotated[Format, typer.Option("--format", help="Kind of graph.")] = Format.openvino,
+    format: Annotated[GraphFormat, typer.Option("--format", help="Format of the graph.")] = "openvino",
     dtype: Annotated[
-        Dtype, typer.Option("--dtype", help="Of stored constants; float16 halves the files, it computes in float32.")
-    ] = Dtype.float32,
+        GraphDtype, typer.Option("--dtype", help="Type of stored constants; float16 halves the files.")
+    ] = "float32",
     resize: Annotated[
-        bool, typer.Option("--resize", help="Put the resize inside: the graph takes images of any size.")
+        bool, typer.Option("--resize", help="Include the resize: the graph accepts images of any size.")
     ] = False,
     weights: WeightsOption = None,
     as_json: JsonOption = False,
@@ -50,12 +36,12 @@ def export(
     from flawmap import export_model, load
 
     detector = load(model, weights=weights, device="cpu")
-    folder = export_model(detector, output, format=format.value, dtype=dtype.value, resize_inside=resize)
+    folder = export_model(detector, output, format=format, dtype=dtype, resize_inside=resize)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     if as_json:
-        print_json({"output": str(folder), "format": format.value, "dtype": dtype.value, "files": files})
+        print_json({"output": str(folder), "format": format, "dtype": dtype, "files": files})
     elif not quiet:
         megabytes = sum(files.values()) / 1e6
         messages.print(f"Wrote {escape(str(folder))}: {', '.join(files)}; {megabytes:.0f} MB.")
         if detector.decision_ is None:
-            messages.print("[yellow]note:[/] this model was not calibrated: the export gives scores, but no labels.")
+            messages.print("[yellow]note:[/] this model is not calibrated: the export gives scores, but no labels.")

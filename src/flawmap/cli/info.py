@@ -1,4 +1,4 @@
-"""`flawmap info`: what a model file holds."""
+"""`flawmap info`: the content of a model file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def info(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a MODEL is and what it was fitted on."""
+    """Show the detector of a MODEL, its settings and its training images."""
     from flawmap.detectors import describe_file
 
     described = describe_file(model)

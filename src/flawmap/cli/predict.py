@@ -13,7 +13,6 @@ from flawmap.cli.console import (
     DeviceOption,
     JsonOption,
     QuietOption,
-    Runtime,
     RuntimeOption,
     SkipBadOption,
     WeightsOption,
@@ -24,6 +23,7 @@ from flawmap.cli.console import (
 )
 from flawmap.errors import DatasetError, ParameterError
 from flawmap.images import collect
+from flawmap.options import Runtime
 from flawmap.progress import report_progress
 from flawmap.results import ResultsWriter, without_results
 
@@ -46,7 +46,7 @@ def predict(
     overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Write a picture of each image.")] = True,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
-    runtime: RuntimeOption = Runtime.auto,
+    runtime: RuntimeOption = "auto",
     workers: WorkersOption = None,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
@@ -87,12 +87,12 @@ def _open(model: Path, weights: str | None, device: str, runtime: Runtime, worke
 
         if weights is not None:
             raise ParameterError(f"{model} is an export and holds its weights; leave out --weights")
-        if runtime != Runtime.auto:
+        if runtime != "auto":
             raise ParameterError(f"{model} is an export, which its own library runs; leave out --runtime")
         return Inspector(model, device=device, workers=workers)
     from flawmap import load
 
-    return load(model, weights=weights, device=device, runtime=runtime.value, workers=workers)
+    return load(model, weights=weights, device=device, runtime=runtime, workers=workers)
 
 
 def _report(detector: Detector | Inspector, writer: ResultsWriter, n_images: int, n_left_out: int) -> None:

@@ -25,11 +25,11 @@ LAYOUTS = {layout.name: layout for layout in (MVTEC_AD, VISA, BTAD, MAGNETIC_TIL
 """Known layouts, by name."""
 
 RECOGNISED = tuple(layout.name for layout in (MANIFEST, STC, UCSD, BTAD, VISA, MAGNETIC_TILE, ELPV))
-"""Names of layouts that are told by their folders; whatever is none of them is read as MVTec AD."""
+"""Names of layouts that are recognised by their folders; everything else is read as MVTec AD."""
 
 
 def open_dataset(where: str | os.PathLike[str]) -> Dataset:
-    """The data set meant by a path, NAME:PATH, or elpv, elpv:mono, elpv:poly (the images of the installed package).
+    """The data set at a path, NAME:PATH, or elpv, elpv:mono, elpv:poly (the images of the installed package).
 
     A class of a data set of several is named ROOT/CLASS. Without a NAME the layout is recognised by its folders. Raises
     DatasetError, also for the root of several classes: one model is for one class.
@@ -43,10 +43,10 @@ def open_dataset(where: str | os.PathLike[str]) -> Dataset:
 
 
 def training_images(where: str | os.PathLike[str]) -> ImageInput:
-    """Good images meant by a name, folder or glob; what is no data set is returned as it came, for `collect`.
+    """Good images of a data set, folder or glob; what is no data set is returned unchanged, for `collect`.
 
-    Of a data set only its good images are meant: defects and masks must never be learnt. Raises DatasetError for a
-    folder that has test images or masks, but no good images by known names.
+    Defects and masks are never among them. Raises DatasetError for a folder that has test images or masks, but no good
+    images by known names.
     """
     layout, path = find_layout(where)
     if layout.name != MVTEC_AD.name:
@@ -69,7 +69,7 @@ def training_images(where: str | os.PathLike[str]) -> ImageInput:
 
 
 def find_layout(where: str | os.PathLike[str]) -> tuple[Layout, Path]:
-    """The layout and path meant by a name; MVTec AD's, where it is told by nothing else. Reads folders' names only."""
+    """The layout and path of a name; MVTec AD's if it is no other. Reads folders' names only."""
     text = os.fspath(where)
     path = expand_home(text)
     if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises for names that are too long)

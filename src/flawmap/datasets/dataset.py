@@ -12,16 +12,19 @@ from typing import NoReturn
 
 from flawmap.errors import DatasetError, ParameterError
 from flawmap.files import expand_home
-from flawmap.images.masks import MaskSource
+from flawmap.images.masks import ClassMask, MaskFrame, MaskSource
 from flawmap.images.video import VideoFrame
 
 __all__ = [
+    "ANOMALOUS",
     "GOOD",
     "Dataset",
     "Sample",
     "Tell",
     "check_folder",
+    "clip_samples",
     "expect_folder",
+    "file_of",
     "on_another_level",
     "refuse",
     "subfolders",
@@ -30,12 +33,14 @@ __all__ = [
 
 GOOD = "good"
 """The type of normal images, as MVTec AD calls it."""
+ANOMALOUS = "anomalous"
+"""The type of anomalous images where the data set has only one."""
 
 SHOWN_LENGTH = 200
-"""Characters of a path that are shown."""
+"""Longest path in a message."""
 
 Tell = Callable[[Path, str], None]
-"""Is told of a file or folder that cannot be used, and why; it is then left out, unless this raises."""
+"""Called with a file or folder that cannot be used, and the reason; it is then left out, unless this raises."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,13 @@ class Sample:
 
     Attributes:
         path: the image file.
-        type: "good", or what is wrong with it.
+        type: "good", or the kind of defect.
         mask_path: its mask (a picture, a frame of an array, a picture of class numbers), or None.
         group: the clip or series it belongs to, or None.
+
+    Example:
+        >>> Sample(Path("test/scratch/000.png"), "scratch").is_anomalous
+        True
     """
 
     path: Path
@@ -62,13 +71,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Good images to learn from, and labelled ones to evaluate on.
+    """Good images to fit on, and labelled ones to evaluate on.
 
     Attributes:
-        name: what it is called in tables.
+        name: its name in tables.
         train: good images: files, or frames of videos.
         test: labelled images.
-        train_groups: clip or series of each image of `train`; empty if the data set knows none.
+        train_groups: clip or series of each image of `train`; empty if the data set has none.
+
+    Example:
+        >>> data = Dataset("part", tuple(Path(f"{i}.png") for i in range(5)), ())
+        >>> [path.name for path in data.every(2).train]
+        ['0.png', '2.png', '4.png']
     """
 
     name: str
@@ -76,8 +90,15 @@ class Dataset:
     test: tuple[Sample, ...]
     train_groups: tuple[str | None, ...] = ()
 
+    @classmethod
+    def of(cls, name: str, train: Sequence[tuple[Path | VideoFrame, str | None]], test: Sequence[Sample]) -> Dataset:
+        """A data set whose good images come with their groups."""
+        groups = tuple(group for _, group in train)
+        has_groups = any(group is not None for group in groups)
+        return cls(name, tuple(image for image, _ in train), tuple(test), groups if has_groups else ())
+
     def every(self, stride: int) -> Dataset:
-        """Every `stride`-th image of each group, from its first on; without groups, of the whole."""
+        """Every `stride`-th image of each group, starting with its first; without groups, of the whole."""
         if stride < 1:
             raise ParameterError(f"the stride must be at least 1, got {stride}")
         groups = self.train_groups or (None,) * len(self.train)
@@ -101,13 +122,29 @@ def _every(groups: Sequence[str | None], stride: int) -> list[int]:
     return kept
 
 
+def clip_samples(
+    images: Sequence[Path], anomalous: Sequence[bool], masks: Sequence[MaskSource | None], clip: str
+) -> list[Sample]:
+    """Labelled frames of a clip; masks count for anomalous frames alone."""
+    frames = zip(images, anomalous, masks, strict=True)
+    return [
+        Sample(image, ANOMALOUS, mask, clip) if is_anomalous else Sample(image, GOOD, None, clip)
+        for image, is_anomalous, mask in frames
+    ]
+
+
+def file_of(source: MaskSource | VideoFrame) -> Path:
+    """The file of an image or mask; frames of a video, or of an array, share one file."""
+    return source.path if isinstance(source, VideoFrame | MaskFrame | ClassMask) else Path(source)
+
+
 def refuse(path: Path, reason: str) -> NoReturn:
     """The strict `Tell`: raises DatasetError."""
     raise DatasetError(f"{path}: {reason}")
 
 
 def check_folder(root: str | os.PathLike[str]) -> Path:
-    """The folder as a Path; DatasetError if it is none."""
+    """The folder as a Path; DatasetError if there is none."""
     path = expand_home(root)
     if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for names that are too long)
         raise DatasetError(
@@ -117,7 +154,7 @@ def check_folder(root: str | os.PathLike[str]) -> Path:
 
 
 def expect_folder(parent: Path, name: str, title: str) -> Path:
-    """A subfolder; DatasetError if it is not there, naming one that differs in case alone."""
+    """A subfolder; DatasetError if it does not exist, naming one that differs in case alone."""
     folder = parent / name
     if folder.is_dir():
         return folder
@@ -131,14 +168,14 @@ def expect_folder(parent: Path, name: str, title: str) -> Path:
 
 
 def on_another_level(path: Path, holds: Callable[[Path], bool]) -> str:
-    """For an error: where what was expected at a path lies instead, up to three folders above or two below; or ""."""
+    """For an error: the folder that was meant, up to three levels above a path or two below; or ""."""
     below = subfolders(path)
     near = [*path.absolute().parents[:3], *below, *(inner for folder in below for inner in subfolders(folder))]
     return next((f"; that is {folder}" for folder in near if holds(folder)), "")
 
 
 def why_no_file(path: Path) -> str | None:
-    """Why a path that a table names is no file, or None; it may be too long for any."""
+    """Why a path in a table is no file, or None; the path may be too long for any file."""
     text = str(path)
     shown = text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}... ({len(text)} characters)"
     try:

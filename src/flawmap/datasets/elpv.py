@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell
-from flawmap.datasets.layout import Counts, Layout, no_files
-from flawmap.datasets.split import hold_out
+from flawmap.datasets.layout import Layout, hold_out, no_files
 from flawmap.errors import DatasetError, MissingDependencyError
 
 __all__ = ["ELPV", "Cells", "packaged_folder", "read_elpv"]
@@ -20,9 +19,6 @@ Cells = Literal["mono", "poly"]
 """Monocrystalline or polycrystalline."""
 
 LABELS = "labels.csv"
-TRAIN_SHARE = 0.8
-PUBLISHED: dict[str, tuple[int, int]] = {"mono": (588, 313), "poly": (920, 402), "": (1508, 715)}
-"""Functional and surely defective cells."""
 
 
 def read_elpv(cells: Cells | None = None, *, seed: int = 0, folder: Path | None = None) -> Dataset:
@@ -30,7 +26,7 @@ def read_elpv(cells: Cells | None = None, *, seed: int = 0, folder: Path | None 
 
     Training: a random 80 % (by `seed`) of the functional cells (probability 0). Test: the other functional ones as
     "good", and the surely defective ones (probability 1) as "defective". Cells in between are left out. `folder` holds
-    labels.csv; None for that of the installed package.
+    labels.csv; None for the folder of the installed package.
     """
     if folder is None:
         folder = packaged_folder()
@@ -48,7 +44,7 @@ def read_elpv(cells: Cells | None = None, *, seed: int = 0, folder: Path | None 
                     defective.append(folder / name)
     except (OSError, ValueError) as error:
         raise DatasetError(f"{folder}: labels.csv cannot be read ({error}); install elpv-dataset again") from error
-    train, held_out = hold_out(functional, TRAIN_SHARE, seed)
+    train, held_out = hold_out(functional, seed)
     test = [Sample(path, GOOD) for path in held_out] + [Sample(path, "defective") for path in defective]
     return Dataset(f"ELPV {cells or 'all'}", tuple(train), tuple(test))
 
@@ -82,23 +78,4 @@ def _read(path: Path, _: Tell) -> Dataset:
     return read_elpv(None if folder == path else cast(Cells, path.name), folder=folder)
 
 
-def _counts(functional: int, defective: int) -> Counts:
-    n_train = round(TRAIN_SHARE * functional)
-    return Counts(n_train, functional - n_train + defective, functional - n_train, defective)
-
-
-ELPV = Layout(
-    name="elpv",
-    title="ELPV",
-    what="electroluminescence images of solar cells, functional or defective; no masks",
-    classes=("mono", "poly"),
-    licence="CC BY-NC-SA 4.0",
-    origin="https://github.com/zae-bayern/elpv-dataset (PyPI: elpv-dataset)",
-    paper="Deitsch et al., Segmentation of photovoltaic module cells, Machine Vision and Applications 2021",
-    holds=_holds,
-    find_classes=_find_classes,
-    read=_read,
-    files=no_files,
-    published={name: _counts(*numbers) for name, numbers in PUBLISHED.items()},
-    has_masks=False,
-)
+ELPV = Layout.of("elpv", holds=_holds, read=_read, find_classes=_find_classes, files=no_files, has_masks=False)

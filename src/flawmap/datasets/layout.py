@@ -1,14 +1,23 @@
-"""What flawmap knows of a published data set: how it is laid out, what it holds, who made it."""
+"""Facts about a published data set: its layout on disk, its size, its origin."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from flawmap.datasets.dataset import Dataset, Tell
+import numpy as np
 
-__all__ = ["Counts", "Layout", "files_below", "no_classes", "no_contradictions", "no_files"]
+from flawmap.datasets.dataset import Dataset, Tell, subfolders
+
+__all__ = ["Counts", "Layout", "files_below", "folders_that", "hold_out", "no_files"]
+
+TRAIN_SHARE = 0.8
+"""Share of the good images for training, where the authors publish no split."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,10 @@ class Counts:
         anomalous: anomalous test images.
         train_groups: training clips.
         test_groups: test clips.
+
+    Example:
+        >>> Counts(train=320, test=160).train
+        320
     """
 
     train: int | None = None
@@ -33,7 +46,7 @@ class Counts:
 
     @classmethod
     def of(cls, data: Dataset) -> Counts:
-        """What a data set holds."""
+        """Numbers of a data set."""
         anomalous = sum(sample.is_anomalous for sample in data.test)
         return cls(
             len(data.train),
@@ -43,52 +56,6 @@ class Counts:
             len(set(data.train_groups) - {None}),
             len({sample.group for sample in data.test} - {None}),
         )
-
-
-def no_contradictions(_: Path, __: Tell) -> None:
-    """For labels that have one source."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A data set's layout on disk, its published numbers, its origin.
-
-    A class (a kind of part, a scene) is named by a path, ROOT/CLASS; where the classes have no folders of their own,
-    as in ShanghaiTech Campus, such a path exists by name only.
-
-    Attributes:
-        name: what stands before the colon of NAME:PATH.
-        title: what papers call it.
-        what: what its images show.
-        classes: names of its published classes; empty for a data set of one class.
-        licence: of the images.
-        origin: where its authors publish it.
-        paper: what to cite.
-        holds: whether a path is a class of this layout, or the data set itself where it has no classes.
-        find_classes: paths of the classes below a root; none if it is no root of this layout.
-        read: the data set of one class; what cannot be used is told, or raises DatasetError if the whole cannot.
-        files: every file that belongs to a class, to find those that no image or mask accounts for.
-        published: numbers by class; by "" those of the whole.
-        counts_frames: whether the published numbers of images are exact; False for those of videos' frames.
-        has_masks: whether every anomalous image has a mask.
-        contradictions: tells where two sources of a class's labels disagree; it may read every mask.
-    """
-
-    name: str
-    title: str
-    what: str
-    classes: tuple[str, ...]
-    licence: str
-    origin: str
-    paper: str
-    holds: Callable[[Path], bool]
-    find_classes: Callable[[Path], list[Path]]
-    read: Callable[[Path, Tell], Dataset]
-    files: Callable[[Path], Iterator[Path]]
-    published: Mapping[str, Counts] = field(default_factory=dict)
-    counts_frames: bool = True
-    has_masks: bool = True
-    contradictions: Callable[[Path, Tell], None] = no_contradictions
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -101,6 +68,73 @@ def no_files(_: Path) -> Iterator[Path]:
     return iter(())
 
 
-def no_classes(_: Path) -> list[Path]:
-    """For a data set of one class."""
-    return []
+def folders_that(holds: Callable[[Path], bool]) -> Callable[[Path], list[Path]]:
+    """Finds the subfolders of a root for which `holds` is true."""
+    return lambda root: [path for path in subfolders(root) if holds(path)]
+
+
+def hold_out(good: Sequence[Path], seed: int) -> tuple[list[Path], list[Path]]:
+    """A random 80 % of the good images by `seed`, for training, and the others; each sorted."""
+    order = np.random.default_rng(seed).permutation(len(good))
+    n_train = round(TRAIN_SHARE * len(good))
+    return sorted(good[i] for i in order[:n_train]), sorted(good[i] for i in order[n_train:])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set's layout on disk, its published numbers, its origin.
+
+    A class (a kind of part, a scene) is named by a path, ROOT/CLASS. In ShanghaiTech Campus the classes have no folders
+    of their own: such a path exists by name only.
+
+    Attributes:
+        name: its name in NAME:PATH.
+        title: its name in papers.
+        what: content of its images.
+        classes: names of its published classes; empty for a data set of one class.
+        licence: licence of the images.
+        origin: address of its authors' publication.
+        paper: reference.
+        holds: whether a path is a class of this layout, or the data set itself where it has no classes.
+        read: reads the data set of one class; reports what cannot be used, or raises DatasetError for the whole.
+        find_classes: paths of the classes below a root; none if it is no root of this layout.
+        files: every file of a class, to find those that belong to no image or mask.
+        published: numbers by class; those of the whole by "".
+        counts_frames: whether the published numbers of images are exact; False for those of videos' frames.
+        has_masks: whether every anomalous image has a mask.
+        contradictions: reports where two sources of a class's labels disagree; it may read every mask.
+
+    Example:
+        >>> from flawmap.datasets import LAYOUTS
+        >>> LAYOUTS["mvtec_ad"].title, LAYOUTS["mvtec_ad"].published["screw"].train
+        ('MVTec AD', 320)
+    """
+
+    name: str
+    title: str
+    what: str
+    classes: tuple[str, ...]
+    licence: str
+    origin: str
+    paper: str
+    holds: Callable[[Path], bool]
+    read: Callable[[Path, Tell], Dataset]
+    find_classes: Callable[[Path], list[Path]] = lambda _: []
+    files: Callable[[Path], Iterator[Path]] = files_below
+    published: Mapping[str, Counts] = field(default_factory=dict)
+    counts_frames: bool = True
+    has_masks: bool = True
+    contradictions: Callable[[Path, Tell], None] = lambda *_: None
+
+    @classmethod
+    def of(cls, name: str, **functions: Any) -> Layout:  # noqa: ANN401 (checked by the constructor)
+        """A layout by its name in layouts.json, which holds all but the functions and flags."""
+        facts = dict(_facts()[name])
+        published = {key: Counts(**numbers) for key, numbers in facts.pop("published").items()}
+        return cls(name, **{**facts, "classes": tuple(facts["classes"])}, published=published, **functions)
+
+
+@cache
+def _facts() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(files(__package__).joinpath("layouts.json").read_text("utf-8"))
+    return content

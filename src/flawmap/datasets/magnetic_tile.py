@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, expect_folder, on_another_level, subfolders
-from flawmap.datasets.layout import Counts, Layout, files_below, no_classes
-from flawmap.datasets.split import hold_out
+from flawmap.datasets.dataset import GOOD, Dataset, Sample, expect_folder, on_another_level, subfolders
+from flawmap.datasets.layout import Layout, hold_out
 from flawmap.errors import DatasetError
 from flawmap.images.source import find_images
 
@@ -18,12 +17,10 @@ __all__ = ["MAGNETIC_TILE", "read_magnetic_tile"]
 
 PREFIX = "MT_"
 FREE = "MT_Free"
-PUBLISHED = {"Free": 952, "Blowhole": 115, "Break": 85, "Crack": 57, "Fray": 32, "Uneven": 103}
-TRAIN_SHARE = 0.8
 
 
 def read_magnetic_tile(folder: Path, *, seed: int = 0) -> Dataset:
-    """Free tiles to learn from (a random 80 % by `seed`), the others and the defective ones to test on."""
+    """A random 80 % of the free tiles by `seed` for training; the others and the defective ones for testing."""
     if not _holds(folder):
         raise DatasetError(
             f"{folder}: expected the folder that holds {FREE}/Imgs and the other types (Magnetic Tile Defects)"
@@ -32,8 +29,8 @@ def read_magnetic_tile(folder: Path, *, seed: int = 0) -> Dataset:
     types = [path for path in subfolders(folder) if path.name.startswith(PREFIX)]
     free = _photos(folder / FREE)
     if not free:
-        raise DatasetError(f"{folder / FREE / 'Imgs'}: no .jpg images; expected the free tiles, to learn from")
-    train, held_out = hold_out(free, TRAIN_SHARE, seed)
+        raise DatasetError(f"{folder / FREE / 'Imgs'}: no .jpg images; expected the free tiles, for training")
+    train, held_out = hold_out(free, seed)
     samples = [Sample(path, GOOD) for path in held_out]
     for path in types:
         if path.name != FREE:
@@ -56,27 +53,4 @@ def _holds(path: Path) -> bool:
     return (path / FREE / "Imgs").is_dir()
 
 
-def _read(folder: Path, _: Tell) -> Dataset:
-    return read_magnetic_tile(folder)
-
-
-def _counts() -> Counts:
-    n_train = round(TRAIN_SHARE * PUBLISHED["Free"])
-    anomalous = sum(n for name, n in PUBLISHED.items() if name != "Free")
-    return Counts(n_train, PUBLISHED["Free"] - n_train + anomalous, PUBLISHED["Free"] - n_train, anomalous)
-
-
-MAGNETIC_TILE = Layout(
-    name="mtd",
-    title="Magnetic Tile Defects",
-    what="grey photos of magnetic tiles, free of defects or with one of five kinds",
-    classes=(),
-    licence="none stated; research use, with citation",
-    origin="https://github.com/abin24/Magnetic-tile-defect-datasets.",
-    paper="Huang et al., Surface defect saliency of magnetic tile, The Visual Computer 2020",
-    holds=_holds,
-    find_classes=no_classes,
-    read=_read,
-    files=files_below,
-    published={"": _counts()},
-)
+MAGNETIC_TILE = Layout.of("mtd", holds=_holds, read=lambda folder, _: read_magnetic_tile(folder))

@@ -1,21 +1,22 @@
-"""A manifest: a CSV file with the columns path, label, split and, if you like, mask and group.
+"""A manifest: a CSV file with the columns path, label, split, and optionally mask and group.
 
-Paths are relative to the file. `split` is train or test. `label` is good (also: ok, normal, 0), or what is wrong with
-the image; 1 stands for "anomalous".
+Paths are relative to the file. `split` is train or test. `label` is good (also: ok, normal, 0), or the kind of
+defect; 1 stands for "anomalous".
 """
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, why_no_file
-from flawmap.datasets.layout import Layout, no_classes, no_files
+from flawmap.datasets.layout import Layout, no_files
 from flawmap.errors import DatasetError
+from flawmap.images.video import VideoFrame
 
-__all__ = ["MANIFEST"]
+__all__ = ["MANIFEST", "read_table"]
 
 REQUIRED = ("path", "label", "split")
 COLUMNS = (*REQUIRED, "mask", "group")
@@ -28,10 +29,10 @@ def _holds(path: Path) -> bool:
 
 
 def _read(path: Path, tell: Tell) -> Dataset:
-    train: list[tuple[Path, str | None]] = []
+    train: list[tuple[Path | VideoFrame, str | None]] = []
     samples: list[Sample] = []
     first_lines: dict[str, int] = {}
-    for number, row in _rows(path, tell):
+    for number, row in read_table(path, COLUMNS, REQUIRED, tell):
         if problems := [*_problems(path.parent, row)]:
             for problem in problems:
                 tell(path, f"line {number}: {problem}")
@@ -48,17 +49,11 @@ def _read(path: Path, tell: Tell) -> Dataset:
             samples.append(Sample(image, kind, path.parent / row["mask"] if row["mask"] else None, group))
     if not train and not samples:
         raise DatasetError(f"{path}: names no image that can be used; expected a line for each")
-    has_groups = any(group is not None for _, group in train)
-    return Dataset(
-        path.stem,
-        tuple(image for image, _ in train),
-        tuple(samples),
-        tuple(group for _, group in train) if has_groups else (),
-    )
+    return Dataset.of(path.stem, train, samples)
 
 
 def _problems(folder: Path, row: Row) -> Iterator[str]:
-    """What is wrong with a line."""
+    """Everything wrong with a line."""
     image, label, split, mask = (row[name] for name in ("path", "label", "split", "mask"))
     if not image:
         yield "no path"
@@ -67,11 +62,11 @@ def _problems(folder: Path, row: Row) -> Iterator[str]:
     if split not in ("train", "test"):
         yield f"split must be train or test, got '{split}'"
     if not label:
-        yield "no label; expected good, or what is wrong with the image"
+        yield "no label; expected good, or the kind of defect"
     elif split == "train" and _kind(label) != GOOD:
-        yield f"{image} is '{label}'; only good images are learnt from, expected split test"
+        yield f"{image} is '{label}'; only good images are for training, expected split test"
     if mask and _kind(label) == GOOD:
-        yield f"{image} is good and takes no mask; leave the column empty"
+        yield f"{image} is good and needs no mask; leave the column empty"
     elif mask and (reason := why_no_file(folder / mask)):
         yield f"mask {reason}"
 
@@ -83,20 +78,20 @@ def _kind(label: str) -> str:
     return "anomalous" if label == "1" else label
 
 
-def _rows(path: Path, tell: Tell) -> Iterator[tuple[int, Row]]:
-    """Line numbers and rows; empty lines are passed over, wrong ones told. DatasetError for what is no such table."""
+def read_table(path: Path, columns: Sequence[str], required: Sequence[str], tell: Tell) -> Iterator[tuple[int, Row]]:
+    """Line numbers and rows of a CSV file, without empty lines; wrong lines are reported. DatasetError for no table."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, restval="", skipinitialspace=True, strict=True)
             header = [(name or "").strip() for name in reader.fieldnames or ()]
-            _check_header(path, header)
+            _check_header(path, header, columns, required)
             reader.fieldnames = header
             for row in reader:
                 if None in row:
                     reason = "more values than columns; put quotes around what holds a comma"
                     tell(path, f"line {reader.line_num}: {reason}")
                 else:
-                    yield reader.line_num, {name: str(row.get(name, "")).strip() for name in COLUMNS}
+                    yield reader.line_num, {name: str(row.get(name, "")).strip() for name in columns}
     except csv.Error as error:
         raise DatasetError(f"{path}: line {reader.reader.line_num}: is no CSV table ({error})") from error
     except UnicodeDecodeError as error:
@@ -105,31 +100,18 @@ def _rows(path: Path, tell: Tell) -> Iterator[tuple[int, Row]]:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); check the path") from error
 
 
-def _check_header(path: Path, header: list[str]) -> None:
-    """Raise DatasetError, with all that is wrong."""
+def _check_header(path: Path, header: list[str], columns: Sequence[str], required: Sequence[str]) -> None:
+    """Raise DatasetError, which names every error."""
     wrong = []
-    if missing := [name for name in REQUIRED if name not in header]:
+    if missing := [name for name in required if name not in header]:
         hint = " (separate them by commas)" if len(header) == 1 else ""
         wrong.append(f"no column {', '.join(missing)}{hint}")
-    if unknown := [name for name in header if name not in COLUMNS]:
+    if unknown := [name for name in header if name not in columns]:
         wrong.append(f"unknown column {', '.join(unknown)}")
-    if twice := [name for name in COLUMNS if header.count(name) > 1]:
+    if twice := [name for name in columns if header.count(name) > 1]:
         wrong.append(f"column {', '.join(twice)} more than once")
     if wrong:
-        raise DatasetError(f"{path}: line 1: {'; '.join(wrong)}; expected {','.join(COLUMNS)}")
+        raise DatasetError(f"{path}: line 1: {'; '.join(wrong)}; expected {','.join(columns)}")
 
 
-MANIFEST = Layout(
-    name="csv",
-    title="CSV manifest",
-    what="your own images, by a table with the columns path,label,split,mask,group",
-    classes=(),
-    licence="yours",
-    origin="your own",
-    paper="-",
-    holds=_holds,
-    find_classes=no_classes,
-    read=_read,
-    files=no_files,
-    has_masks=False,
-)
+MANIFEST = Layout.of("csv", holds=_holds, read=_read, files=no_files, has_masks=False)

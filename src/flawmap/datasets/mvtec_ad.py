@@ -1,6 +1,6 @@
 """MVTec AD (Bergmann et al. 2019): CLASS/train/good, CLASS/test/<type>, CLASS/ground_truth/<type>/NNN_mask.png.
 
-A folder that holds good/ and other types directly, without test/, is read the same way; it has no masks.
+A folder of good/ and other types without test/ is read the same way; it has no masks.
 """
 
 from __future__ import annotations
@@ -8,31 +8,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, check_folder, subfolders
-from flawmap.datasets.layout import Counts, Layout, files_below
+from flawmap.datasets.dataset import GOOD, Dataset, Sample, check_folder, subfolders
+from flawmap.datasets.layout import Layout
 from flawmap.errors import DatasetError
 from flawmap.images.source import find_images
 
 __all__ = ["MVTEC_AD", "find_class_folders", "read_mvtec_ad"]
-
-PUBLISHED = {
-    "bottle": (209, 20, 63),
-    "cable": (224, 58, 92),
-    "capsule": (219, 23, 109),
-    "carpet": (280, 28, 89),
-    "grid": (264, 21, 57),
-    "hazelnut": (391, 40, 70),
-    "leather": (245, 32, 92),
-    "metal_nut": (220, 22, 93),
-    "pill": (267, 26, 141),
-    "screw": (320, 41, 119),
-    "tile": (230, 33, 84),
-    "toothbrush": (60, 12, 30),
-    "transistor": (213, 60, 40),
-    "wood": (247, 19, 60),
-    "zipper": (240, 32, 119),
-}
-"""Training images, good and anomalous test images (table 2 of the paper)."""
 
 
 def read_mvtec_ad(root: str | os.PathLike[str]) -> Dataset:
@@ -75,21 +56,6 @@ def _holds(path: Path) -> bool:
     return any(os.path.isdir(path / part) for part in ("test", GOOD))  # noqa: PTH112 (Path.is_dir raises)
 
 
-def _read(folder: Path, _: Tell) -> Dataset:
-    return read_mvtec_ad(folder)
-
-
-MVTEC_AD = Layout(
-    name="mvtec_ad",
-    title="MVTec AD",
-    what="photos of ten kinds of objects and five textures, with 73 kinds of defects",
-    classes=tuple(PUBLISHED),
-    licence="CC BY-NC-SA 4.0",
-    origin="https://www.mvtec.com/company/research/datasets/mvtec-ad",
-    paper="Bergmann et al., MVTec AD, CVPR 2019",
-    holds=_holds,
-    find_classes=find_class_folders,
-    read=_read,
-    files=files_below,
-    published={name: Counts(train, good + bad, good, bad) for name, (train, good, bad) in PUBLISHED.items()},
+MVTEC_AD = Layout.of(
+    "mvtec_ad", holds=_holds, read=lambda folder, _: read_mvtec_ad(folder), find_classes=find_class_folders
 )

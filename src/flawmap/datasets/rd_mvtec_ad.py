@@ -1,9 +1,9 @@
 """Rd-MVTec AD: MVTec AD made non-aligned, for table VI of the PaDiM paper.
 
-Each image, of training and of test, is resized to 256 x 256, rotated by a random angle within +-10 degrees and cut to a
-random window of 224 x 224; its mask goes the same way. What the paper leaves open: bilinear for images and nearest for
-masks; corners that the rotation leaves empty are black; a defect that falls out of the window leaves an empty mask, and
-its image stays anomalous.
+Each training and test image is resized to 256 x 256, rotated by a random angle within +-10 degrees and cropped to a
+random window of 224 x 224, and its mask likewise. The paper leaves open: bilinear for images and nearest for masks;
+empty corners after the rotation are black; a defect outside the window leaves an empty mask, and its image stays
+anomalous.
 """
 
 from __future__ import annotations
@@ -39,10 +39,15 @@ class RdImage:
     """A rotated and cropped image.
 
     Attributes:
-        place: where MVTec AD's layout has it, such as train/good/000.png.
+        place: its path in MVTec AD's layout, such as train/good/000.png.
         type: "good" or the kind of defect.
         pixels: (224, 224, 3) uint8.
         mask: (224, 224) bool, or None for good images and those without a mask.
+
+    Example:
+        >>> image = RdImage(PurePosixPath("train/good/000.png"), "good", np.zeros((224, 224, 3), np.uint8), None)
+        >>> image.place.parts[0]
+        'train'
     """
 
     place: PurePosixPath
@@ -56,7 +61,7 @@ def rd_images(
 ) -> Iterator[RdImage]:
     """Images of one class of MVTec AD, training first. The same class, file and seed always give the same image.
 
-    A mask that marks nothing is as good as none. `on_bad` is told of an image that cannot be read, or whose mask
+    A mask without anomalous pixels counts as none. `on_bad` is called with an image that cannot be read, or whose mask
     cannot, and which is then left out; None raises ImageError. Raises DatasetError.
     """
     root = expand_home(folder)
@@ -87,14 +92,14 @@ def write_rd_mvtec_ad(
     seed: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, int]:
-    """Write one class, or all classes of a root, below a new folder, in MVTec AD's layout; gives images by class.
+    """Write one class, or all classes of a root, below a new folder, in MVTec AD's layout; returns images by class.
 
-    The folder appears when all of it is written. Raises DatasetError, also if there is something in it already.
+    The folder appears when all of it is written. Raises DatasetError, also if it exists and is not empty.
     """
     source, target = expand_home(root), expand_home(output)
     classes = find_class_folders(source) or [source]
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DatasetError(f"{target}: is there already and not empty; name a new folder")
+        raise DatasetError(f"{target}: exists and is not empty; name a new folder")
     temporary = target.absolute().parent / f".{target.name}.{secrets.token_hex(8)}.partial"
     try:
         counts = {}
@@ -142,7 +147,7 @@ def _check_places(data: Dataset, root: Path) -> None:
 
 
 def _random(key: str) -> np.random.Generator:
-    """A generator that a text fixes, on every machine."""
+    """A generator seeded by a text, the same on every machine."""
     return np.random.default_rng(int.from_bytes(hashlib.blake2b(os.fsencode(key), digest_size=8).digest(), "little"))
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, on_another_level, subfolders
-from flawmap.datasets.layout import Counts, Layout, files_below
+from flawmap.datasets.dataset import Dataset, Sample, Tell, clip_samples, on_another_level, subfolders
+from flawmap.datasets.layout import Layout, files_below
 from flawmap.errors import DatasetError, ImageError
 from flawmap.images.masks import MaskFrame, is_marked, load_array
 from flawmap.images.source import find_images
@@ -28,9 +28,8 @@ FRAMES = Path("testing", "frames")
 FRAME_MASKS = Path("testing", "test_frame_mask")
 PIXEL_MASKS = Path("testing", "test_pixel_mask")
 SCENE = re.compile(r"(\d\d)_\d+")
-ANOMALOUS = "anomalous"
 SHOWN = 8
-"""Frames that are named of those that are wrong."""
+"""Wrong frames that a message names."""
 
 
 def _find_classes(root: Path) -> list[Path]:
@@ -55,11 +54,11 @@ def _read(path: Path, tell: Tell) -> Dataset:
             f"and {FRAMES.as_posix()} (ShanghaiTech Campus)"
             f"{on_another_level(path, _is_root) or on_another_level(root, _is_root)}"
         )
-    train = []
+    train: list[tuple[Path | VideoFrame, str | None]] = []
     for video in _videos(root, scene):
         if (n_frames := count_frames(video)) == 0:
             tell(video, "is not a video that can be decoded; copy it again")
-        train += [VideoFrame(video, i) for i in range(n_frames)]
+        train += [(VideoFrame(video, i), video.stem) for i in range(n_frames)]
     samples: list[Sample] = []
     for clip in subfolders(root / FRAMES):
         if clip.name.startswith(f"{scene}_"):
@@ -67,9 +66,7 @@ def _read(path: Path, tell: Tell) -> Dataset:
     if not train and not samples:
         scenes = ", ".join(found.name for found in _find_classes(root))
         raise DatasetError(f"{root}: there is no scene {scene}; found {scenes or 'none'}")
-    return Dataset(
-        f"ShanghaiTech Campus {scene}", tuple(train), tuple(samples), tuple(frame.path.stem for frame in train)
-    )
+    return Dataset.of(f"ShanghaiTech Campus {scene}", train, samples)
 
 
 def _videos(root: Path, scene: str = "") -> list[Path]:
@@ -78,7 +75,7 @@ def _videos(root: Path, scene: str = "") -> list[Path]:
 
 
 def _clip(root: Path, clip: Path, tell: Tell) -> list[Sample]:
-    """Labelled frames of a test clip; none, and told, if it has no labels or other ones than frames."""
+    """Labelled frames of a test clip; none, reported to `tell`, unless it has a label for each frame."""
     images = find_images(clip)
     labels_path = root / FRAME_MASKS / f"{clip.name}.npy"
     masks_path = root / PIXEL_MASKS / f"{clip.name}.npy"
@@ -97,12 +94,8 @@ def _clip(root: Path, clip: Path, tell: Tell) -> list[Sample]:
     if len(labels) != len(images):
         tell(labels_path, f"labels {len(labels)} frames, but {clip} holds {len(images)}")
         return []
-    return [
-        Sample(image, ANOMALOUS, MaskFrame(masks_path, i) if n_masks else None, clip.name)
-        if labels[i]
-        else Sample(image, GOOD, None, clip.name)
-        for i, image in enumerate(images)
-    ]
+    masks = [MaskFrame(masks_path, i) if n_masks else None for i in range(len(images))]
+    return clip_samples(images, labels.tolist(), masks, clip.name)
 
 
 def _labels(path: Path) -> NDArray[np.bool_]:
@@ -110,13 +103,13 @@ def _labels(path: Path) -> NDArray[np.bool_]:
 
 
 def _contradictions(path: Path, tell: Tell) -> None:
-    """Frames that are labelled normal, but marked by their pixel masks."""
+    """Frames that are labelled normal, but have anomalous pixels in their masks."""
     root = path.parent
     for labels_path in sorted((root / FRAME_MASKS).glob(f"{path.name}_*.npy")):
         masks_path = root / PIXEL_MASKS / labels_path.name
         try:
             labels, n_masks = _labels(labels_path), len(load_array(masks_path)) if masks_path.is_file() else 0
-            if n_masks != len(labels):  # there are no masks, or it was told when the clip was read
+            if n_masks != len(labels):  # there are no masks, or reading the clip has reported it
                 continue
             marked = [i for i in np.flatnonzero(~labels) if MaskFrame(masks_path, int(i)).read().any()]
         except ImageError as error:
@@ -128,7 +121,7 @@ def _contradictions(path: Path, tell: Tell) -> None:
 
 
 def _n_masks(path: Path, n_frames: int, tell: Tell) -> int:
-    """Frames of a clip's pixel masks; 0 if it has none, or, which is told, not as many as frames."""
+    """Frames of a clip's pixel masks; 0 without masks, or, reported to `tell`, if their number is wrong."""
     if not path.is_file():
         return 0
     shape = load_array(path).shape
@@ -146,19 +139,12 @@ def _files(path: Path) -> Iterator[Path]:
                 yield file
 
 
-STC = Layout(
-    name="stc",
-    title="ShanghaiTech Campus",
-    what="surveillance videos of thirteen scenes; anomalies are bicycles, chases, brawls, ...",
-    classes=tuple(f"{scene:02}" for scene in range(1, 14)),
-    licence="BSD 2-Clause, as anomalib states",
-    origin="https://svip-lab.github.io/dataset/campus_dataset.html",
-    paper="Liu et al., Future frame prediction for anomaly detection, CVPR 2018",
+STC = Layout.of(
+    "stc",
     holds=_holds,
-    find_classes=_find_classes,
     read=_read,
+    find_classes=_find_classes,
     files=_files,
-    published={"": Counts(274_515, 42_883, train_groups=330, test_groups=107)},
     counts_frames=False,
     contradictions=_contradictions,
 )

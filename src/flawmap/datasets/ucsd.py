@@ -11,20 +11,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, expect_folder, subfolders
-from flawmap.datasets.layout import Counts, Layout, files_below
+from flawmap.datasets.dataset import Dataset, Sample, Tell, clip_samples, expect_folder, subfolders
+from flawmap.datasets.layout import Layout, folders_that
 from flawmap.errors import DatasetError, ImageError
 from flawmap.images.masks import read_mask
 from flawmap.images.source import find_images
+from flawmap.images.video import VideoFrame
 
 __all__ = ["UCSD"]
 
-ANOMALOUS = "anomalous"
 TRAIN_CLIP = re.compile(r"Train(\d{3})")
 TEST_CLIP = re.compile(r"Test(\d{3})")
 GT_FRAMES = re.compile(r"^[^%\n]*gt_frame\s*=\s*\[([^\]]*)\]", re.MULTILINE)
 MAX_DIGITS = 10
-"""Of a frame's number that are read; no clip is so long."""
+"""Digits of a frame's number that are read; no clip is so long."""
 Ranges = list[tuple[int, int]]
 """First and last frames, counted from 1."""
 RANGE = re.compile(r"(\d+)(?::(\d+))?")
@@ -34,13 +34,9 @@ def _holds(path: Path) -> bool:
     return any(TRAIN_CLIP.fullmatch(clip.name) for clip in subfolders(path / "Train"))
 
 
-def _find_classes(root: Path) -> list[Path]:
-    return [path for path in subfolders(root) if _holds(path)]
-
-
 def _read(folder: Path, tell: Tell) -> Dataset:
     title = "UCSD Pedestrian"
-    train = [
+    train: list[tuple[Path | VideoFrame, str | None]] = [
         (image, clip.name)
         for clip in subfolders(expect_folder(folder, "Train", title))
         if TRAIN_CLIP.fullmatch(clip.name)
@@ -54,12 +50,7 @@ def _read(folder: Path, tell: Tell) -> Dataset:
             samples += _clip(clip, listed.get(int(match[1])), tell)
     if not train and not samples:
         raise DatasetError(f"{folder}: expected Train/Train001 and Test/Test001 with .tif frames (UCSD Pedestrian)")
-    return Dataset(
-        folder.resolve().name,
-        tuple(image for image, _ in train),
-        tuple(samples),
-        tuple(clip for _, clip in train),
-    )
+    return Dataset.of(folder.resolve().name, train, samples)
 
 
 def _listed_frames(test: Path, tell: Tell) -> dict[int, Ranges]:
@@ -79,7 +70,7 @@ def _listed_frames(test: Path, tell: Tell) -> dict[int, Ranges]:
 
 
 def _clip(clip: Path, listed: Ranges | None, tell: Tell) -> list[Sample]:
-    """Labelled frames of a test clip; none, and told, if it has no labels."""
+    """Labelled frames of a test clip; none, reported to `tell`, if it has no labels."""
     images = find_images(clip)
     folder = clip.with_name(f"{clip.name}_gt")
     masks = find_images(folder) if folder.is_dir() else []
@@ -87,8 +78,10 @@ def _clip(clip: Path, listed: Ranges | None, tell: Tell) -> list[Sample]:
         tell(folder, f"holds {len(masks)} masks, but {clip} has {len(images)} frames")
         masks = []
     if masks:
-        # frames and masks go by their order: the masks of some clips are named otherwise
-        return [_masked(image, mask, clip.name, tell) for image, mask in zip(images, masks, strict=True)]
+        # frames and masks are paired by their order: the masks of some clips have other names
+        marks = [_is_anomalous(mask, tell) for mask in masks]
+        readable = [mask if mark else None for mask, mark in zip(masks, marks, strict=True)]
+        return clip_samples(images, [mark is not False for mark in marks], readable, clip.name)
     if listed is None:
         tell(clip, f"has no masks ({folder.name}) and no line in a .m file beside it; its frames have no labels")
         return []
@@ -96,36 +89,18 @@ def _clip(clip: Path, listed: Ranges | None, tell: Tell) -> list[Sample]:
         if not 1 <= first <= last <= len(images):
             tell(clip, f"has {len(images)} frames, but the .m file beside it lists {first}:{last} as anomalous")
             return []
-    return [
-        Sample(image, ANOMALOUS if any(first <= number <= last for first, last in listed) else GOOD, None, clip.name)
-        for number, image in enumerate(images, start=1)
-    ]
+    numbers = range(1, len(images) + 1)
+    anomalous = [any(first <= number <= last for first, last in listed) for number in numbers]
+    return clip_samples(images, anomalous, [None] * len(images), clip.name)
 
 
-def _masked(image: Path, mask: Path, group: str, tell: Tell) -> Sample:
+def _is_anomalous(mask: Path, tell: Tell) -> bool | None:
+    """Whether a mask has anomalous pixels; None, reported to `tell`, if it cannot be read."""
     try:
-        anomalous = bool(read_mask(mask).any())
+        return bool(read_mask(mask).any())
     except ImageError as error:
         tell(mask, error.reason)
-        return Sample(image, ANOMALOUS, None, group)
-    return Sample(image, ANOMALOUS, mask, group) if anomalous else Sample(image, GOOD, None, group)
+        return None
 
 
-UCSD = Layout(
-    name="ucsd",
-    title="UCSD Pedestrian",
-    what="surveillance videos of two walkways; anomalies are bicycles, carts, skateboards, ...",
-    classes=("UCSDped1", "UCSDped2"),
-    licence="none stated; research use, with citation",
-    origin="http://www.svcl.ucsd.edu/projects/anomaly/dataset.htm",
-    paper="Mahadevan et al., Anomaly detection in crowded scenes, CVPR 2010",
-    holds=_holds,
-    find_classes=_find_classes,
-    read=_read,
-    files=files_below,
-    published={
-        "UCSDped1": Counts(6800, 7200, train_groups=34, test_groups=36),
-        "UCSDped2": Counts(2550, 2010, train_groups=16, test_groups=12),
-    },
-    has_masks=False,
-)
+UCSD = Layout.of("ucsd", holds=_holds, read=_read, find_classes=folders_that(_holds), has_masks=False)

@@ -1,18 +1,18 @@
-"""VisA (Zou et al. 2022), as published and as its authors' script lays it out anew.
+"""VisA (Zou et al. 2022), as published and as its authors' script rearranges it.
 
 As published: CLASS/Data/Images/{Normal,Anomaly}/*.JPG, CLASS/Data/Masks/Anomaly/*.png, and split_csv/1cls.csv beside
-the classes, with the columns object, split, label, image, mask. Anew: CLASS/train/good, CLASS/test/{good,bad},
+the classes, with the columns object, split, label, image, mask. Rearranged: CLASS/train/good, CLASS/test/{good,bad},
 CLASS/ground_truth/bad, maybe below a folder 1cls. Masks number the kinds of defects; all but 0 is anomalous.
 """
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, subfolders, why_no_file
-from flawmap.datasets.layout import Counts, Layout, files_below
+from flawmap.datasets.layout import Layout
+from flawmap.datasets.manifest import read_table
 from flawmap.datasets.mvtec_ad import find_class_folders, read_mvtec_ad
 from flawmap.errors import DatasetError
 from flawmap.images.masks import ClassMask
@@ -21,21 +21,6 @@ __all__ = ["VISA"]
 
 SPLIT = Path("split_csv", "1cls.csv")
 COLUMNS = ("object", "split", "label", "image", "mask")
-PUBLISHED = {
-    "candle": (900, 100),
-    "capsules": (542, 60),
-    "cashew": (450, 50),
-    "chewinggum": (453, 50),
-    "fryum": (450, 50),
-    "macaroni1": (900, 100),
-    "macaroni2": (900, 100),
-    "pcb1": (904, 100),
-    "pcb2": (901, 100),
-    "pcb3": (905, 101),
-    "pcb4": (904, 101),
-    "pipe_fryum": (450, 50),
-}
-"""Training images and good test images of the one-class split; each class has 100 anomalous ones."""
 
 
 def _is_original(path: Path) -> bool:
@@ -43,13 +28,13 @@ def _is_original(path: Path) -> bool:
 
 
 def _holds(path: Path) -> bool:
-    return _is_original(path) or (path.name in PUBLISHED and (path / "test" / "bad").is_dir())
+    return _is_original(path) or (path.name in VISA.classes and (path / "test" / "bad").is_dir())
 
 
 def _find_classes(root: Path) -> list[Path]:
     original = [path for path in subfolders(root) if _is_original(path)]
     base = root / "1cls" if (root / "1cls").is_dir() else root
-    return original or [path for path in find_class_folders(base) if path.name in PUBLISHED]
+    return original or [path for path in find_class_folders(base) if path.name in VISA.classes]
 
 
 def _read(folder: Path, tell: Tell) -> Dataset:
@@ -68,7 +53,7 @@ def _read_original(folder: Path, name: str, tell: Tell) -> Dataset:
     root, table = folder.parent, folder.parent / SPLIT
     train: list[Path] = []
     samples: list[Sample] = []
-    for number, row in _rows(table):
+    for number, row in read_table(table, COLUMNS, COLUMNS, tell):
         if row["object"] != folder.name:
             continue
         path = root / row["image"]
@@ -81,37 +66,10 @@ def _read_original(folder: Path, name: str, tell: Tell) -> Dataset:
             found = ClassMask(mask) if mask is not None and why_no_file(mask) is None else None
             samples.append(Sample(path, GOOD if row["label"] == "normal" else row["label"], found))
         else:
-            tell(table, f"line {number}: expected a normal image to train on or one to test, got {list(row.values())}")
+            tell(table, f"line {number}: expected a normal training image or a test image, got {list(row.values())}")
     if not train and not samples:
         raise DatasetError(f"{table}: names no image of {folder.name}; expected it in the column object")
     return Dataset(name, tuple(train), tuple(samples))
 
 
-def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line numbers and rows of the split table."""
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, restval="")
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise DatasetError(f"{table}: expected the columns {','.join(COLUMNS)}, got {reader.fieldnames}")
-            return [(reader.line_num, row) for row in reader]
-    except FileNotFoundError as error:
-        raise DatasetError(f"{table}: no such file; expected VisA's table of its one-class split") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{table}: cannot be read ({error}); copy it again") from error
-
-
-VISA = Layout(
-    name="visa",
-    title="VisA",
-    what="photos of twelve objects: circuit boards, several parts in view, single parts",
-    classes=tuple(PUBLISHED),
-    licence="CC BY 4.0",
-    origin="https://github.com/amazon-science/spot-diff",
-    paper="Zou et al., SPot-the-Difference, ECCV 2022",
-    holds=_holds,
-    find_classes=_find_classes,
-    read=_read,
-    files=files_below,
-    published={name: Counts(train, good + 100, good, 100) for name, (train, good) in PUBLISHED.items()},
-)
+VISA = Layout.of("visa", holds=_holds, read=_read, find_classes=_find_classes)

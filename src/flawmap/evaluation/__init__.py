@@ -1,7 +1,14 @@
-"""How well a detector tells good images from anomalous ones, and where: the figures of the paper's tables."""
+"""How well a detector separates good images from anomalous ones, and where: the figures of the paper's tables."""
 
-from flawmap.evaluation.class_mean import ClassMean, evaluate_classes, mean_figures
-from flawmap.evaluation.evaluate import Evaluation, Figures, evaluate, labelled_scores
+from flawmap.evaluation.evaluate import (
+    ClassMean,
+    Evaluation,
+    Figures,
+    evaluate,
+    evaluate_classes,
+    labelled_scores,
+    mean_figures,
+)
 
 __all__ = [
     "ClassMean",

@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from flawmap import Inspector, export_model
-from flawmap.benchmark.parts import generate_parts
 from flawmap.cli.app import app
 from flawmap.detectors import ITAE, VAE, GANomaly, PatchSVDD, load
 from flawmap.detectors.trained.patch_svdd import PatchSVDDScorer
@@ -33,6 +32,7 @@ from flawmap.errors import (
     TrainingSetError,
 )
 from flawmap.evaluation.metrics import image_auroc
+from parts import generate_parts
 
 KINDS = {
     VAE: {"width": 4, "batch_size": 4},

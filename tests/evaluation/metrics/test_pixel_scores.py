@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,8 +11,9 @@ from scipy.ndimage import label
 from sklearn.metrics import roc_auc_score
 
 from flawmap.errors import ParameterError
-from flawmap.evaluation.metrics import PixelScores, pixel_auroc, pro_score, score_counts, score_pages
-from flawmap.evaluation.metrics import pixel_scores as pixel_scores_module
+from flawmap.evaluation.metrics import PixelScores, pixel_auroc, pro_score
+from flawmap.evaluation.metrics.pixel_scores import MAX_REGIONS, REGION_WEIGHT
+from flawmap.evaluation.metrics.score_counts import ScoreCounts
 
 
 def naive_pro(maps, masks, max_fpr=0.3):
@@ -183,9 +186,8 @@ def test_as_many_masks_as_maps(n_masks, n_maps):
         pixel_auroc([None] * n_masks, [np.ones((2, 2), np.float32)] * n_maps)
 
 
-def test_too_many_regions_for_exact_weights_are_refused(monkeypatch):
-    monkeypatch.setattr(pixel_scores_module, "MAX_REGIONS", 3)
-    pixels, other = PixelScores(), PixelScores()
+def test_too_many_regions_for_exact_weights_are_refused():
+    pixels, other = PixelScores(max_regions=3), PixelScores()
     pixels.add(np.ones((1, 5), np.float32), np.array([[1, 0, 1, 0, 0]]))
     other.merge(pixels)
     with pytest.raises(ParameterError, match="at most 3"):
@@ -196,7 +198,7 @@ def test_too_many_regions_for_exact_weights_are_refused(monkeypatch):
 
 
 def test_weights_fit_their_integers():
-    assert pixel_scores_module.MAX_REGIONS * pixel_scores_module.REGION_WEIGHT * (1 + 1e-6) < 2**63
+    assert MAX_REGIONS * REGION_WEIGHT * (1 + 1e-6) < 2**63
 
 
 def random_parts(n=7):
@@ -204,26 +206,26 @@ def random_parts(n=7):
     return [(rng.normal(size=(20, 30)).astype(np.float32).round(2), rng.random((20, 30)) < 0.1) for _ in range(n)]
 
 
-def gathered(parts):
-    pixels = PixelScores()
+def gathered(parts, **options):
+    pixels = PixelScores(**options)
     for one, mask in parts:
         pixels.add(one, mask)
     return pixels
 
 
-@pytest.mark.parametrize("small", [False, True], ids=["usual", "small buffers and pages"])
-def test_parts_merge_to_the_same_figures_in_any_order(monkeypatch, small):
-    if small:
-        monkeypatch.setattr(score_counts, "BUFFER", 100)
-        monkeypatch.setattr(score_pages, "CROWDED", 3)
+SMALL = {"new_counts": partial(ScoreCounts, buffer=100, crowded=3)}
+
+
+@pytest.mark.parametrize("options", [{}, SMALL], ids=["usual", "small buffers and pages"])
+def test_parts_merge_to_the_same_figures_in_any_order(options):
     parts = random_parts()
-    whole = gathered(parts)
+    whole = gathered(parts, **options)
     assert whole.auroc() == pytest.approx(naive_auroc(*zip(*parts, strict=True)), abs=1e-12)
     assert whole.pro() == pytest.approx(naive_pro(*zip(*parts, strict=True)), abs=1e-9)
     for seed in range(5):
         shuffled = [parts[i] for i in np.random.default_rng(seed).permutation(len(parts))]
-        total = gathered(shuffled[:2])
-        others = [gathered(shuffled[2:5]), PixelScores(), gathered(shuffled[5:])]
+        total = gathered(shuffled[:2], **options)
+        others = [gathered(part, **options) for part in (shuffled[2:5], [], shuffled[5:])]
         assert (total.auroc(others), total.pro(others)) == (whole.auroc(), whole.pro())
         for other in others:
             total.merge(other)

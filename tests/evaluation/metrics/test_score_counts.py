@@ -10,15 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from flawmap.errors import ParameterError
-from flawmap.evaluation.metrics import score_counts, score_pages
 from flawmap.evaluation.metrics.score_counts import ScoreCounts, ranked
 from flawmap.evaluation.metrics.score_pages import keys_of, scores_of
 
 floats = st.floats(width=32, allow_nan=False)
 
 
-def counted(*arrays):
-    counts = ScoreCounts()
+SMALL = {"buffer": 100, "crowded": 40}
+"""A small buffer and pages that open at once, so that a few thousand scores take every path."""
+
+
+def counted(*arrays, **options):
+    counts = ScoreCounts(**options)
     for scores in arrays:
         counts.add(scores)
     return counts
@@ -27,13 +30,6 @@ def counted(*arrays):
 def assert_same(one, other):
     for mine, theirs in zip(one.items(), other.items(), strict=True):
         assert np.array_equal(mine, theirs)
-
-
-@pytest.fixture
-def crowd_early(monkeypatch):
-    """Small buffers and pages that open at once, so that a few thousand scores take every path."""
-    monkeypatch.setattr(score_counts, "BUFFER", 100)
-    monkeypatch.setattr(score_pages, "CROWDED", 40)
 
 
 def mixed_scores(seed, n=60):
@@ -66,18 +62,17 @@ def test_equals_a_counter(arrays):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.usefixtures("crowd_early")
 def test_runs_and_pages_equal_counting_at_once(seed):
     arrays = list(mixed_scores(seed))
-    counts = counted(*arrays)
+    counts = counted(*arrays, **SMALL)
     assert (counts._pages._rows >= 0).any()  # pages were opened
     assert counts._runs  # and other scores stayed in runs
     everything = np.concatenate(arrays)
     distinct, n = np.unique(everything + np.float32(0), return_counts=True)
     ordered = np.sort(everything)
     asked = np.union1d(distinct[::3], np.float32([-np.inf, -2.9, 0.5, 1.00001, 2, 1e30]))
-    parts = [counted(*arrays[:20]), counted(*arrays[20:])]
-    once, below, equal = (np.concatenate(rows) for rows in zip(*ranked([counted(asked)], parts), strict=True))
+    parts = [counted(*arrays[:20], **SMALL), counted(*arrays[20:], **SMALL)]
+    once, below, equal = (np.concatenate(rows) for rows in zip(*ranked([counted(asked, **SMALL)], parts), strict=True))
     assert np.array_equal(once, np.ones(len(asked)))
     assert np.array_equal(below, np.searchsorted(ordered, asked))
     assert np.array_equal(below + equal, np.searchsorted(ordered, asked, side="right"))
@@ -86,27 +81,25 @@ def test_runs_and_pages_equal_counting_at_once(seed):
     assert np.array_equal(totals, n)
 
 
-@pytest.mark.usefixtures("crowd_early")
 def test_parts_merge_exactly_in_any_order():
     arrays = list(mixed_scores(7))
     weights = [np.random.default_rng(i).integers(1, 2**42, len(one)) for i, one in enumerate(arrays)]
-    whole = ScoreCounts()
+    whole = ScoreCounts(**SMALL)
     for one, weight in zip(arrays, weights, strict=True):
         whole.add(one, weight)
     for order in itertools.permutations(range(3)):
-        parts = [ScoreCounts() for _ in range(3)]
+        parts = [ScoreCounts(**SMALL) for _ in range(3)]
         for i, (one, weight) in enumerate(zip(arrays, weights, strict=True)):
             parts[i % 3].add(one, weight)
-        total = ScoreCounts()
+        total = ScoreCounts(**SMALL)
         for i in order:
             total.merge(parts[i])
         assert_same(total, whole)
 
 
-@pytest.mark.usefixtures("crowd_early")
 def test_merging_leaves_the_other_as_it_was_and_works_with_itself():
     arrays = list(mixed_scores(3))
-    one, other = counted(*arrays[:30]), counted(*arrays[30:])
+    one, other = counted(*arrays[:30], **SMALL), counted(*arrays[30:], **SMALL)
     one.merge(other)
     one.add(arrays[0])
     assert_same(other, counted(*arrays[30:]))
@@ -137,11 +130,10 @@ def test_unit_counts_and_weights_mix():
     assert [part.tolist() for part in counts.items()] == [[1, 2, 3, 4], [8, 30, 10, 1]]
 
 
-@pytest.mark.usefixtures("crowd_early")
-def test_pages_widen_before_a_count_overflows(monkeypatch):
-    monkeypatch.setattr(score_pages, "WIDEST", 250)
+def test_pages_widen_before_a_count_overflows():
+    small = SMALL | {"widest": 250}
     scores = (1 + np.arange(90) * 2.0**-20).astype(np.float32)
-    counts, other, narrow = counted(*[scores] * 5), counted(*[scores] * 3), counted(scores[:50], scores[:50])
+    counts, other, narrow = (counted(*times, **small) for times in ([scores] * 5, [scores] * 3, [scores[:50]] * 2))
     assert counts._pages._counts.dtype == np.uint32
     counts.add(scores, np.full(90, 2**40))
     counts.merge(other)
@@ -167,9 +159,8 @@ def test_bad_shapes_and_weights_are_refused(scores, weights):
         ScoreCounts().add(scores, weights)
 
 
-@pytest.mark.usefixtures("crowd_early")
 def test_memory_follows_the_distinct_scores():
-    counts = ScoreCounts()
+    counts = ScoreCounts(**SMALL)
     for _ in range(300):
         counts.add(np.arange(1000, 1090, dtype=np.float32))
     assert counts._n_raw + sum(len(keys) for keys, _ in counts._runs) < 3 * 100

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.datasets import GOOD, Dataset, RdImage, open_dataset, rd_images
+from flawmap.datasets.dataset import file_of
 from flawmap.errors import DatasetError, ImageError
 from flawmap.images import ImageSource, MaskSource, Preprocessing, VideoFrame, read_mask, stream
-from flawmap.images.masks import ClassMask, MaskFrame
 from flawmap.options import OnBad
 from flawmap.prediction import Placement
 
 __all__ = ["RD", "ClassFiles", "ClassImages", "look_at_class", "read_class", "readable"]
 
 RD = "rd_mvtec_ad"
-
-INPUTS: dict[str, dict[str, Any]] = {
-    "mvtec_ad": {"resize": 256, "crop": 224},
-    RD: {"resize": 224, "crop": None},  # its images are of that size already
-    "stc": {"resize": 256, "crop": None},
-}
-"""Size of the detectors' input by data set (PaDiM section IV)."""
+Mask = MaskSource | NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class ClassFiles:
-    """What is known of a class before its images are read: how many there are, and a digest of its files.
+    """Numbers of a class's images, and a digest of its files, without reading them.
 
     The digest is over names below the class's folder, sizes and types, of images and masks alike.
     """
@@ -44,7 +37,7 @@ class ClassFiles:
 
     @property
     def n_images(self) -> int:
-        """Of both kinds."""
+        """Training and test images."""
         return self.n_train + self.n_test
 
 
@@ -53,10 +46,10 @@ class ClassImages:
     """One class.
 
     Attributes:
-        dataset, name: of which data set, and which class.
-        train: good images to learn from.
-        test: images to score. types: "good" or what is wrong, of each.
-        masks: where the mask of each is, or the mask; None for good images and those without one.
+        dataset, name: the data set and the class.
+        train: good images to fit on.
+        test: images to score. types: "good" or the defect type of each.
+        masks: source of each mask, or the mask; None for good images and those without one.
         n_skipped: images that were left out because they cannot be read.
     """
 
@@ -65,23 +58,18 @@ class ClassImages:
     train: Sequence[ImageSource]
     test: Sequence[ImageSource]
     types: Sequence[str]
-    masks: Sequence[MaskSource | NDArray[np.bool_] | None]
+    masks: Sequence[Mask | None]
     n_skipped: int = 0
     _packed: dict[tuple[int, Preprocessing], NDArray[np.uint8] | None] = field(default_factory=dict, repr=False)
 
-    @property
-    def input(self) -> dict[str, Any]:
-        """`resize` and `crop` of the paper's protocol."""
-        return INPUTS[self.dataset]
-
     def is_anomalous(self, index: int) -> bool:
-        """Whether a test image is."""
+        """Whether a test image is anomalous."""
         return self.types[index] != GOOD
 
     def mask(self, index: int, preprocessing: Preprocessing, placement: Placement) -> NDArray[np.bool_] | None:
-        """Mask (h, w) of a test image as the detector's input shows it; kept in bits once it was read.
+        """Mask (h, w) of a test image, resized and cropped as the detector's input; cached in bits.
 
-        None without a mask, and for a file that marks nothing: it would make a defect count as good.
+        None without a mask, and for a file without anomalous pixels, which would make a defect count as good.
         """
         source = self.masks[index]
         if source is None:
@@ -107,7 +95,7 @@ def look_at_class(dataset: str, path: Path, *, stride: int = 1) -> ClassFiles:
     sizes: dict[Path, int] = {}
     digest = hashlib.blake2b(digest_size=16)
     for source, kind in _sources(data):
-        file = _file(source)
+        file = file_of(source)
         if file not in sizes:
             sizes[file] = file.stat().st_size if file.exists() else -1
         name = os.path.relpath(file, path.parent)
@@ -116,9 +104,9 @@ def look_at_class(dataset: str, path: Path, *, stride: int = 1) -> ClassFiles:
 
 
 def read_class(dataset: str, path: Path, *, seed: int = 0, stride: int = 1, on_bad: OnBad | None = None) -> ClassImages:
-    """A class of a data set; of Rd-MVTec AD made from one of MVTec AD, with this seed. Raises DatasetError.
+    """A class of a data set; for Rd-MVTec AD made from one of MVTec AD, with this seed. Raises DatasetError.
 
-    As images of Rd-MVTec AD are read here, `on_bad` is told of those that cannot be; None raises ImageError.
+    Images of Rd-MVTec AD are read here: `on_bad` is called with each that cannot be read; None raises ImageError.
     """
     if dataset == RD:
         return _rotated(path, seed, stride, on_bad)
@@ -134,7 +122,7 @@ def read_class(dataset: str, path: Path, *, seed: int = 0, stride: int = 1, on_b
 
 
 def readable(images: ClassImages, on_bad: OnBad) -> ClassImages:
-    """The class without images that cannot be read, and without masks that cannot; `on_bad` is told of each."""
+    """The class without images and masks that cannot be read; `on_bad` is called with each."""
     sources = [*images.train, *images.test]
     numbers = {one.number for one in stream(sources, Preprocessing.of(8), on_bad=on_bad)}
     n_train = len(images.train)
@@ -152,16 +140,13 @@ def readable(images: ClassImages, on_bad: OnBad) -> ClassImages:
     )
 
 
-def _mask_or_none(
-    source: MaskSource | NDArray[np.bool_] | None, on_bad: Callable[[ImageError], None]
-) -> MaskSource | NDArray[np.bool_] | None:
-    if source is None or isinstance(source, np.ndarray):
-        return source
-    try:
-        read_mask(source)
-    except ImageError as error:
-        on_bad(error)
-        return None
+def _mask_or_none(source: Mask | None, on_bad: OnBad) -> Mask | None:
+    if source is not None and not isinstance(source, np.ndarray):
+        try:
+            read_mask(source)
+        except ImageError as error:
+            on_bad(error)
+            return None
     return source
 
 
@@ -173,12 +158,7 @@ def _open(dataset: str, path: Path, stride: int) -> Dataset:
 
 def _check_counts(name: str, n_train: int, n_test: int) -> None:
     if not n_train or not n_test:
-        raise DatasetError(f"{name}: has no images to {'test on' if n_train else 'learn from'}")
-
-
-def _file(source: MaskSource | VideoFrame) -> Path:
-    """Where a source lies: frames of a video, or of an array, share one file."""
-    return source.path if isinstance(source, (VideoFrame, MaskFrame, ClassMask)) else Path(source)
+        raise DatasetError(f"{name}: has no {'test' if n_train else 'training'} images")
 
 
 def _sources(data: Dataset) -> Iterator[tuple[MaskSource | VideoFrame, str]]:
@@ -192,8 +172,7 @@ def _sources(data: Dataset) -> Iterator[tuple[MaskSource | VideoFrame, str]]:
 
 def _rotated(path: Path, seed: int, stride: int, on_bad: OnBad | None) -> ClassImages:
     """In memory: 150 KB an image."""
-    train: list[RdImage] = []
-    test: list[RdImage] = []
+    parts: dict[str, list[RdImage]] = {"train": [], "test": []}
     bad: list[ImageError] = []
 
     def skip(error: ImageError) -> None:
@@ -203,15 +182,9 @@ def _rotated(path: Path, seed: int, stride: int, on_bad: OnBad | None) -> ClassI
         on_bad(error)
 
     for image in rd_images(path, seed=seed, on_bad=skip):
-        (train if image.place.parts[0] == "train" else test).append(image)
-    train, test = train[::stride], test[::stride]
+        parts[image.place.parts[0]].append(image)
+    train, test = parts["train"][::stride], parts["test"][::stride]
     _check_counts(str(path), len(train), len(test))
-    return ClassImages(
-        RD,
-        path.name,
-        [image.pixels for image in train],
-        [image.pixels for image in test],
-        [image.type for image in test],
-        [image.mask for image in test],
-        len(bad),
-    )
+    pixels = [image.pixels for image in test]
+    types, masks = [image.type for image in test], [image.mask for image in test]
+    return ClassImages(RD, path.name, [image.pixels for image in train], pixels, types, masks, len(bad))

@@ -1,4 +1,4 @@
-"""Two results files side by side: differences of runs that differ in nothing but what the files differ in."""
+"""Two results files side by side: paired differences of their runs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ class Difference:
     """A figure in two files, over runs of the same data set, class, system and seed.
 
     Attributes:
-        first, second: means. mean: of second - first. std: standard deviation of that, None of one pair.
+        first, second: means.
+        mean, std: mean and standard deviation (None of one pair) of second - first.
         lowest, highest: smallest and largest difference.
-        n_pairs: runs that both files have. n_higher: those in which the second is higher.
-        unpaired: runs that only one file has.
-        other_data: runs that both have, but of classes whose files differ; they are not paired.
+        n_pairs: runs in both files.
+        n_higher: pairs whose second figure is higher.
+        unpaired: runs in one file alone.
+        other_data: runs in both files, but on different images, masks or types; they are not paired.
     """
 
     dataset: str
@@ -73,20 +75,20 @@ def compare_runs(first: Sequence[Run], second: Sequence[Run]) -> list[Difference
 
 
 def changed_classes(first: Sequence[Run], second: Sequence[Run]) -> list[str]:
-    """Classes that both files have runs of, made of other images, masks or types."""
+    """Classes with runs in both files, but on different images, masks or types."""
     data = {run.key: run for run in first}
     pairs = [(data[run.key], run) for run in second if run.key in data]
     return sorted({f"{one.category} ({one.dataset})" for one, other in pairs if not _same_data(one, other)})
 
 
 def _same_data(one: Run, other: Run) -> bool:
-    """Of runs of earlier versions, whose files are not known, the numbers of images have to do."""
+    """Whether two runs used the same files; for runs of earlier versions, the same numbers of images."""
     known = one if one.data else other
     return (other if one.data else one).is_of(known.data, known.n_train, known.n_test)
 
 
 def comparison_table(differences: Sequence[Difference], first: str, second: str) -> Table:
-    """For people; shares in per cent."""
+    """Differences as a table; shares in per cent."""
     rows = []
     for one in differences:
         name, unit, decimals = MEASURES[one.measure]
@@ -103,7 +105,7 @@ def comparison_table(differences: Sequence[Difference], first: str, second: str)
             )
         )
     header = ("system", "figure", first, second, "difference", "from, to", "higher in", "unpaired")
-    return Table(f"{second} less {first}", header, tuple(rows))
+    return Table(f"{second} minus {first}", header, tuple(rows))
 
 
 def _values(runs: Sequence[Run], dataset: str, system: str, measure: str) -> dict[tuple[str, int], Run]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flawmap.benchmark.paper.results import Run
 from flawmap.benchmark.paper.scores import RATES
-from flawmap.benchmark.paper.tables import MEASURES, summarise
+from flawmap.benchmark.paper.tables import BY_CLASS, MEASURES, summarise
 from flawmap.files import replace_atomically
 
 __all__ = ["plot_results"]
@@ -28,7 +27,7 @@ CURVES = {
 LINES = ("-", "--", ":", "-.")
 HATCHES = ("", "////", "....", "xxxx")
 COLOURS = 10
-"""Of matplotlib's cycle; systems beyond them differ by line or hatch."""
+"""Colours of matplotlib's cycle; systems beyond them differ by line or hatch."""
 ROW_INCHES = 15.0
 """Width of a row of bars; more classes go into further rows."""
 BAR_INCHES = 0.15
@@ -36,30 +35,40 @@ COLUMN_INCHES = 2.6
 """Width of a column of the legend."""
 
 
-def plot_results(runs: Sequence[Run], folder: Path) -> dict[str, Path]:
-    """Write PNGs; gives their paths by title. Curves are means over seeds."""
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure atomically."""
+    with replace_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def plot_results(
+    runs: Sequence[Run], folder: Path, *, save: Callable[[Figure, Path], None] = save_png
+) -> dict[str, Path]:
+    """Write PNGs; returns their paths by title. Curves are means over seeds."""
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
+
+    def add(title: str, name: str, figure: Figure) -> None:
+        save(figure, folder / name)
+        written[title] = folder / name
+
     for dataset in dict.fromkeys(run.dataset for run in runs if run.dataset != "speed"):
         own = [run for run in runs if run.dataset == dataset]
         for category in sorted({run.category for run in own}):
-            path = folder / f"{dataset}_{category}_curves.png"
-            _plot_curves([run for run in own if run.category == category], path, f"{category} ({dataset})")
-            written[f"{dataset}, {category}: curves"] = path
-        for measure in ("image_auroc", "pixel_auroc", "pro_score"):
+            curves = _plot_curves([run for run in own if run.category == category], f"{category} ({dataset})")
+            add(f"{dataset}, {category}: curves", f"{dataset}_{category}_curves.png", curves)
+        for measure in BY_CLASS:
             if any(run.figures.get(measure) is not None for run in own):
-                path = folder / f"{dataset}_{measure}.png"
-                _plot_bars(own, measure, path, dataset)
-                written[f"{dataset}: {MEASURES[measure][0]} by class"] = path
+                bars = _plot_bars(own, measure, dataset)
+                add(f"{dataset}: {MEASURES[measure][0]} by class", f"{dataset}_{measure}.png", bars)
     growing = {run.system for run in runs if run.dataset == "speed" and run.category}
     if growing:
-        path = folder / "growth.png"
-        _plot_growth([run for run in runs if run.dataset == "speed" and run.system in growing], path)
-        written["time and memory against the number of good images"] = path
+        growth = _plot_growth([run for run in runs if run.dataset == "speed" and run.system in growing])
+        add("time and memory against the number of good images", "growth.png", growth)
     return written
 
 
-def _plot_growth(runs: Sequence[Run], path: Path) -> None:
+def _plot_growth(runs: Sequence[Run]) -> Figure:
     systems = sorted({run.system for run in runs})
     figure = Figure(figsize=(10, 4 + _legend_inches(systems, 10)), layout="constrained")
     measures = {"seconds": "seconds an image", "gigabytes": "GB of the model's file"}
@@ -70,11 +79,10 @@ def _plot_growth(runs: Sequence[Run], path: Path) -> None:
         axes.set_xlabel("good images")
         axes.set_ylabel(what)
         axes.set_ylim(bottom=0)
-    _add_legend(figure)
-    _save(figure, path)
+    return _with_legend(figure)
 
 
-def _plot_curves(runs: Sequence[Run], path: Path, title: str) -> None:
+def _plot_curves(runs: Sequence[Run], title: str) -> Figure:
     systems = list(dict.fromkeys(run.system for run in runs))
     figure = Figure(figsize=(15, 5 + _legend_inches(systems, 15)), layout="constrained")
     for axes, (name, (heading, what)) in zip(figure.subplots(1, 3), CURVES.items(), strict=True):
@@ -87,11 +95,10 @@ def _plot_curves(runs: Sequence[Run], path: Path, title: str) -> None:
         axes.set_ylabel(what)
         axes.set_ylim(0, 1.01)
     figure.suptitle(title)
-    _add_legend(figure)
-    _save(figure, path)
+    return _with_legend(figure)
 
 
-def _plot_bars(runs: Sequence[Run], measure: str, path: Path, dataset: str) -> None:
+def _plot_bars(runs: Sequence[Run], measure: str, dataset: str) -> Figure:
     """A group of bars for each class, in as many rows as they need."""
     systems = list(dict.fromkeys(run.system for run in runs))
     categories = sorted({run.category for run in runs})
@@ -112,14 +119,13 @@ def _plot_bars(runs: Sequence[Run], measure: str, path: Path, dataset: str) -> N
         axes.set_ylim(max(min(tops) - 5, 0), 100)
         axes.set_ylabel(f"{MEASURES[measure][0]}, %")
     figure.suptitle(dataset)
-    _add_legend(figure)
-    _save(figure, path)
+    return _with_legend(figure)
 
 
 def _draw_bars(
     axes: Axes, runs: Sequence[Run], measure: str, categories: Sequence[str], system: str, slot: tuple[int, float]
 ) -> None:
-    """One system's bars; `slot` is its place in a group and its width."""
+    """One system's bars; `slot` is its index in a group and its width."""
     i, width = slot
     found = [summarise(runs, system, [category], measure) for category in categories]
     places = [place + i * width for place, one in enumerate(found) if one]
@@ -133,12 +139,12 @@ def _draw_bars(
 
 
 def _line(i: int) -> dict[str, Any]:
-    """How the i-th system is drawn."""
+    """Colour and line style of the i-th system."""
     return {"color": f"C{i % COLOURS}", "linestyle": LINES[i // COLOURS % len(LINES)]}
 
 
-def _add_legend(figure: Figure) -> None:
-    """One for all axes, below them."""
+def _with_legend(figure: Figure) -> Figure:
+    """The figure with one legend for all axes, below them."""
     labelled = {
         label: handle
         for axes in figure.axes
@@ -147,6 +153,7 @@ def _add_legend(figure: Figure) -> None:
     if labelled:
         n_columns = _legend_columns(figure.get_size_inches()[0])
         figure.legend(list(labelled.values()), list(labelled), loc="outside lower center", ncols=n_columns, fontsize=8)
+    return figure
 
 
 def _legend_columns(width: float) -> int:
@@ -155,9 +162,3 @@ def _legend_columns(width: float) -> int:
 
 def _legend_inches(systems: Sequence[str], width: float) -> float:
     return 0.2 * math.ceil(len(systems) / _legend_columns(width)) + 0.2
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    with replace_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)

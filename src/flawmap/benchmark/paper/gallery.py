@@ -22,11 +22,11 @@ MAX_TYPES = 12
 
 @dataclass
 class Gallery:
-    """Collects the maps of a few images of each type as all are scored.
+    """Collects the maps of a few images of each type while all are scored.
 
     Attributes:
-        images: of the class.
-        indices: of the test images that are shown.
+        images: images of the class.
+        indices: indices of the test images to show.
     """
 
     images: ClassImages
@@ -36,7 +36,7 @@ class Gallery:
 
     @classmethod
     def of(cls, images: ClassImages) -> Gallery:
-        """Spread evenly over the images of each type."""
+        """A gallery of images spread evenly over each type."""
         chosen: set[int] = set()
         for kind in list(dict.fromkeys(images.types))[:MAX_TYPES]:
             places = [i for i, own in enumerate(images.types) if own == kind]
@@ -44,7 +44,7 @@ class Gallery:
         return cls(images, frozenset(chosen))
 
     def take(self, index: int, score: float, anomaly_map: NDArray[np.float32]) -> None:
-        """Take note of an image's map, if it is to be shown."""
+        """Store an image's map, if it is to be shown."""
         if not self.images.is_anomalous(index):
             self._good.append(float(anomaly_map.max()))
         if index in self.indices:

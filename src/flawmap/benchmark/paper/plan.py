@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from flawmap.benchmark.paper.class_images import RD
 from flawmap.benchmark.paper.published import PAPER_TABLES, PaperTable
@@ -15,12 +16,20 @@ from flawmap.datasets import LAYOUTS
 from flawmap.detectors.padim.gaussian import Regularization
 from flawmap.errors import ParameterError
 
-__all__ = ["Group", "Plan", "asked_classes", "class_paths", "classes_on_disk", "groups", "left_out"]
+__all__ = ["INPUTS", "Group", "Plan", "asked_classes", "class_paths", "classes_on_disk", "groups", "left_out"]
 
 MOST_SEEDS = 1000
-UNTRAINED = "left out: on a CPU its paper's training takes hours; --budget MINUTES trains it for so long on each class"
+UNTRAINED = "left out: on a CPU its training takes hours; --budget MINUTES limits it for each class"
 SPADE_NEIGHBORS = {"stc": 1}
 """K of SPADE by data set, where its paper has another than 50."""
+INPUTS: Mapping[str, Mapping[str, Any]] = {
+    "mvtec_ad": {"resize": 256, "crop": 224},
+    RD: {"resize": 224, "crop": None},  # its images are of that size already
+    "stc": {"resize": 256, "crop": None},
+}
+"""Size of the detectors' input by data set (PaDiM section IV)."""
+GROWTH = (60, 120, 480)
+"""Numbers of good images at which time and memory are measured, beside that of a class of MVTec AD."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,16 @@ class Plan:
         dataset: mvtec_ad or stc.
         tables: numbers of the paper's tables.
         output: folder of the results.
-        settings: what all runs have in common.
-        draws: seeds of random draws; rd_seeds: of the rotations of Rd-MVTec AD.
-        classes: names of those wanted; None for all.
-        systems: rows of the tables that are wanted; None for all.
+        settings: settings of all runs.
+        draws: number of seeds of random draws.
+        rd_seeds: number of seeds of the rotations of Rd-MVTec AD.
+        classes: names of the classes to run; None for all.
+        systems: rows of the tables to run; None for all.
         limit_gb: disk for shared features.
+        inputs: `resize` and `crop` by data set.
+        known: systems by name; None for all that flawmap knows.
+        n_images: good images for time and memory; by default the mean of MVTec AD's classes.
+        growth: further numbers of them.
     """
 
     root: Path
@@ -49,19 +63,27 @@ class Plan:
     classes: Sequence[str] | None = None
     systems: Sequence[str] | None = None
     limit_gb: float = 4.0
+    inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: INPUTS)
+    known: Mapping[str, System] | None = None
+    n_images: int = 242
+    growth: Sequence[int] = GROWTH
+
+    @property
+    def known_systems(self) -> Mapping[str, System]:
+        """Systems that can be run on this data set, by name."""
+        if self.known is not None:
+            return self.known
+        return systems(self.settings, n_neighbors=SPADE_NEIGHBORS.get(self.dataset))
 
     def check(self) -> None:
-        """ParameterError for what cannot be meant."""
+        """ParameterError for values that are not allowed."""
         for name in self.tables:
             if name not in PAPER_TABLES:
                 raise ParameterError(f"unknown table '{name}'; there are {', '.join(PAPER_TABLES)}")
             if PAPER_TABLES[name].dataset not in self._datasets:
                 raise ParameterError(f"table {name} is of {PAPER_TABLES[name].dataset}, not of {self.dataset}")
         if not (1 <= self.draws <= MOST_SEEDS and 1 <= self.rd_seeds <= MOST_SEEDS):
-            raise ParameterError(
-                f"at least one draw and one seed are needed, and at most {MOST_SEEDS}, got {self.draws} and "
-                f"{self.rd_seeds}"
-            )
+            raise ParameterError(f"expected 1 to {MOST_SEEDS} draws and seeds, got {self.draws} and {self.rd_seeds}")
         self._check_settings()
         rows = dict.fromkeys(row for name in self.tables for row in PAPER_TABLES[name].rows)
         for system in self.systems or ():
@@ -73,7 +95,7 @@ class Plan:
     def _check_settings(self) -> None:
         Regularization.of(self.settings.regularization)
         if self.settings.weights is not None and not self.settings.pretrained:
-            raise ParameterError("weights were named, and random ones asked for; give one or the other")
+            raise ParameterError("--weights and --random-weights exclude each other; give one or the other")
         if not (math.isfinite(self.limit_gb) and self.limit_gb >= 0):
             raise ParameterError(f"the disk for features must be a finite number of GB from 0, got {self.limit_gb}")
         budget = self.settings.budget
@@ -97,17 +119,13 @@ class Group:
     todo: tuple[tuple[System, int], ...]
 
     def left(self, results: Results) -> Group:
-        """The same with those runs only that there are no results of."""
-        todo = tuple(
-            (system, seed)
-            for system, seed in self.todo
-            if (self.dataset, self.path.name, system.name, seed) not in results.runs
-        )
-        return replace(self, todo=todo)
+        """The same without the runs that have results."""
+        place = self.dataset, self.path.name
+        return replace(self, todo=tuple(one for one in self.todo if (*place, one[0].name, one[1]) not in results.runs))
 
 
 def class_paths(plan: Plan) -> list[Path]:
-    """Folders of the classes that are wanted and there. ParameterError if there are none."""
+    """Folders of the classes to run. ParameterError if there are none."""
     layout = LAYOUTS[plan.dataset]
     if not plan.root.exists() and not layout.holds(plan.root):  # scenes of videos have no folders
         raise ParameterError(f"{plan.root}: no such folder; give that of {layout.title}, or a class of it")
@@ -120,7 +138,7 @@ def class_paths(plan: Plan) -> list[Path]:
 
 
 def classes_on_disk(plan: Plan) -> tuple[str, ...]:
-    """Names of all classes that are there, wanted or not; beside a class that was named, its neighbours."""
+    """Names of all classes on disk, asked for or not; for a single class also its neighbours."""
     layout = LAYOUTS[plan.dataset]
     paths = layout.find_classes(plan.root) or [plan.root, *layout.find_classes(plan.root.parent)]
     return tuple(dict.fromkeys(path.name for path in paths))
@@ -135,7 +153,7 @@ def asked_classes(plan: Plan) -> tuple[str, ...] | None:
 
 def left_out(plan: Plan) -> dict[str, str]:
     """Rows of the tables that are not run, and why."""
-    known = systems(plan.settings)
+    known = plan.known_systems
     reasons = {}
     for name in dict.fromkeys(row for table in _tables_of_data(plan) for row in table.rows):
         if plan.systems is not None and name not in plan.systems:
@@ -150,7 +168,7 @@ def left_out(plan: Plan) -> dict[str, str]:
 def groups(plan: Plan, paths: Sequence[Path]) -> Iterator[Group]:
     """All runs, class by class."""
     absent = left_out(plan)
-    known = systems(plan.settings, n_neighbors=SPADE_NEIGHBORS.get(plan.dataset))
+    known = plan.known_systems
     for dataset in (plan.dataset, RD):
         tables = [table for table in _tables_of_data(plan) if table.dataset == dataset]
         names = dict.fromkeys(name for table in tables for name in table.rows if name not in absent)

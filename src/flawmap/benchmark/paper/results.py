@@ -1,9 +1,8 @@
 """Results of benchmark runs: a file of JSON lines that survives a kill at any moment.
 
-The first line says under which settings the runs were made; each further line is one run, written in one piece and
-synchronised with the disk before the next run begins. What a kill leaves of a line is cut off when the file is opened
-again, and that run is done again; any other damage is an error, and so is a file of anything else. A lock, which the
-system itself drops when a process ends, keeps a second process out.
+The first line holds the settings; each further line is one run, written and synchronised with the disk before the next
+run begins. Reopening cuts off an incomplete last line, and that run is repeated. Any other damage is an error, and so
+is a foreign file. A lock, which the system releases when a process ends, keeps a second process out.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -24,9 +23,8 @@ from flawmap.errors import ParameterError
 __all__ = ["RUNS_FILE", "Results", "Run", "RunKey", "read_runs"]
 
 RUNS_FILE = "runs.jsonl"
-FORMAT_VERSION = 1
 BEGINNING = b'{"format": '
-"""Of every file of results."""
+"""First bytes of every results file."""
 
 RunKey = tuple[str, str, str, int]
 """Data set, class, system, seed."""
@@ -35,17 +33,17 @@ RunKey = tuple[str, str, str, int]
 @with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 @dataclass(frozen=True)
 class Run:
-    """One system, learnt on one class and measured there.
+    """One system, fitted on one class and measured there.
 
     Attributes:
         dataset: such as mvtec_ad; "speed" for measurements without data.
         category: the class or scene.
         system: the row of the tables.
-        seed: of the draw; for Rd-MVTec AD also of the rotations.
-        figures: by name, such as image_auroc; None where a figure is not defined.
-        n_train, n_test: images learnt from and scored.
-        curves: by name, values at evenly spread false-positive rates.
-        seconds: that it took, the backbone's part aside where features were shared.
+        seed: seed of the draw, and for Rd-MVTec AD of the rotations.
+        figures: figures by name, such as image_auroc; None where one is not defined.
+        n_train, n_test: images fitted on and scored.
+        curves: curves by name, at evenly spread false-positive rates.
+        seconds: duration, without the backbone where features are shared.
         data: digest of the class's files; empty in files of earlier versions, and for "speed".
         n_without_mask: anomalous images whose mask is missing or empty, left out of the pixel figures.
         n_skipped: images that could not be read and were left out.
@@ -66,17 +64,26 @@ class Run:
 
     @property
     def key(self) -> RunKey:
-        """What there is one run of."""
+        """Identity of a run."""
         return self.dataset, self.category, self.system, self.seed
 
     def is_of(self, data: str, n_train: int, n_test: int) -> bool:
-        """Whether it was made of these files; of a run without a digest, the numbers of images have to do."""
+        """Whether it was made of these files; without a digest, whether the numbers of images agree."""
         if self.data:
             return self.data == data
         return (self.n_train, self.n_test) == (n_train, n_test)
 
 
-RUN = TypeAdapter(Run)
+@with_config(ConfigDict(strict=True))
+@dataclass(frozen=True)
+class _Header:
+    """The first line."""
+
+    format: Literal[1]
+    settings: dict[str, Any]
+
+
+RUN, HEADER = TypeAdapter(Run), TypeAdapter(_Header)
 
 
 class Results:
@@ -98,7 +105,7 @@ class Results:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise ParameterError(
-                f"{self.path.parent}: another benchmark writes its results there; wait for it, or name another folder"
+                f"{self.path.parent}: another benchmark is writing there; wait for it, or name another folder"
             ) from error
         try:
             self._open()
@@ -125,7 +132,7 @@ class Results:
         if settings is not None and settings != self._settings:
             changed = [name for name in self._settings if settings.get(name) != self._settings[name]]
             raise ParameterError(
-                f"{self.path}: its runs were made with other settings ({', '.join(changed)}: "
+                f"{self.path}: its runs have other settings ({', '.join(changed)}: "
                 f"{', '.join(str(settings.get(name)) for name in changed)}); name another folder with --output"
             )
         self.runs = {run.key: run for run in runs}
@@ -133,7 +140,7 @@ class Results:
         if os.fstat(self._descriptor).st_size != whole:
             os.ftruncate(self._descriptor, whole)  # what a kill left of a line
         if settings is None:
-            self._write({"format": FORMAT_VERSION, "settings": self._settings})
+            self._write(asdict(_Header(1, self._settings)))
 
     def _write(self, line: Mapping[str, object]) -> None:
         content = (json.dumps(line, allow_nan=False) + "\n").encode()
@@ -154,24 +161,24 @@ def read_runs(path: Path) -> tuple[dict[str, Any], list[Run]]:
 
 
 def _parse(path: Path) -> tuple[dict[str, Any] | None, list[Run], int]:
-    """Settings, runs, and how many bytes of a file are whole lines; a last line that does not end is none.
+    """Settings, runs, and the number of bytes in complete lines.
 
-    Of runs that were made twice the later one counts, and of a class those on the files that its last run was made of.
+    Of repeated runs the last one counts, and of a class the runs on the files of its last run.
     """
     *lines, torn = path.read_bytes().split(b"\n")
     if not lines and torn.strip(b"\0") and not (torn.startswith(BEGINNING) or BEGINNING.startswith(torn)):
-        raise ParameterError(f"{path}: is no file of results, and is left as it is; name another folder")
+        raise ParameterError(f"{path}: is no results file and stays unchanged; name another folder")
     settings: dict[str, Any] | None = None
     runs: dict[RunKey, Run] = {}
     last: dict[tuple[str, str], Run] = {}
     for number, line in enumerate(lines, start=1):
         try:
             if number == 1:
-                settings = _settings_of(json.loads(line))
+                settings = HEADER.validate_json(line).settings
                 continue
             run = RUN.validate_json(line)
         except (ValueError, RecursionError) as error:
-            remedy = "delete it to have it done again" if number > 1 else "name another folder"
+            remedy = "delete it to repeat that run" if number > 1 else "name another folder"
             raise ParameterError(f"{path}: line {number} is damaged ({_reason(error)}); {remedy}") from error
         runs[run.key] = run
         last[run.dataset, run.category] = run
@@ -185,12 +192,3 @@ def _reason(error: Exception) -> str:
         return str(error)
     first = error.errors()[0]
     return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-
-
-def _settings_of(content: Any) -> dict[str, Any]:  # noqa: ANN401 (any JSON)
-    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
-        raise ValueError("no results of a benchmark")
-    if content.get("format") != FORMAT_VERSION:
-        raise ValueError(f"format {content.get('format')}, this flawmap reads {FORMAT_VERSION}")
-    settings: dict[str, Any] = content["settings"]
-    return settings

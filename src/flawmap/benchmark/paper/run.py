@@ -7,28 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.backbones import Backbone, Runtime, load_backbone, pick_device
-from flawmap.benchmark.paper.class_images import (
-    INPUTS,
-    RD,
-    ClassFiles,
-    ClassImages,
-    look_at_class,
-    read_class,
-    readable,
-)
-from flawmap.benchmark.paper.footprint import GROWING, GROWTH, N_IMAGES, measure_footprint
+from flawmap.benchmark.paper.class_images import RD, ClassFiles, ClassImages, look_at_class, read_class, readable
+from flawmap.benchmark.paper.footprint import GROWING, measure_footprint
 from flawmap.benchmark.paper.gallery import Gallery
 from flawmap.benchmark.paper.plan import Group, Plan, asked_classes, class_paths, classes_on_disk, groups, left_out
 from flawmap.benchmark.paper.published import PAPER_TABLES
 from flawmap.benchmark.paper.results import Results, Run
 from flawmap.benchmark.paper.scores import RunScores
-from flawmap.benchmark.paper.shared_features import SharedFeatures, score_shared
+from flawmap.benchmark.paper.shared_features import SharedFeatures, score_shared, steady_backbone
 from flawmap.benchmark.paper.systems import System, systems_without_data
 from flawmap.detectors import Detector, PaDiM
 from flawmap.errors import BackboneError, FlawmapError, ImageError
@@ -38,27 +28,25 @@ from flawmap.progress import Progress, report_progress
 __all__ = ["Outcome", "run_plan"]
 
 FOR_GALLERY = ("Rd100", "all")
-"""Systems whose maps are shown, the first that is run; another if none of them is."""
-FEW_IMAGES = 32
-"""Images for which compiling a backbone does not pay."""
+"""Systems for the pictures of heat maps: the first of them that is run, or else any other."""
 
 Advance = Callable[[int], None]
 Tell = Callable[[str], None]
 Scored = tuple[int, float, NDArray[np.float32] | None, NDArray[np.bool_] | None]
-"""Number of a test image, its score, its map, its mask."""
+"""Index of a test image, its score, its map, its mask."""
 
 
 @dataclass
 class Outcome:
-    """What came of it.
+    """Outcome of a plan.
 
     Attributes:
-        runs: all runs there are now, also those of earlier times.
-        on_disk: names of the classes that are there, wanted or not.
-        asked: names of those that were asked for; None for all.
-        failures: why a system could not be run, by system and class.
-        left_out: why a system was not meant to be run.
-        n_done: runs made this time.
+        runs: all runs in the results, earlier ones included.
+        on_disk: names of the classes on disk, asked for or not.
+        asked: names of the classes that were asked for; None for all.
+        failures: reasons of failed runs, by system and class.
+        left_out: reasons of systems that are not run.
+        n_done: new runs.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -69,7 +57,7 @@ class Outcome:
     n_done: int = 0
 
     def reason(self, dataset: str, system: str, category: str) -> str | None:
-        """Why there is no such run, if it failed or was left out."""
+        """Why a run is missing, if it failed or was left out."""
         if dataset == "speed":
             return self.failures.get(f"{system}, time and memory")
         sources = (dataset, "mvtec_ad") if dataset == RD else (dataset,)
@@ -85,9 +73,9 @@ def run_plan(
     tell: Tell = lambda _: None,
     on_bad: OnBad | None = None,
 ) -> Outcome:
-    """Make all runs that the results do not hold yet, each written down before the next begins.
+    """Make all runs that the results do not hold yet, each written before the next begins.
 
-    `on_bad` is told, once, of each image that cannot be read and is then left out; None fails the class's runs.
+    `on_bad` is called once with each image that cannot be read, which is then left out; None fails the class's runs.
     """
     plan.check()
     names = {PAPER_TABLES[name].dataset for name in plan.tables}
@@ -98,7 +86,7 @@ def run_plan(
         outcome.left_out = left_out(plan)
         _measure_classes(plan, results, outcome, progress, tell, on_bad and _once(on_bad))
     if "speed" in names:
-        _measure_footprints(results, outcome, tell)
+        _measure_footprints(plan, results, outcome, tell)
     outcome.runs = list(results.runs.values())
     return outcome
 
@@ -115,9 +103,9 @@ def _measure_classes(
             outcome.failures[f"{plan.dataset} {path.name}"] = str(error)
             continue
         if _forget_others(plan, results, path.name, files[path]):
-            tell(f"{path.name}: its files have changed since earlier runs, which are made anew")
+            tell(f"{path.name}: its files have changed since earlier runs, which are repeated")
     todo = [left for group in groups(plan, list(files)) if (left := group.left(results)).todo]
-    total = sum(files[group.path].n_images * (len(group.todo) + _n_backbones(group)) for group in todo)
+    total = sum(_n_images(plan, group, files[group.path]) for group in todo)
     unreadable: dict[Path, ImageError] = {}
     with report_progress(progress, "Images", total) as advance:
         for group in todo:
@@ -127,13 +115,8 @@ def _measure_classes(
 
 def _forget_others(plan: Plan, results: Results, category: str, files: ClassFiles) -> bool:
     """Drop runs of a class that were made of other files, and their pictures; whether there were any."""
-    others = [
-        key
-        for key, run in results.runs.items()
-        if run.category == category
-        and run.dataset != "speed"
-        and not run.is_of(files.digest, files.n_train, files.n_test)
-    ]
+    own = [run for run in results.runs.values() if run.category == category and run.dataset != "speed"]
+    others = [run.key for run in own if not run.is_of(files.digest, files.n_train, files.n_test)]
     for key in others:
         del results.runs[key]
     if others:
@@ -142,7 +125,7 @@ def _forget_others(plan: Plan, results: Results, category: str, files: ClassFile
 
 
 def _once(on_bad: OnBad) -> OnBad:
-    """Tells of each image one time, however often it is met."""
+    """Passes each image on once, however often it is read."""
     told: set[str] = set()
 
     def tell(error: ImageError) -> None:
@@ -153,10 +136,11 @@ def _once(on_bad: OnBad) -> OnBad:
     return tell
 
 
-def _n_backbones(group: Group) -> int:
-    """Passes over the group's images whose features are shared."""
-    made = [system.make(seed, INPUTS[group.dataset]) for system, seed in group.todo]
-    return len({_backbone_key(models[0]) for models in made if isinstance(models[0], PaDiM)})
+def _n_images(plan: Plan, group: Group, files: ClassFiles) -> int:
+    """Images that a group's runs and its backbones' passes over shared features read."""
+    made = [system.make(seed, plan.inputs[group.dataset])[0] for system, seed in group.todo]
+    n_backbones = len({_backbone_key(model) for model in made if isinstance(model, PaDiM)})
+    return files.n_images * (len(group.todo) + n_backbones)
 
 
 def _backbone_key(model: PaDiM) -> tuple[object, ...]:
@@ -164,7 +148,7 @@ def _backbone_key(model: PaDiM) -> tuple[object, ...]:
 
 
 class _Share:
-    """A share of the whole progress: never more is reported than it is, and all of it when it is over."""
+    """A share of the whole progress: it reports exactly its size, whatever the work reports."""
 
     def __init__(self, advance: Advance, size: int) -> None:
         self._advance, self._left = advance, size
@@ -176,15 +160,15 @@ class _Share:
             self._advance(images)
 
     def finish(self) -> None:
-        """Whatever it ended with."""
+        """Report the rest."""
         self(self._left)
 
 
-def _measure_footprints(results: Results, outcome: Outcome, tell: Tell) -> None:
+def _measure_footprints(plan: Plan, results: Results, outcome: Outcome, tell: Tell) -> None:
     """Tables VII and VIII, and how they depend on the number of good images."""
-    known = systems_without_data()
-    rows = [(name, "", N_IMAGES) for name in PAPER_TABLES["VIII"].rows]
-    rows += [(name, str(n_images), n_images) for name in GROWING for n_images in GROWTH]
+    known = systems_without_data() if plan.known is None else plan.known
+    rows = [(name, "", plan.n_images) for name in PAPER_TABLES["VIII"].rows if name in known]
+    rows += [(name, str(n_images), n_images) for name in GROWING if name in known for n_images in plan.growth]
     for name, category, n_images in rows:
         if ("speed", category, name, 0) in results.runs:
             continue
@@ -216,15 +200,14 @@ class _Worker:
         self._shown: str | None = None
 
     def run(self, group: Group, files: ClassFiles) -> None:
-        """All runs of the group; what fails is noted, and the others go on."""
-        whole = _Share(self._advance, files.n_images * (len(group.todo) + _n_backbones(group)))
+        """All runs of the group; a failure is noted, and the other runs go on."""
+        whole = _Share(self._advance, _n_images(self._plan, group, files))
         self._advance = whole
         try:
             self._run_all(group, files)
-        except ImageError as error:  # no other system could read it either
-            self._unreadable[group.path] = error
-            self._outcome.failures[f"{group.dataset} {group.path.name}"] = str(error)
         except FlawmapError as error:
+            if isinstance(error, ImageError):  # no other system could read it either
+                self._unreadable[group.path] = error
             self._outcome.failures[f"{group.dataset} {group.path.name}"] = str(error)
         finally:
             self._drop_features()
@@ -251,7 +234,7 @@ class _Worker:
     def _run_readable(
         self, images: ClassImages, system: System, seed: int, digest: str, advance: Advance
     ) -> ClassImages:
-        """Run; if an image cannot be read, look for all such, and run without them. Gives the images that were used."""
+        """Run; if an image cannot be read, run without all such images. Returns the images used."""
         try:
             self._run(images, system, seed, digest, advance)
         except ImageError:
@@ -263,7 +246,7 @@ class _Worker:
         return images
 
     def _run(self, images: ClassImages, system: System, seed: int, digest: str, advance: Advance) -> None:
-        detectors = system.make(seed, images.input)
+        detectors = system.make(seed, self._plan.inputs[images.dataset])
         padims = [detector for detector in detectors if isinstance(detector, PaDiM)]
         shared = self._share(images, padims[0]) if len(padims) == len(detectors) else None
         started = time.perf_counter()
@@ -288,13 +271,13 @@ class _Worker:
             system.name,
             seed,
             scores.figures(),
-            len(images.train),
-            len(images.test),
-            scores.curves(),
-            round(time.perf_counter() - started, 2),
-            digest,
-            scores.n_without_mask,
-            images.n_skipped,
+            n_train=len(images.train),
+            n_test=len(images.test),
+            curves=scores.curves(),
+            seconds=round(time.perf_counter() - started, 2),
+            data=digest,
+            n_without_mask=scores.n_without_mask,
+            n_skipped=images.n_skipped,
         )
         self._results.append(run)
         self._outcome.n_done += 1
@@ -307,7 +290,7 @@ class _Worker:
             yield index, float(anomaly_map.max()), anomaly_map, mask
 
     def _score_each(self, images: ClassImages, detectors: Sequence[Detector], advance: Advance) -> Iterator[Scored]:
-        """Any one detector, by what all detectors can do."""
+        """Any one detector, by the interface of all detectors."""
         [detector] = detectors
         detector.fit(list(images.train))
         advance(len(images.train))
@@ -333,7 +316,7 @@ class _Worker:
     def _compute(self, images: ClassImages, model: PaDiM) -> SharedFeatures:
         features = SharedFeatures(
             images,
-            _steady_backbone(model, len(images.train) + len(images.test)),
+            steady_backbone(model, len(images.train) + len(images.test)),
             model.preprocessing,
             folder=self._plan.output,
             limit_bytes=int(min(self._plan.limit_gb * 1e9, shutil.disk_usage(self._plan.output).free / 2)),
@@ -345,37 +328,7 @@ class _Worker:
         self._features = {key: kept for key, kept in self._features.items() if isinstance(kept, FlawmapError)}
 
     def _wants_gallery(self, images: ClassImages, system: System) -> bool:
-        """One of each class, unless there is one already."""
+        """One picture of each class, unless it exists."""
         if images.dataset == RD or system.name != self._shown:
             return False
         return not (self._plan.output / "galleries" / f"{images.name}.jpg").exists()
-
-
-def _steady_backbone(model: PaDiM, n_images: int) -> Backbone:
-    """A model's backbone with all the layers it is known for, on one runtime from the first image on.
-
-    A benchmark that goes on after a kill then computes the very same features as one that was never disturbed.
-    """
-    runtimes: tuple[Runtime, ...] = ("torch",)
-    if n_images > FEW_IMAGES and pick_device("auto").type == "cpu":
-        runtimes = ("openvino", "torch")
-    for runtime in runtimes:
-        backbone = _load(model, runtime)
-        backbone.shapes(model.preprocessing.input_size)  # BackboneError for a size that the network cannot take
-        try:
-            backbone.features(np.zeros((1, *model.preprocessing.input_size, 3), np.uint8))
-        except BackboneError:
-            if runtime == runtimes[-1]:
-                raise
-        else:
-            break
-    return backbone
-
-
-def _load(model: PaDiM, runtime: Runtime) -> Backbone:
-    """With all layers it is known for, which then serve every model of it; with the model's, if those are others."""
-    options: dict[str, Any] = {"pretrained": model.pretrained, "weights": model.weights, "runtime": runtime}
-    backbone = load_backbone(model.backbone, **options)
-    if set(model.layers or ()) <= set(backbone.layers):
-        return backbone
-    return load_backbone(model.backbone, layers=model.layers, **options)

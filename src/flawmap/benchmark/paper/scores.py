@@ -1,38 +1,37 @@
-"""What a run's maps and scores come to: the figures and curves of the tables and plots."""
+"""Figures and curves of a run, from its maps and scores."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.evaluation.metrics import PixelScores, image_auroc
+from flawmap.evaluation.evaluate import ImageGroup, group_figures
+from flawmap.evaluation.metrics import PixelScores
 from flawmap.evaluation.metrics.pixel_scores import MAX_FPR
 
-__all__ = ["RATES", "RunScores", "image_curve"]
+__all__ = ["RATES", "RunScores"]
 
 RATES: Mapping[str, NDArray[np.float64]] = {
     "image_roc": np.linspace(0, 1, 101),
     "pixel_roc": np.linspace(0, 1, 101),
     "pro": np.linspace(0, MAX_FPR, 61),
 }
-"""False-positive rates at which each curve is kept."""
+"""False-positive rates of each stored curve."""
 
 
 class RunScores:
-    """Scores of a class's test images.
-
-    Attributes:
-        n_without_mask: anomalous images with a map, but without a mask.
-    """
+    """Scores of a class's test images."""
 
     def __init__(self) -> None:
-        self._scores: list[float] = []
-        self._labels: list[int] = []
-        self._pixels = PixelScores()
-        self._n_masks = 0
-        self.n_without_mask = 0
+        self._good, self._anomalous = ImageGroup(is_anomalous=False), ImageGroup(is_anomalous=True)
+
+    @property
+    def n_without_mask(self) -> int:
+        """Anomalous images with a map, but without a mask."""
+        return self._anomalous.n_without_mask
 
     def add(
         self,
@@ -42,43 +41,23 @@ class RunScores:
         *,
         is_anomalous: bool,
     ) -> None:
-        """Take in an image. Pixels of an anomalous one without a mask are left out, as `flawmap evaluate` does."""
-        self._scores.append(score)
-        self._labels.append(int(is_anomalous))
-        if anomaly_map is None:
-            return
-        if is_anomalous and mask is None:
-            self.n_without_mask += 1
-            return
-        self._pixels.add(anomaly_map, mask if is_anomalous else None)
-        self._n_masks += is_anomalous
+        """Add an image. Pixel figures leave out an anomalous one without a mask, as `flawmap evaluate` does."""
+        (self._anomalous if is_anomalous else self._good).add(score, anomaly_map, mask)
 
     def figures(self) -> dict[str, float | None]:
         """Image AUROC, pixel AUROC and PRO, each from 0 to 1, or None where it is not defined."""
-        return {
-            "image_auroc": image_auroc(self._labels, self._scores),
-            "pixel_auroc": self._pixels.auroc() if self._n_masks else None,
-            "pro_score": self._pixels.pro() if self._n_masks else None,
-        }
+        figures = asdict(group_figures(self._good, [self._anomalous], 0))
+        return {name: figures[name] for name in ("image_auroc", "pixel_auroc", "pro_score")}
 
     def curves(self) -> dict[str, list[float]]:
         """Values at `RATES`, of the curves that are defined."""
-        found = {"image_roc": image_curve(self._labels, self._scores, RATES["image_roc"])}
-        for name, by_region in (("pixel_roc", False), ("pro", True)):
-            found[name] = self._pixels.curve(RATES[name], by_region=by_region) if self._n_masks else None
+        images = PixelScores()  # one image counts as one pixel
+        good, anomalous = self._good.scores, self._anomalous.scores
+        if good or anomalous:
+            images.add([good + anomalous], [[False] * len(good) + [True] * len(anomalous)])
+        found = {"image_roc": images.curve(RATES["image_roc"])}
+        if self._anomalous.n_masked:
+            pixels, others = self._good.pixels, [self._anomalous.pixels]
+            found["pixel_roc"] = pixels.curve(RATES["pixel_roc"], others)
+            found["pro"] = pixels.curve(RATES["pro"], others, by_region=True)
         return {name: [round(float(y), 5) for y in curve] for name, curve in found.items() if curve is not None}
-
-
-def image_curve(
-    labels: Sequence[int], scores: Sequence[float], rates: NDArray[np.float64]
-) -> NDArray[np.float64] | None:
-    """True-positive rates of the ROC curve of image scores at some false-positive rates; None of one class only."""
-    truth, values = np.asarray(labels, bool), np.asarray(scores)
-    if truth.all() or not truth.any():
-        return None
-    thresholds = np.unique(values)[::-1]
-    good, bad = np.sort(values[~truth]), np.sort(values[truth])
-    x = 1 - np.searchsorted(good, thresholds) / len(good)
-    y = 1 - np.searchsorted(bad, thresholds) / len(bad)
-    curve: NDArray[np.float64] = np.interp(rates, np.append(0, x), np.append(0, y))
-    return curve

@@ -1,7 +1,7 @@
-"""Feature maps of one class that several PaDiMs learn from and score: one pass of the backbone for all of them.
+"""Feature maps of one class for several PaDiMs: one pass of the backbone for all of them.
 
-They lie in files on disk up to a limit; those of images beyond it are computed again whenever they are asked for, so
-neither memory nor disk grows with the data set.
+They lie in files on disk up to a limit; those of further images are computed again at each use. Neither memory nor disk
+grows with the data set.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flawmap.backbones import Backbone
+from flawmap.backbones import Backbone, load_backbone, pick_device
 from flawmap.benchmark.paper.class_images import ClassImages
-from flawmap.detectors import PaDiM, passes
+from flawmap.detectors import PaDiM
 from flawmap.detectors.anomaly_map import anomaly_maps
+from flawmap.detectors.batches import batch_size, in_batches
 from flawmap.detectors.padim.embedding import draw_channels
+from flawmap.detectors.padim.fit import FIT_BATCH
 from flawmap.detectors.padim.gaussian import (
     Factor,
     Moments,
@@ -34,13 +37,16 @@ from flawmap.detectors.padim.gaussian import (
     update,
 )
 from flawmap.detectors.padim.reduction import reduced_hierarchy
-from flawmap.errors import ParameterError
+from flawmap.errors import BackboneError, ParameterError
 from flawmap.images import Preprocessing, stream
+from flawmap.options import Runtime
 from flawmap.prediction import Placement
 
-__all__ = ["SharedFeatures", "score_shared"]
+__all__ = ["SharedFeatures", "score_shared", "steady_backbone"]
 
 SCORE_BATCH = 8
+FEW_IMAGES = 32
+"""Images for which compiling a backbone does not pay."""
 
 Advance = Callable[[int], None]
 
@@ -48,10 +54,11 @@ Advance = Callable[[int], None]
 class SharedFeatures:
     """Feature maps of a class's training images, then its test images.
 
-    What is stored lies in files without a name in `folder`, which vanish with this object, however the process ends.
+    They lie in unnamed files in `folder`, which vanish with this object, however the process ends.
 
     Attributes:
-        preprocessing: what makes the backbone's input. placements: where that lies on each image seen so far.
+        preprocessing: makes the backbone's input.
+        placements: position of the input on each image seen so far.
     """
 
     def __init__(
@@ -69,7 +76,7 @@ class SharedFeatures:
         self._folder = folder
 
     def compute(self, advance: Advance) -> None:
-        """Run the backbone over all images that are to be stored. ParameterError where there is no room for them."""
+        """Run the backbone over all images to store. ParameterError if the disk is full."""
         if self._n_stored == 0:
             return
         self._stored = [_reserve(self._folder, (self._n_stored, n, *grid)) for n, grid in self.shapes]
@@ -83,19 +90,19 @@ class SharedFeatures:
         return (maps for _, maps in self._batches(0, self.n_train, size, layers))
 
     def test(self, size: int, layers: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
-        """The same of the test images, each batch with the number of its first image."""
+        """The same of the test images, each batch with the index of its first image."""
         for start, maps in self._batches(self.n_train, len(self._sources), size, layers):
             yield start - self.n_train, maps
 
     def placement(self, index: int) -> Placement:
-        """Where the input lies on a test image that was seen."""
+        """Position of the input on a test image that was read."""
         placement = self.placements[self.n_train + index]
         if placement is None:
             raise ValueError(f"test image {index} was not read yet")
         return placement
 
     def layers_of(self, model: PaDiM) -> list[int]:
-        """Places of a model's layers among those computed."""
+        """Indices of a model's layers among those computed."""
         return [self._backbone.layers.index(layer) for layer in model.layers or self._backbone.layers]
 
     def _batches(self, first: int, last: int, size: int, layers: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
@@ -109,14 +116,15 @@ class SharedFeatures:
 
     def _run(self, first: int, last: int) -> Iterator[tuple[int, list[Tensor]]]:
         loaded = stream(self._sources[first:last], self.preprocessing)
-        for batch in passes.batches(loaded, passes.batch_size(self.preprocessing.input_size)):
-            self.placements[first : first + len(batch)] = [image.placement for image in batch]
-            yield first, self._backbone.features(np.stack([image.pixels for image in batch]))
-            first += len(batch)
+        for batch in in_batches(loaded, batch_size(self.preprocessing.input_size)):
+            n_images = len(batch.images)
+            self.placements[first : first + n_images] = [image.placement for image in batch.images]
+            yield first, self._backbone.features(batch.pixels)
+            first += n_images
 
 
 def _reserve(folder: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """An array in a file without a name, all of whose room is set aside: a disk that fills up later does no harm."""
+    """An array in an unnamed file, whose disk space is reserved: the disk may fill up later."""
     n_bytes = 4 * math.prod(shape)
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -131,16 +139,46 @@ def _reserve(folder: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
     except OSError as error:
         raise ParameterError(
             f"{folder}: cannot hold {n_bytes / 1e9:.2g} GB of features ({error.strerror}); make room, write the "
-            "results to another disk, or let features take less of it (--cache-gb; 0 computes them anew each time)"
+            "results to another disk, or lower --cache-gb (0 stores no features)"
         ) from error
+
+
+def steady_backbone(model: PaDiM, n_images: int) -> Backbone:
+    """A model's backbone with all its known layers, on one runtime from the first image on.
+
+    A benchmark that resumes after a kill then computes exactly the features of an uninterrupted one.
+    """
+    runtimes: tuple[Runtime, ...] = ("torch",)
+    if n_images > FEW_IMAGES and pick_device("auto").type == "cpu":
+        runtimes = ("openvino", "torch")
+    for runtime in runtimes:
+        backbone = _load(model, runtime)
+        backbone.shapes(model.preprocessing.input_size)  # BackboneError for a size that the network cannot take
+        try:
+            backbone.features(np.zeros((1, *model.preprocessing.input_size, 3), np.uint8))
+        except BackboneError:
+            if runtime == runtimes[-1]:
+                raise
+        else:
+            break
+    return backbone
+
+
+def _load(model: PaDiM, runtime: Runtime) -> Backbone:
+    """With all its known layers, for every model of it; with the model's layers, if those are others."""
+    options: dict[str, Any] = {"pretrained": model.pretrained, "weights": model.weights, "runtime": runtime}
+    backbone = load_backbone(model.backbone, **options)
+    if set(model.layers or ()) <= set(backbone.layers):
+        return backbone
+    return load_backbone(model.backbone, layers=model.layers, **options)
 
 
 def score_shared(
     models: Sequence[PaDiM], features: SharedFeatures, advance: Advance
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Learn each model, then yield number and anomaly map (H, W) of every test image: the sum over the models.
+    """Fit each model, then yield index and anomaly map (H, W) of every test image: the sum over the models.
 
-    Of the models, `layers`, `n_features`, `reduction`, `seed` and `regularization` count.
+    Used of the models are `layers`, `n_features`, `reduction`, `seed` and `regularization`.
     """
     learnt = []
     for i, model in enumerate(models):  # an image counts once, however many models learn it
@@ -164,11 +202,11 @@ def _learn(model: PaDiM, features: SharedFeatures, advance: Advance) -> Factor:
     shapes = [features.shapes[layer] for layer in layers]
     channels = draw_channels(sum(n for n, _ in shapes), model.n_features, model.seed)
     hierarchy = reduced_hierarchy(
-        shapes, channels, model.reduction, model.n_features, features.train(passes.FIT_BATCH, layers)
+        shapes, channels, model.reduction, model.n_features, features.train(FIT_BATCH, layers)
     )
     moments, probe = Moments.empty(hierarchy), Probe(hierarchy)
     regularization = Regularization.of(model.regularization)
-    for maps in features.train(passes.FIT_BATCH, layers):
+    for maps in features.train(FIT_BATCH, layers):
         columns = hierarchy.select(maps)
         if regularization is None:
             probe.take(columns, range(moments.count, moments.count + columns[0].shape[1]))

@@ -1,11 +1,11 @@
 """The systems of the paper's tables: each a name and how to make its detectors.
 
-A detector of any kind that keeps to `flawmap.detectors.Detector` is one entry in `systems`.
+A detector of any kind (`flawmap.detectors.Detector`) is one entry in `systems`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ OWN = {
     "SPADE here": "SPADE-{}",
     "MahalanobisAD here": "MahalanobisAD-{}",
 }
-"""Systems of the settings' backbone, and what the tables of whole systems call them."""
+"""Systems of the settings' backbone, and their names in tables that compare whole systems."""
 
 TRAINED: dict[str, type[TrainedDetector[Any]]] = {
     "VAE": VAE,
@@ -33,7 +33,7 @@ TRAINED: dict[str, type[TrainedDetector[Any]]] = {
     "GANomaly": GANomaly,
     "ITAE": ITAE,
 }
-"""Systems that train a network of their own, once for each class."""
+"""Systems that train a network, once for each class."""
 
 SHORT = {"resnet18": "R18", "wide_resnet50_2": "WR50", "efficientnet_b5": "EfficientNet-B5"}
 """Backbones as the paper abbreviates them."""
@@ -41,18 +41,18 @@ SHORT = {"resnet18": "R18", "wide_resnet50_2": "WR50", "efficientnet_b5": "Effic
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a results folder have in common.
+    """Settings of all runs of a results folder.
 
     Attributes:
-        backbone: of tables I and II, and of the systems that the paper builds on ResNet-18.
-        weights: its weights file; None to look for it on this machine. As such a file may end with the last layer
-            that PaDiM uses, SPADE and MahalanobisAD then make do with PaDiM's layers.
+        backbone: backbone of tables I and II, and of the systems that the paper builds on ResNet-18.
+        weights: its weights file; None to look for it on this machine. Such a file may end with the last layer that
+            PaDiM uses: SPADE and MahalanobisAD then use PaDiM's layers.
         pretrained: False for random weights, of every backbone.
-        regularization: "paper", "auto", or as `PaDiM` takes it.
-        stride: every so many images of each clip, or of the class, are used.
-        budget: minutes that each system with a network of its own may train for on a class; None for its paper's
-            schedule, which takes a GPU: without either they are left out.
-        trained_size: side of their input; None for that of their papers.
+        regularization: "paper", "auto", or any other value of `PaDiM`.
+        stride: use every `stride`-th image of each clip, or of the class.
+        budget: minutes for which each trained system may train on a class; None for its paper's schedule, which needs
+            a GPU: without either they are left out.
+        trained_size: side of the input of trained systems; None for that of their papers.
     """
 
     backbone: str = "resnet18"
@@ -65,7 +65,7 @@ class Settings:
 
     @property
     def can_train(self) -> bool:
-        """Whether systems with networks of their own are run."""
+        """Whether trained systems are run."""
         return self.budget is not None or pick_device("auto").type != "cpu"
 
 
@@ -76,11 +76,11 @@ class System:
     Attributes:
         name: as the tables have it.
         make: unfitted detectors, whose maps are summed, from a seed and the size of their input (`resize`, `crop`).
-        is_random: whether seeds make a difference.
+        is_random: whether the result depends on the seed.
     """
 
     name: str
-    make: Callable[[int, dict[str, Any]], Sequence[Detector]]
+    make: Callable[[int, Mapping[str, Any]], Sequence[Detector]]
     is_random: bool = False
 
 
@@ -93,28 +93,28 @@ def own_name(settings: Settings, system: str) -> str:
 
 
 def systems(settings: Settings, *, n_neighbors: int | None = None) -> dict[str, System]:
-    """All that can be run, by name; `n_neighbors` is SPADE's K, None for that of MVTec AD."""
+    """All systems, by name; `n_neighbors` is SPADE's K, None for that of MVTec AD."""
     layers = _layers(settings)
     shared: dict[str, Any] = {"pretrained": settings.pretrained, "calibrate": None}
     common = {"regularization": settings.regularization, **shared}
     backbone: dict[str, Any] = {"backbone": settings.backbone, "weights": settings.weights}
 
-    def padim(seed: int, size: dict[str, Any], *, parts: Sequence[Sequence[str]], **options: Any) -> Sequence[PaDiM]:  # noqa: ANN401
+    def padim(seed: int, size: Mapping[str, Any], *, parts: Sequence[Sequence[str]], **options: Any) -> Sequence[PaDiM]:  # noqa: ANN401
         return [PaDiM(layers=part, seed=seed, **size, **backbone, **common, **options) for part in parts]
 
-    def preset(seed: int, size: dict[str, Any], *, name: str) -> Sequence[PaDiM]:
+    def preset(seed: int, size: Mapping[str, Any], *, name: str) -> Sequence[PaDiM]:
         return [PaDiM.from_preset(name, **{"seed": seed, **size, **common})]
 
-    def spade(seed: int, size: dict[str, Any]) -> Sequence[SPADE]:
+    def spade(seed: int, size: Mapping[str, Any]) -> Sequence[SPADE]:
         image_layer = None if settings.weights is None else layers[-1]
         options = {**size, **backbone, **shared, "n_neighbors": n_neighbors}
         return [SPADE(image_layer=image_layer, variant="paper", seed=seed, **options)]
 
-    def spade_preset(seed: int, size: dict[str, Any]) -> Sequence[SPADE]:
+    def spade_preset(seed: int, size: Mapping[str, Any]) -> Sequence[SPADE]:
         options = size if n_neighbors is None else {**size, "n_neighbors": n_neighbors}
         return [SPADE.from_preset("spade-wr50", seed=seed, **options, **shared)]
 
-    def mahalanobis_ad(seed: int, size: dict[str, Any]) -> Sequence[MahalanobisAD]:
+    def mahalanobis_ad(seed: int, size: Mapping[str, Any]) -> Sequence[MahalanobisAD]:
         levels = None if settings.weights is None else layers
         return [MahalanobisAD(layers=levels, seed=seed, **size, **backbone, **shared)]
 
@@ -141,7 +141,7 @@ def systems(settings: Settings, *, n_neighbors: int | None = None) -> dict[str, 
 
 
 def systems_without_data() -> dict[str, System]:
-    """The same for measuring time and memory: untrained, those with networks of their own after one step."""
+    """Systems for measuring time and memory: backbones untrained, trained systems after one step."""
     settings = Settings(pretrained=False)
     known = systems(settings)
     known["PaDiM-R18-Rd100"] = known["Rd100"]
@@ -154,18 +154,14 @@ def _layers(settings: Settings) -> Sequence[str]:
     return load_backbone(settings.backbone, pretrained=False).layers
 
 
-def _mahalanobis_ad_preset(seed: int, _size: dict[str, Any], **options: Any) -> Sequence[MahalanobisAD]:  # noqa: ANN401
+def _mahalanobis_ad_preset(seed: int, _size: Mapping[str, Any], **options: Any) -> Sequence[MahalanobisAD]:  # noqa: ANN401
     """At the size of the network's own training, as in its paper."""
     return [MahalanobisAD.from_preset("mahalanobis-ad-effnet-b4", seed=seed, **options)]
 
 
 def _trained(
-    settings: Settings,
-    name: str,
-    seed: int,
-    _size: dict[str, Any],
-    *,
-    steps: int | None = None,
+    settings: Settings, name: str, seed: int, _size: Mapping[str, Any], *, steps: int | None = None
 ) -> Sequence[Detector]:
     """At the size of its own paper, unless the settings have another."""
-    return [TRAINED[name](seed=seed, resize=settings.trained_size, budget=settings.budget, steps=steps, calibrate=None)]
+    size = {} if settings.trained_size is None else {"resize": settings.trained_size}
+    return [TRAINED[name](seed=seed, **size, budget=settings.budget, steps=steps, calibrate=None)]

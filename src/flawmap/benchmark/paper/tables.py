@@ -1,34 +1,34 @@
-"""Tables of results with the paper's numbers beside ours and the difference, in Markdown, LaTeX and HTML.
+"""Tables of results with the paper's numbers beside ours, the difference, and a reason for every blank cell.
 
-A mean over classes is given only if every one of them was measured: never over those that happen to be there.
+A mean over classes needs every class: it is blank where one was not measured.
 """
 
 from __future__ import annotations
 
-import html
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from urllib.parse import quote
 
 import numpy as np
 
-from flawmap.benchmark.paper.published import OBJECTS, TEXTURES, PaperTable, paper_figure
+from flawmap.benchmark.paper.published import GROUPS, PAPER_TABLES, PaperTable
 from flawmap.benchmark.paper.results import Run
+from flawmap.benchmark.paper.run import Outcome
 from flawmap.benchmark.paper.systems import Settings
 from flawmap.datasets import LAYOUTS
 
 __all__ = [
+    "BY_CLASS",
+    "MEASURES",
     "Summary",
     "Table",
-    "categories_of",
+    "absent_classes",
+    "build_tables",
+    "class_notes",
     "class_table",
     "growth_table",
+    "paper_notes",
     "paper_table",
     "summarise",
-    "to_html",
-    "to_latex",
-    "to_markdown",
 ]
 
 MEASURES = {
@@ -38,21 +38,11 @@ MEASURES = {
     "seconds": ("s", 1, 3),
     "gigabytes": ("GB", 1, 3),
 }
-"""What a measure is called, in which unit it is shown (shares in per cent), and with how many decimals."""
-
+"""Name of a measure in tables, its unit (per cent for shares), and its decimals."""
+BY_CLASS = ("image_auroc", "pixel_auroc", "pro_score")
+"""Measures of each class."""
 SHOWN = {"all": "all channels", "sum": "sum of layers"}
-"""What some systems are called in tables."""
-
-LATEX = {
-    **{letter: f"\\{letter}" for letter in "&%#_${}"},
-    "\\": r"\textbackslash{}",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "±": r"$\pm$",
-    **{letter: f"${letter}$" for letter in "<>|"},
-}
-PAGE_ROWS = 40
-"""Rows that fit on a page of LaTeX; a longer table goes on in another."""
+"""Names of some systems in tables."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +57,27 @@ class Table:
 
 @dataclass(frozen=True)
 class Summary:
-    """A figure over seeds: each seed's mean over the classes, their mean, their standard deviation (None of one)."""
+    """Mean and standard deviation (None of one) over seeds of a figure's mean over classes."""
 
     mean: float
     std: float | None
     n_seeds: int
+
+
+def build_tables(names: Sequence[str], outcome: Outcome, settings: Settings) -> list[Table]:
+    """Some of the paper's tables, then all classes one by one; below each, why cells are blank."""
+    tables = []
+    for paper in (PAPER_TABLES[name] for name in names):
+        tables.append(replace(paper_table(paper, outcome.runs, settings), notes=paper_notes(paper, outcome)))
+    if growth := growth_table(outcome.runs):
+        tables.append(growth)
+    for dataset in dict.fromkeys(run.dataset for run in outcome.runs if run.dataset != "speed"):
+        if by_class := class_table(dataset, outcome.runs, BY_CLASS):
+            tables.append(replace(by_class, notes=class_notes(dataset, outcome.runs, BY_CLASS)))
+    said = "\n".join(note for table in tables for note in table.notes)
+    failures = [f"{name}: {reason}" for name, reason in sorted(outcome.failures.items()) if reason not in said]
+    tables[-1] = replace(tables[-1], notes=(*tables[-1].notes, *failures))
+    return tables
 
 
 def summarise(runs: Iterable[Run], system: str, categories: Sequence[str], measure: str) -> Summary | None:
@@ -96,26 +102,27 @@ def paper_table(table: PaperTable, runs: Sequence[Run], settings: Settings) -> T
     rows = []
     for (system, over, _), ours in zip(places, found, strict=True):
         label = table.label(system, settings)
-        rows.append((SHOWN.get(label, label), over, *_cells(table, system, label, over, ours, count=system in uneven)))
+        rows.append((SHOWN.get(label, label), over, *_cells(table, label, over, ours, count=system in uneven)))
     header = ["system", "over"]
     for measure in table.measures:
         name = MEASURES[measure][0]
         header += [f"{name}, paper", f"{name}, here", "difference"]
-    return Table(f"Table {table.name}: {table.title}{_setting(table, settings)}", tuple(header), tuple(rows))
+    here = f"here: {settings.backbone}, regularization {settings.regularization}"
+    if table.dataset == "speed":
+        here = "here: one image, the exported graph, of SPADE predict; the model's file"
+    return Table(f"Table {table.name}: {table.title} ({here})", tuple(header), tuple(rows))
 
 
 def class_table(dataset: str, runs: Sequence[Run], measures: Sequence[str]) -> Table | None:
-    """All systems on all classes that were measured; None if none was."""
+    """All systems on all measured classes; None if there are none."""
     own = [run for run in runs if run.dataset == dataset]
-    systems, categories = (list(dict.fromkeys(getattr(run, name) for run in own)) for name in ("system", "category"))
     if not own:
         return None
     rows = []
-    for category in sorted(categories):
-        for system in systems:
+    for category in sorted({run.category for run in own}):
+        for system in dict.fromkeys(run.system for run in own):
             found = [summarise(own, system, [category], measure) for measure in measures]
-            seeds = max((one.n_seeds for one in found if one), default=0)
-            if seeds:
+            if seeds := max((one.n_seeds for one in found if one), default=0):
                 count = bool(_uneven([(system, found)]))
                 figures = [_ours(one, measure, count=count) for one, measure in zip(found, measures, strict=True)]
                 rows.append((category, SHOWN.get(system, system), str(seeds), *figures))
@@ -127,54 +134,43 @@ def growth_table(runs: Sequence[Run]) -> Table | None:
     """Time and memory against the number of good images; None if they were not measured."""
     measured = [run for run in runs if run.dataset == "speed"]
     growing = {run.system for run in measured if run.category}
-    rows = [
-        (run.system, str(run.n_train), *(_number(run.figures.get(name)) for name in ("seconds", "gigabytes")))
-        for run in sorted(measured, key=lambda run: (run.system, run.n_train))
-        if run.system in growing
-    ]
+    rows = []
+    for run in sorted(measured, key=lambda run: (run.system, run.n_train)):
+        if run.system in growing:
+            values = [run.figures.get(name) for name in ("seconds", "gigabytes")]
+            cells = ["" if value is None else f"{value:.3f}" for value in values]
+            rows.append((run.system, str(run.n_train), *cells))
     header = ("system", "good images", "s an image", "GB of the model's file")
     return Table("Time and memory against the number of good images", header, tuple(rows)) if rows else None
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _groups(table: PaperTable) -> dict[str, Sequence[str]]:
+    """Groups of classes that the rows are over, by name."""
+    if table.dataset == "speed":
+        return {"MVTec AD": [""], "STC": ["STC"]} if table.name == "VIII" else {"all": [""]}
+    if table.dataset == "stc":  # scene 13 of ShanghaiTech Campus has no test clips
+        return {"all": [name for name in LAYOUTS["stc"].classes if name != "13"]}
+    classes = {name: (name,) for name in GROUPS["all"]} if table.name == "III" else {}
+    return {**classes, **GROUPS}
 
 
-def categories_of(table: PaperTable) -> list[str]:
-    """All classes that a table's rows are over."""
+def _categories(table: PaperTable) -> list[str]:
+    """All classes of a table's groups."""
     return list(dict.fromkeys(name for names in _groups(table).values() for name in names))
 
 
-def _groups(table: PaperTable) -> dict[str, Sequence[str]]:
-    """Names of what the rows are over, with the classes that each takes."""
-    if table.dataset == "speed":
-        return {"MVTec AD": [""], "STC": ["STC"]} if table.name == "VIII" else {"all": [""]}
-    if table.dataset == "stc":
-        return {"all": [name for name in LAYOUTS["stc"].classes if _has_tests(name)]}
-    groups: dict[str, Sequence[str]] = {"textures": TEXTURES, "objects": OBJECTS, "all": TEXTURES + OBJECTS}
-    return {name: [name] for name in TEXTURES + OBJECTS} | groups if table.name == "III" else groups
-
-
-def _has_tests(scene: str) -> bool:
-    """Scene 13 of ShanghaiTech Campus has no test clips."""
-    return scene != "13"
-
-
-def _cells(
-    table: PaperTable, system: str, label: str, over: str, found: Sequence[Summary | None], *, count: bool
-) -> list[str]:
-    cells = []
+def _cells(table: PaperTable, label: str, over: str, found: Sequence[Summary | None], *, count: bool) -> Iterator[str]:
+    """For each measure the paper's figure, ours and the difference."""
     for measure, ours in zip(table.measures, found, strict=True):
         _, unit, decimals = MEASURES[measure]
-        paper = None if system in table.only_ours else paper_figure(table, label, over, measure)
-        cells += ["" if paper is None else f"{paper:.{2 if unit == 1 else 1}f}", _ours(ours, measure, count=count)]
-        both = paper is not None and ours is not None
-        cells.append(f"{unit * ours.mean - paper:+.{decimals}f}" if both and ours and paper is not None else "")
-    return cells
+        paper = table.figure(label, over, measure)
+        yield "" if paper is None else f"{paper:.{2 if unit == 1 else 1}f}"
+        yield _ours(ours, measure, count=count)
+        yield "" if paper is None or ours is None else f"{unit * ours.mean - paper:+.{decimals}f}"
 
 
 def _uneven(found: Iterable[tuple[str, Sequence[Summary | None]]]) -> set[str]:
-    """Systems with several seeds, if their figures are not all over as many."""
+    """Systems with several seeds, if their figures are not all over the same number."""
     counts: dict[str, set[int]] = {}
     for system, figures in found:
         counts.setdefault(system, set()).update(one.n_seeds for one in figures if one)
@@ -193,82 +189,84 @@ def _ours(summary: Summary | None, measure: str, *, count: bool) -> str:
     return f"{text} (n = {summary.n_seeds})" if count else text
 
 
-def _setting(table: PaperTable, settings: Settings) -> str:
+def absent_classes(table: PaperTable, outcome: Outcome) -> tuple[list[str], list[str]]:
+    """Classes of a table without a run: those that are not on disk, and those not asked for."""
     if table.dataset == "speed":
-        return " (here: one image, the exported graph, of SPADE predict; the model's file)"
-    return f" (here: {settings.backbone}, regularization {settings.regularization})"
+        return [], []
+    measured = {run.category for run in outcome.runs if run.dataset == table.dataset}
+    absent = [name for name in _categories(table) if name not in measured]
+    asked = outcome.on_disk if outcome.asked is None else outcome.asked
+    return (
+        [name for name in absent if name not in outcome.on_disk],
+        [name for name in absent if name in outcome.on_disk and name not in asked],
+    )
 
 
-def to_markdown(tables: Iterable[Table]) -> str:
-    """All tables as one document."""
-    parts = ["# Results\n"]
-    for table in tables:
-        lines = [f"## {table.title}\n", _pipes(table.header), _pipes(["---"] * 2 + ["---:"] * (len(table.header) - 2))]
-        lines += [_pipes(row) for row in table.rows]
-        parts.append("\n".join(lines) + "\n")
-        parts += [f"{note}\n" for note in table.notes]
-    return "\n".join(parts)
+def paper_notes(table: PaperTable, outcome: Outcome) -> tuple[str, ...]:
+    """A reason for every blank cell of one of the paper's tables, then the images that its figures leave out."""
+    missing, unasked = absent_classes(table, outcome)
+    notes = []
+    for what, names in (("Not on disk", missing), ("Not asked for", unasked)):
+        if names:
+            notes.append(f"{what}, so that every mean over them is blank: {', '.join(names)}.")
+    own = [run for run in outcome.runs if run.dataset == table.dataset]
+    there = [name for name in _categories(table) if name not in (*missing, *unasked)]
+    if table.name == "VIII":
+        notes.append("STC: blank here, because all systems are measured with as many good images as MVTec AD has.")
+        there.remove("STC")
+    for system in table.rows:
+        found = {run.category for run in own if run.system == system}
+        lacking: dict[str, list[str]] = {}
+        for category in (name for name in there if name not in found):
+            reason = outcome.reason(table.dataset, system, category) or "not run"
+            lacking.setdefault(reason, []).append(category)
+        for reason, names in lacking.items():
+            where = "" if len(names) == len(there) else f" ({', '.join(names)})"
+            notes.append(f"{system}{where}: {reason}.".replace("..", "."))
+    shown = [run for run in own if run.system in table.rows and run.category in there]
+    return (*notes, *_undefined(shown, table.measures), *_left_out(shown))
 
 
-def _pipes(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+def class_notes(dataset: str, runs: Sequence[Run], measures: Sequence[str]) -> tuple[str, ...]:
+    """The same of the table of all classes."""
+    own = [run for run in runs if run.dataset == dataset]
+    return (*_undefined(own, measures), *_left_out(own))
 
 
-def to_latex(tables: Iterable[Table]) -> str:
-    """All tables as `table` environments, to be included in a document; needs no packages. Long ones are split."""
-    parts = []
-    for table in (page for whole in tables for page in _pages(whole)):
-        rows = [" & ".join(map(_latex, row)) + r" \\" for row in table.rows]
-        columns = "ll" + "r" * (len(table.header) - 2)
-        lines = [
-            r"\begin{table}",
-            rf"\caption{{{_latex(table.title)}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\hline",
-            " & ".join(map(_latex, table.header)) + r" \\",
-            r"\hline",
-            *rows,
-            r"\hline",
-            r"\end{tabular}",
-            *(rf"\par {_latex(note)}" for note in table.notes),
-            r"\end{table}",
-            *([r"\clearpage"] if len(table.rows) == PAGE_ROWS else []),
-        ]
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+def _undefined(runs: Iterable[Run], measures: Sequence[str]) -> list[str]:
+    """Why runs have no value of a figure."""
+    reasons: dict[tuple[str, str], dict[str, None]] = {}
+    for run in runs:
+        for measure in measures:
+            if run.figures.get(measure) is None:
+                reasons.setdefault((run.system, _why(run, measure)), {})[run.category] = None
+    notes = []
+    for (system, why), categories in reasons.items():
+        where = "" if why == "does not localise" else f" ({', '.join(categories)})"
+        notes.append(f"{system}{where}: {why}.")
+    return notes
 
 
-def _pages(table: Table) -> Iterator[Table]:
-    """A table in parts that each fit on a page; the notes stand below the last."""
-    starts = range(0, max(1, len(table.rows)), PAGE_ROWS)
-    for start in starts:
-        yield replace(
-            table,
-            title=table.title if start == 0 else f"{table.title}, continued",
-            rows=table.rows[start : start + PAGE_ROWS],
-            notes=table.notes if start == starts[-1] else (),
-        )
+def _why(run: Run, measure: str) -> str:
+    if measure == "image_auroc":
+        return "no image AUROC, the test images are all good or all anomalous"
+    if run.n_without_mask:
+        return "no pixel figures, no anomalous image has a mask"
+    if run.figures.get("image_auroc") is None:
+        return f"no {MEASURES[measure][0]}, the test images are all good or none has a mask"
+    return "does not localise"
 
 
-def _latex(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
-
-
-def to_html(tables: Iterable[Table], pictures: Mapping[str, str]) -> str:
-    """All tables and pictures (path by title) as one page."""
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Results</title><style>",
-        "body{font:14px sans-serif;margin:2em;max-width:75em}table{border-collapse:collapse;margin:.5em 0}",
-        "th,td{padding:.2em .6em;border-bottom:1px solid #ccc;text-align:right}",
-        "th:nth-child(-n+2),td:nth-child(-n+2){text-align:left}img{max-width:100%}</style></head><body><h1>Results</h1>",
-    ]
-    for table in tables:
-        parts.append(f"<h2>{html.escape(table.title)}</h2><table><tr>")
-        parts += [f"<th>{html.escape(cell)}</th>" for cell in table.header]
-        for row in table.rows:
-            parts.append("</tr><tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row))
-        parts.append("</tr></table>")
-        parts += [f"<p>{html.escape(note)}</p>" for note in table.notes]
-    for title, path in pictures.items():
-        parts.append(f"<h2>{html.escape(title)}</h2><img src='{quote(os.fsencode(path))}' alt=''>")
-    return "\n".join([*parts, "</body></html>"]) + "\n"
+def _left_out(runs: Iterable[Run]) -> Iterator[str]:
+    """Images that count in no figure, or not in all."""
+    skipped: dict[str, int] = {}
+    unmasked: dict[str, int] = {}
+    for run in runs:
+        skipped[run.category] = max(run.n_skipped, skipped.get(run.category, 0))
+        unmasked[run.category] = max(run.n_without_mask, unmasked.get(run.category, 0))
+    for what, counts in (
+        ("Images that cannot be read, and are left out", skipped),
+        ("Anomalous images whose mask is missing or empty, and that pixel figures leave out", unmasked),
+    ):
+        if any(counts.values()):
+            yield f"{what}: {', '.join(f'{n} of {name}' for name, n in sorted(counts.items()) if n)}."

@@ -1,10 +1,16 @@
-"""Figures of merit: image AUROC, pixel AUROC, PRO score, error rates, thresholds from labels, kept promises."""
+"""Figures of merit: image AUROC, pixel AUROC, PRO score, error rates, thresholds from labels, reliability."""
 
-from flawmap.evaluation.metrics.auroc import image_auroc
-from flawmap.evaluation.metrics.operating_point import Criterion, OperatingPoint, best_threshold, error_rates
+from flawmap.evaluation.metrics.image_scores import (
+    Criterion,
+    OperatingPoint,
+    Rate,
+    Reliability,
+    best_threshold,
+    error_rates,
+    image_auroc,
+    reliability,
+)
 from flawmap.evaluation.metrics.pixel_scores import PixelScores, pixel_auroc, pro_score
-from flawmap.evaluation.metrics.rates import Rate
-from flawmap.evaluation.metrics.reliability import Reliability, reliability
 
 __all__ = [
     "Criterion",

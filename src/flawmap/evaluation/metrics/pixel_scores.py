@@ -7,7 +7,7 @@ anomalous pixel weighted by one over its region's size. No grid of thresholds is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 
 import cc3d
@@ -23,37 +23,49 @@ MAX_FPR = 0.3
 """False-positive rate up to which PRO is integrated."""
 
 REGION_WEIGHT = 2**42
-"""What a region weighs, in integers so that sums are the same in any order.
+"""Weight of a region, in integers so that sums are the same in any order.
 
-Its pixels' shares are rounded, which changes its weight by at most one part in 2**43 / size: 1e-8 for 65,536 pixels.
+The shares of its pixels are rounded, which changes its weight by at most one part in 2**43 / size: 1e-8 for 65,536
+pixels.
 """
 MAX_REGIONS = 2_000_000
-"""Regions whose weights fit an int64 even if all their pixels had one score."""
+"""Regions whose weights fit an int64 even if all their pixels have one score."""
 CORNERS = 2**15
-"""Corners of a curve that are kept of each part."""
+"""Corners of a curve that are kept for each part."""
 
 
 class PixelScores:
-    """Scores of normal and anomalous pixels; maps are added one by one, parts merge, in any order, to the same figures.
+    """Scores of normal and anomalous pixels. Maps are added one by one; the order of adding and merging is irrelevant.
+
+    Args:
+        max_regions: ParameterError for more ground-truth regions.
+        new_counts: makes the counts of scores.
 
     Attributes:
         n_maps: maps added.
         n_regions: 8-connected regions of their ground truth.
         n_normal: pixels outside all regions.
         n_anomalous: pixels of the regions.
+
+    Example:
+        >>> pixels = PixelScores()
+        >>> pixels.add([[0.1, 0.2], [0.9, 0.3]], [[0, 0], [1, 0]])
+        >>> pixels.auroc(), pixels.pro()
+        (1.0, 1.0)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_regions: int = MAX_REGIONS, new_counts: Callable[[], ScoreCounts] = ScoreCounts) -> None:
         self.n_maps = self.n_regions = self.n_normal = self.n_anomalous = 0
-        self._normal = ScoreCounts()
-        self._anomalous = ScoreCounts()
-        self._overlap = ScoreCounts()  # anomalous pixels, weighted by one over their region's size
+        self._max_regions = max_regions
+        self._normal = new_counts()
+        self._anomalous = new_counts()
+        self._overlap = new_counts()  # anomalous pixels, weighted by one over their region's size
 
     def add(self, anomaly_map: ArrayLike, gt_mask: ArrayLike | None = None) -> None:
-        """Take in a map (H, W), as float32, and its ground truth (H, W), True where anomalous; None for a good image.
+        """Add a map (H, W), as float32, and its ground truth (H, W), True where anomalous; None for a good image.
 
         Infinite scores are allowed. Raises ParameterError for other shapes, NaN, and a mask that is neither bool nor
-        integer; nothing is taken in then.
+        integer; nothing is added then.
         """
         scores = _checked_scores(anomaly_map)
         mask = np.zeros(scores.shape, bool) if gt_mask is None else _checked_mask(gt_mask, scores.shape)
@@ -68,8 +80,8 @@ class PixelScores:
         self.n_normal += scores.size - len(anomalous)
 
     def merge(self, other: PixelScores) -> None:
-        """Take in all that `other` has seen; `other` stays as it is."""
-        _check_regions(self.n_regions + other.n_regions)
+        """Add all maps of `other`; `other` stays as it is."""
+        self._check_regions(self.n_regions + other.n_regions)
         self._normal.merge(other._normal)
         self._anomalous.merge(other._anomalous)
         self._overlap.merge(other._overlap)
@@ -105,7 +117,7 @@ class PixelScores:
         n_normal = sum(part.n_normal for part in parts)
         if not n_normal or not any(part.n_anomalous for part in parts):
             return None
-        _check_regions(sum(part.n_regions for part in parts))
+        self._check_regions(sum(part.n_regions for part in parts))
         total = area = 0.0
         for weights, below, equal in ranked([part._overlap for part in parts], [part._normal for part in parts]):
             start, width = (n_normal - below - equal) / n_normal, equal / n_normal
@@ -115,18 +127,23 @@ class PixelScores:
             total += float(np.sum(weights))
         return min(1.0, area / total / max_fpr)
 
-    def curve(self, rates: NDArray[np.float64], *, by_region: bool = False) -> NDArray[np.float64] | None:
-        """Share of anomalous pixels found at false-positive rates (n,): the ROC curve; None as for `auroc`.
+    def curve(
+        self, rates: NDArray[np.float64], others: Sequence[PixelScores] = (), *, by_region: bool = False
+    ) -> NDArray[np.float64] | None:
+        """Share of anomalous pixels found at false-positive rates (n,): the ROC curve; None, and `others`, as `auroc`.
 
-        `by_region` weighs regions alike, whatever their size: the curve that PRO integrates. For drawing: where the
-        curve has more than some 30,000 corners, some are passed over.
+        `by_region` gives all regions the same weight, whatever their size: the curve that PRO integrates. For drawing:
+        a curve with more than some 30,000 corners loses some of them.
         """
-        if not self.n_normal or not self.n_anomalous:
+        parts = (self, *others)
+        n_normal = sum(part.n_normal for part in parts)
+        if not n_normal or not any(part.n_anomalous for part in parts):
             return None
         x, y, total = [np.ones(1)], [np.zeros(1)], 0.0
-        for counts, below, equal in ranked([self._overlap if by_region else self._anomalous], [self._normal]):
+        anomalous = [part._overlap if by_region else part._anomalous for part in parts]
+        for counts, below, equal in ranked(anomalous, [part._normal for part in parts]):
             found = total + np.cumsum(counts, dtype=np.float64)  # at or below each score
-            ends = np.stack([self.n_normal - below, self.n_normal - below - equal], axis=1).ravel() / self.n_normal
+            ends = np.stack([n_normal - below, n_normal - below - equal], axis=1).ravel() / n_normal
             shares = np.stack([found - counts, found], axis=1).ravel()
             kept = np.unique(np.linspace(0, len(ends) - 1, CORNERS).astype(np.int64))
             x.append(ends[kept])
@@ -139,12 +156,18 @@ class PixelScores:
 
     def _add_regions(self, anomalous: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
         labels, n_regions = cc3d.connected_components(mask, connectivity=8, return_N=True)
-        _check_regions(self.n_regions + n_regions)
+        self._check_regions(self.n_regions + n_regions)
         region = labels[mask]
         sizes = np.bincount(region)
         self._anomalous.add(anomalous)
         self._overlap.add(anomalous, np.rint(REGION_WEIGHT / sizes[region]).astype(np.int64))
         self.n_regions += n_regions
+
+    def _check_regions(self, n_regions: int) -> None:
+        if n_regions > self._max_regions:
+            raise ParameterError(
+                f"expected at most {self._max_regions} ground-truth regions, got {n_regions}; score in parts"
+            )
 
 
 def pixel_auroc(masks: Iterable[ArrayLike | None], maps: Iterable[ArrayLike]) -> float | None:
@@ -184,8 +207,3 @@ def _checked_mask(gt_mask: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.bool
     if mask.dtype.kind not in "biu":
         raise ParameterError(f"expected a mask of booleans, or of integers with 0 for normal, got {mask.dtype}")
     return mask.astype(bool)
-
-
-def _check_regions(n_regions: int) -> None:
-    if n_regions > MAX_REGIONS:
-        raise ParameterError(f"expected at most {MAX_REGIONS} ground-truth regions, got {n_regions}; score in parts")

@@ -1,9 +1,9 @@
 """How often each score occurs: an exact multiset of float32 scores that streams and merges.
 
-Scores that are few and far between lie in sorted runs, each at least twice as long as the next, so that sorting and
-merging cost n log n in all. Scores that lie close together, as those of smooth maps soon do, are counted in pages
-without sorting. Either way memory grows with the number of distinct scores, not of pixels. Counts and weights are
-integers, so the order of adding and merging changes nothing at all.
+Sparse scores lie in sorted runs, each at least twice as long as the next, so that sorting and merging cost n log n in
+all. Dense scores, as those of smooth maps soon are, are counted in pages without sorting. Either way memory grows with
+the number of distinct scores, not of pixels. Counts and weights are integers: the order of adding and merging is
+irrelevant.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from flawmap.errors import ParameterError
 from flawmap.evaluation.metrics.score_pages import (
+    CROWDED,
     NO_RUN,
     PAGES_OF_SLICE,
+    WIDEST,
     Counts,
     Keys,
     Run,
@@ -30,24 +32,31 @@ from flawmap.evaluation.metrics.score_pages import (
 __all__ = ["ScoreCounts", "ranked"]
 
 BUFFER = 2**22
-"""Scores kept as they came before they are counted."""
 MAX_RAW = 2**12
-"""Arrays of scores kept as they came, however short."""
+"""Arrays of scores in the buffer, however short."""
 
 
 class ScoreCounts:
-    """Total count, or weight, of each distinct score. Adding and merging commute and associate exactly."""
+    """Total count, or weight, of each distinct score. Adding and merging commute and associate exactly.
 
-    def __init__(self) -> None:
+    Args:
+        buffer: scores that are kept as they come before they are counted.
+        crowded, widest: as for `ScorePages`.
+    """
+
+    def __init__(self, *, buffer: int = BUFFER, crowded: int = CROWDED, widest: int = WIDEST) -> None:
+        self._buffer = buffer
         self._raw: list[tuple[Keys, Counts | None]] = []
         self._n_raw = 0
         self._runs: list[Run] = []
-        self._pages = ScorePages()  # a score may be counted here and in any number of runs: its counts add up
+        self._pages = ScorePages(
+            crowded=crowded, widest=widest
+        )  # a score may be counted here and in any number of runs: its counts add up
 
     def add(self, scores: ArrayLike, weights: ArrayLike | None = None) -> None:
         """Count scores (N,) once each, or by integer weights (N,) above 0. Scores are taken as float32, without NaN.
 
-        Raises ParameterError for other shapes and weights. That there is no NaN is the caller's to check.
+        Raises ParameterError for other shapes and weights. NaN is not checked.
         """
         values = np.asarray(scores, np.float32)
         counts = None if weights is None else np.array(weights, np.int64)
@@ -81,11 +90,9 @@ class ScoreCounts:
             if not is_occupied:
                 yield NO_RUN
                 continue
-            run = self._pages.run(index)
-            for (keys, counts), start in zip(self._runs, starts, strict=True):
-                part = slice(start[index], start[index + 1])
-                run = _merge(run, (keys[part], counts[part]))
-            yield run
+            slices = [slice(start[index], start[index + 1]) for start in starts]
+            parts = [(keys[part], counts[part]) for (keys, counts), part in zip(self._runs, slices, strict=True)]
+            yield _merge([self._pages.run(index), *parts])
 
     def _take(self, keys: Keys, counts: Counts | None) -> None:
         rest = ~self._pages.add(keys, counts)
@@ -95,7 +102,7 @@ class ScoreCounts:
             keys, counts = keys[rest], None if counts is None else counts[rest]
         self._raw.append((keys, counts))
         self._n_raw += len(keys)
-        if self._n_raw >= BUFFER or len(self._raw) >= MAX_RAW:
+        if self._n_raw >= self._buffer or len(self._raw) >= MAX_RAW:
             self._flush()
 
     def _flush(self) -> None:
@@ -105,7 +112,7 @@ class ScoreCounts:
 
     def _push(self, run: Run) -> None:
         while self._runs and len(self._runs[-1][0]) < 2 * len(run[0]):
-            run = _merge(self._runs.pop(), run)
+            run = _merge([self._runs.pop(), run])
         self._pages.open_crowded(run)
         rest = ~self._pages.add(*run)
         if rest.any():
@@ -113,7 +120,7 @@ class ScoreCounts:
 
 
 def ranked(scores: Sequence[ScoreCounts], others: Sequence[ScoreCounts]) -> Iterator[tuple[Counts, Counts, Counts]]:
-    """Part by part, the counts of ascending scores, and how many of the others are below and the same.
+    """Part by part, the counts of ascending scores, and how many of the others are below and equal.
 
     Both are given in any number of `ScoreCounts`, which are not merged: no more than a slice of them all is copied. The
     parts depend on the scores alone, and so does, to the last digit, what is summed up of them.
@@ -131,36 +138,22 @@ def ranked(scores: Sequence[ScoreCounts], others: Sequence[ScoreCounts]) -> Iter
 def _joined(parts: Sequence[ScoreCounts]) -> Iterator[Run]:
     """Slice by slice, the run of all parts."""
     for runs in zip(*(part.slices() for part in parts), strict=True):
-        yield reduce(_merge, [run for run in runs if run is not NO_RUN] or [NO_RUN])
+        yield _merge(runs)
 
 
-def _count(raw: list[tuple[Keys, Counts | None]]) -> Run:
+def _count(raw: Sequence[tuple[Keys, Counts | None]]) -> Run:
     """One run of keys in any order, each counted once or by its weight."""
     keys = np.concatenate([keys for keys, _ in raw])
     if all(counts is None for _, counts in raw):
         return np.unique(keys, return_counts=True)
     counts = np.concatenate([np.ones(len(keys), np.int64) if counts is None else counts for keys, counts in raw])
-    order = np.argsort(keys)
-    distinct, starts = np.unique(keys[order], return_index=True)
-    return distinct, np.add.reduceat(counts[order], starts)
+    order = np.argsort(keys, kind="stable")  # merges ascending runs in linear time
+    keys = keys[order]
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    return keys[starts], np.add.reduceat(counts[order], starts)
 
 
-def _merge(one: Run, other: Run) -> Run:
-    """Union of two runs, counts of equal keys added."""
-    if len(one[0]) < len(other[0]):
-        one, other = other, one
-    place = np.searchsorted(one[0], other[0])
-    known = place < len(one[0])
-    known[known] = one[0][place[known]] == other[0][known]
-    counts = one[1].copy()
-    counts[place[known]] += other[1][known]
-    new = ~known
-    if not new.any():
-        return one[0], counts
-    target = place[new] + np.arange(np.count_nonzero(new))
-    old = np.ones(len(counts) + len(target), bool)
-    old[target] = False
-    keys, merged = np.empty(len(old), np.uint32), np.empty(len(old), np.int64)
-    keys[target], merged[target] = other[0][new], other[1][new]
-    keys[old], merged[old] = one[0], counts
-    return keys, merged
+def _merge(runs: Sequence[Run]) -> Run:
+    """Union of runs, counts of equal keys added."""
+    occupied = [run for run in runs if len(run[0])] or [NO_RUN]
+    return occupied[0] if len(occupied) == 1 else _count(occupied)

@@ -1,4 +1,4 @@
-"""Counts of crowded scores, in pages with a place for every possible float32 score: no sorting, no searching.
+"""Counts of dense scores, in pages with one counter for every possible float32 score: no sorting, no searching.
 
 A float32 score is held as a uint32 key, in the same order. A page holds the keys that share their upper half.
 """
@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "CROWDED",
     "NO_RUN",
-    "N_SLICES",
     "PAGES_OF_SLICE",
+    "WIDEST",
     "Counts",
     "Keys",
     "Run",
@@ -29,9 +30,7 @@ PAGES_OF_SLICE = 16
 N_SLICES = N_PAGES // PAGES_OF_SLICE
 """Slices of the range of keys, each small enough to hold all its keys in memory."""
 WIDEST = 2**32 - 1
-"""Count that 32 bits hold."""
 CROWDED = SIZE // 4
-"""Distinct keys from which a page is worth opening: its memory is then at most 32 bytes for each of them."""
 
 Keys = NDArray[np.uint32]
 Counts = NDArray[np.int64]
@@ -61,9 +60,15 @@ def page_starts(keys: Keys) -> NDArray[np.intp]:
 
 
 class ScorePages:
-    """Counts of the keys of some pages; pages are opened one by one, keys of other pages are left alone."""
+    """Counts of the keys of open pages; keys of other pages are not counted.
 
-    def __init__(self) -> None:
+    Args:
+        crowded: distinct keys from which a page is opened; by default a page costs at most 32 bytes for each of them.
+        widest: highest count that 32 bits hold.
+    """
+
+    def __init__(self, *, crowded: int = CROWDED, widest: int = WIDEST) -> None:
+        self._crowded, self._widest = crowded, widest
         self._rows = np.full(N_PAGES, -1, np.int32)  # row of each page in _counts, -1 if it is not open
         self._counts: NDArray[np.uint32] | Counts = np.zeros((0, SIZE), np.uint32)  # int64 once that is too narrow
         self._most = 0  # no count is higher
@@ -85,7 +90,7 @@ class ScorePages:
 
     def open_crowded(self, run: Run) -> None:
         """Open the pages of which a run holds many keys."""
-        self._open(np.flatnonzero(np.diff(page_starts(run[0])) >= CROWDED))
+        self._open(np.flatnonzero(np.diff(page_starts(run[0])) >= self._crowded))
 
     def merge(self, other: ScorePages) -> None:
         """Open the pages of `other` and add its counts."""
@@ -114,9 +119,9 @@ class ScorePages:
     def _make_room(self, n: int) -> None:
         """Widen the counts if one of them may not hold `n` more."""
         self._most += n
-        if self._most > WIDEST and self._counts.dtype == np.uint32:
+        if self._most > self._widest and self._counts.dtype == np.uint32:
             self._most = int(self._counts.max(initial=0)) + n
-            if self._most > WIDEST:
+            if self._most > self._widest:
                 self._counts = self._counts.astype(np.int64)
 
     def _open(self, pages: NDArray[np.intp]) -> None:

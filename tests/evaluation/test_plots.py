@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from flawmap.errors import DatasetError, MissingDependencyError
-from flawmap.evaluation.timeline import Timeline, save_timelines
+from flawmap.evaluation.plots import Timeline, save_timelines
 
 CLIP = Timeline([0, 1, 2, 3], [1.0, 2.0, 5.0, 1.5], [False, False, True, False])
 
