@@ -75,11 +75,7 @@ def test_other_settings_are_refused(folder):
 
 
 def test_two_at_once_are_refused_and_a_dead_ones_lock_is_not(folder):
-    with (
-        Results(folder, SETTINGS),
-        pytest.raises(ParameterError, match="another benchmark"),
-        Results(folder, SETTINGS),
-    ):
+    with Results(folder, SETTINGS), pytest.raises(ParameterError, match="another benchmark"), Results(folder, SETTINGS):
         pass
     child = os.fork()
     if child == 0:

@@ -125,10 +125,7 @@ def _anomavision_model(n_features: int) -> Any:  # noqa: ANN401 (anomavision.Pad
     return Padim(backbone="resnet18", layer_indices=[0, 1, 2], feat_dim=n_features)
 
 
-FUNCTIONS = {
-    "anomalib": (anomalib_calls, anomalib_fit),
-    "anomavision": (anomavision_calls, anomavision_fit),
-}
+FUNCTIONS = {"anomalib": (anomalib_calls, anomalib_fit), "anomavision": (anomavision_calls, anomavision_fit)}
 
 
 def main() -> None:

@@ -90,8 +90,5 @@ def _draw(found: list[tuple[Sample, Prediction]], scale: tuple[float, float], ti
     worst, best = found[:N_TILES], found[::-1][:N_TILES]
     return contact_sheet(
         title,
-        [
-            ("Most conspicuous", [tile(*pair) for pair in worst]),
-            ("Least conspicuous", [tile(*pair) for pair in best]),
-        ],
+        [("Most conspicuous", [tile(*pair) for pair in worst]), ("Least conspicuous", [tile(*pair) for pair in best])],
     )

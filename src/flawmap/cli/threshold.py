@@ -40,8 +40,7 @@ def threshold(
         typer.Option(metavar="Q", help="Pixel false-alarm rate: share of good parts' pixels that may be marked."),
     ] = None,
     labelled: Annotated[
-        str | None,
-        typer.Option(metavar="DATASET", help="Labelled images, for their error rates and for --by."),
+        str | None, typer.Option(metavar="DATASET", help="Labelled images, for their error rates and for --by.")
     ] = None,
     by: Annotated[
         Criterion | None, typer.Option(help="Criterion of the best threshold for the labelled images.")

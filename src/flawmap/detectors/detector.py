@@ -29,16 +29,7 @@ from flawmap.detectors.document import (
     restore_decision,
 )
 from flawmap.detectors.good_images import GoodImages
-from flawmap.detectors.parameters import (
-    DeviceName,
-    Parametrised,
-    Pixels,
-    Share,
-    Workers,
-    check,
-    explain,
-    whole_number,
-)
+from flawmap.detectors.parameters import DeviceName, Parametrised, Pixels, Share, Workers, check, explain, whole_number
 from flawmap.errors import ImageError, NotFittedError, ParameterError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file

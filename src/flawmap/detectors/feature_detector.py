@@ -15,14 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from flawmap.backbones import (
-    DEFAULT_BACKBONE,
-    NETWORKS,
-    Backbone,
-    CompiledNetwork,
-    NormalisedNetwork,
-    load_backbone,
-)
+from flawmap.backbones import DEFAULT_BACKBONE, NETWORKS, Backbone, CompiledNetwork, NormalisedNetwork, load_backbone
 from flawmap.detectors.batches import Batch, check_finite
 from flawmap.detectors.detector import Detector, Stored
 from flawmap.detectors.document import BackboneRecord

@@ -10,12 +10,4 @@ from flawmap.evaluation.evaluate import (
     mean_figures,
 )
 
-__all__ = [
-    "ClassMean",
-    "Evaluation",
-    "Figures",
-    "evaluate",
-    "evaluate_classes",
-    "labelled_scores",
-    "mean_figures",
-]
+__all__ = ["ClassMean", "Evaluation", "Figures", "evaluate", "evaluate_classes", "labelled_scores", "mean_figures"]

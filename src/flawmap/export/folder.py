@@ -16,14 +16,7 @@ from flawmap.export.openvino import write_openvino
 from flawmap.files import expand_home, replace_folder_atomically
 from flawmap.options import GraphDtype, GraphFormat
 from flawmap.runtime.graphs import JUDGEMENTS, OUTPUTS
-from flawmap.runtime.metadata import (
-    FILES,
-    METADATA_FILE,
-    DecisionMetadata,
-    GraphMetadata,
-    Metadata,
-    digest,
-)
+from flawmap.runtime.metadata import FILES, METADATA_FILE, DecisionMetadata, GraphMetadata, Metadata, digest
 
 __all__ = ["export_model"]
 

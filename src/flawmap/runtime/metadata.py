@@ -21,15 +21,7 @@ from flawmap.images import Preprocessing
 from flawmap.options import GraphDtype, GraphFormat
 from flawmap.prediction import Size
 
-__all__ = [
-    "FILES",
-    "FORMAT_VERSION",
-    "METADATA_FILE",
-    "DecisionMetadata",
-    "GraphMetadata",
-    "Metadata",
-    "digest",
-]
+__all__ = ["FILES", "FORMAT_VERSION", "METADATA_FILE", "DecisionMetadata", "GraphMetadata", "Metadata", "digest"]
 
 FORMAT_VERSION = 1
 METADATA_FILE = "metadata.json"

@@ -112,13 +112,7 @@ def _step(input_size: Size, hierarchy: Hierarchy) -> int:
 
 
 def _learn_moments(
-    good: GoodImages,
-    backbone: Backbone,
-    hierarchy: Hierarchy,
-    size: int,
-    *,
-    probe: Probe | None,
-    kept: KeptEmbeddings,
+    good: GoodImages, backbone: Backbone, hierarchy: Hierarchy, size: int, *, probe: Probe | None, kept: KeptEmbeddings
 ) -> Moments:
     """Moments of all images; the probe and what is kept get every batch too."""
     moments = Moments.empty(hierarchy, backbone.device)
@@ -133,13 +127,7 @@ def _learn_moments(
 
 
 def _gathered(
-    good: GoodImages,
-    backbone: Backbone,
-    hierarchy: Hierarchy,
-    size: int,
-    *,
-    probe: Probe | None,
-    kept: KeptEmbeddings,
+    good: GoodImages, backbone: Backbone, hierarchy: Hierarchy, size: int, *, probe: Probe | None, kept: KeptEmbeddings
 ) -> Iterator[list[Tensor]]:
     """Embeddings per level (positions, B, d) of as many images at a time as make an update fast."""
     pending: list[Sequence[Tensor]] = []

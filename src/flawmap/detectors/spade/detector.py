@@ -90,16 +90,14 @@ class SPADE(FeatureDetector):
             "variant": "paper",
             "resize": 256,
             "crop": 224,
-        },
+        }
     }
 
     image_layer: Annotated[
         str | None, Field(description="Layer that is averaged over the image to find the nearest ones; None: the last.")
     ] = None
     n_neighbors: Annotated[
-        int | None,
-        whole_number(),
-        Field(description="K; None: the variant's, or all good images if these are fewer."),
+        int | None, whole_number(), Field(description="K; None: the variant's, or all good images if these are fewer.")
     ] = None
     variant: Annotated[Variant, Field(description='"paper", or "port": the public re-implementation.')] = "paper"
     coreset: Annotated[

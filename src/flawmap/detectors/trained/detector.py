@@ -296,10 +296,7 @@ class TrainedDetector(Detector, Generic[Scorer]):
         training = learnt.training
         self._scorer, self.usual_score_ = scorer.to(stored.device).eval(), learnt.usual_score
         self.record_ = TrainingRecord(
-            steps=training.steps,
-            seconds=60 * training.minutes,
-            losses=[training.final_loss],
-            stopped=training.stopped,
+            steps=training.steps, seconds=60 * training.minutes, losses=[training.final_loss], stopped=training.stopped
         )
 
 

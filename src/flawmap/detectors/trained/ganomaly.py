@@ -124,12 +124,7 @@ def draw_weights(module: nn.Module) -> None:
 
 
 def generator_loss(
-    images: Tensor,
-    generated: Tensor,
-    latent: Tensor,
-    second_latent: Tensor,
-    real_features: Tensor,
-    features: Tensor,
+    images: Tensor, generated: Tensor, latent: Tensor, second_latent: Tensor, real_features: Tensor, features: Tensor
 ) -> Tensor:
     """Equation 4: adversarial |f(x) - f(x^)|^2, contextual |x - x^|_1 and encoder |z - z^|^2 losses, weighted means."""
     adversarial, contextual, encoder = WEIGHTS

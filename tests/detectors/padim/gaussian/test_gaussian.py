@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import naive
 import numpy as np
 import pytest
 import torch
 
+import naive
 from flawmap.detectors.padim.embedding import build_hierarchy, draw_channels
 from flawmap.detectors.padim.gaussian import (
     PAPER,
