@@ -23,16 +23,7 @@ from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Loaded
 from flawmap.prediction import Placement, Prediction, Region
 
-__all__ = [
-    "FALSE_ALARM_RATE",
-    "PIXEL_FALSE_ALARM_RATE",
-    "PIXEL_RATES",
-    "Decision",
-    "PixelHistogram",
-    "blank_padding",
-    "find_regions",
-    "judge",
-]
+__all__ = ["FALSE_ALARM_RATE", "PIXEL_FALSE_ALARM_RATE", "PIXEL_RATES", "Decision", "find_regions", "judge"]
 
 FALSE_ALARM_RATE = 0.01
 """Share of good images that are flagged, unless the user asks for another."""
@@ -40,33 +31,6 @@ PIXEL_FALSE_ALARM_RATE = 0.001
 """Share of good images' pixels above the pixel threshold, unless the user asks for another."""
 PIXEL_RATES = np.geomspace(0.5, 1e-6, 96)
 """Shares of pixels for which a model keeps the value they exceed."""
-
-
-class PixelHistogram:
-    """Counts of anomaly-map values in bins of equal ratio, from which any quantile follows within 0.3 %.
-
-    Attributes:
-        counts: (BINS,) values in each bin; the first also holds all smaller ones, the last all larger ones.
-    """
-
-    BINS = 24576
-    LOWEST, HIGHEST = 1e-8, 1e18
-
-    def __init__(self) -> None:
-        self.counts = np.zeros(self.BINS, np.int64)
-
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Count values of any shape."""
-        scale = (self.BINS - 1) / math.log(self.HIGHEST / self.LOWEST)
-        place = np.log(np.maximum(values.ravel(), self.LOWEST) / self.LOWEST) * scale
-        self.counts += np.bincount(np.minimum(place, self.BINS - 1).astype(np.int64), minlength=self.BINS)
-
-    def exceeded_by(self, rates: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Values that these shares of all values exceed, each rounded up to the edge of a bin."""
-        ends = np.cumsum(self.counts)
-        place = np.searchsorted(ends, (1 - rates) * ends[-1])
-        step = math.log(self.HIGHEST / self.LOWEST) / (self.BINS - 1)
-        return np.asarray(self.LOWEST * np.exp(step * np.minimum(place + 1, self.BINS - 1)), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +185,7 @@ def judge(
     """
     if maps is not None:
         _check_finite(images, maps)
-        blank_padding(maps, images)
+        _blank_padding(maps, images)
         scores = maps.max(axis=(1, 2)) if scores is None else scores
     if scores is None:
         raise ParameterError("judge needs maps or scores, got neither")
@@ -233,7 +197,7 @@ def judge(
     ]
 
 
-def blank_padding(maps: NDArray[np.float32], images: Sequence[Loaded]) -> None:
+def _blank_padding(maps: NDArray[np.float32], images: Sequence[Loaded]) -> None:
     """Zero the padding of letterboxes in maps (N, H, W), in place: no part lies there."""
     for image, anomaly_map in zip(images, maps, strict=True):
         top, left, bottom, right = image.placement.content

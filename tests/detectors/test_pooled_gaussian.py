@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
 
-from flawmap.detectors.pooled_gaussian import learn_pooled
+from flawmap.detectors.mahalanobis_ad import learn_pooled
 from flawmap.errors import TrainingSetError
 
 

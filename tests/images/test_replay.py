@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flawmap.detectors.good_images import Replay
 from flawmap.errors import ImageError, ParameterError
-from flawmap.images import Preprocessing, Replay
+from flawmap.images import Preprocessing
 
 SMALL = Preprocessing.of(4)
 IMAGE_MB = 64 / 2**20  # 4 x 4 x 3 bytes, rounded up

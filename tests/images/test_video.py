@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from flawmap.detectors.good_images import Replay
 from flawmap.errors import ImageError
-from flawmap.images import FrameReader, Preprocessing, Replay, VideoFrame, collect, read_image, stream
+from flawmap.images import FrameReader, Preprocessing, VideoFrame, collect, read_image, stream
 from flawmap.images.video import count_frames
 from videos import cut_short, damage, number, write_video
 

@@ -74,15 +74,18 @@ class Backbone:
 
     def parts(self, pixels: NDArray[np.uint8]) -> Iterator[tuple[slice, list[Tensor]]]:
         """The same of a few images at a time, and which of the batch they are."""
-        size = pixels.shape[1], pixels.shape[2]
+        compiled = self._compiled_for((pixels.shape[1], pixels.shape[2])) if self.policy.compiles else None
+        step = AT_ONCE if self.device.type == "cpu" else len(pixels)
+        for start in range(0, len(pixels), step):
+            part = pixels[start : start + step]
+            yield slice(start, start + step), self._run_torch(part) if compiled is None else compiled(part)
+
+    def _compiled_for(self, size: Size) -> CompiledNetwork | None:
         if size not in self._compiled:
             with NETWORKS:
                 if size not in self._compiled:
                     self._compiled[size] = self.policy.compile(self.from_pixels, size, self.name)
-        compiled, step = self._compiled[size], AT_ONCE if self.device.type == "cpu" else len(pixels)
-        for start in range(0, len(pixels), step):
-            part = pixels[start : start + step]
-            yield slice(start, start + step), self._run_torch(part) if compiled is None else compiled(part)
+        return self._compiled[size]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was compiled, which belongs to this process and is made anew in another."""

@@ -18,7 +18,16 @@ from flawmap.openvino_module import has_bfloat16, import_openvino
 from flawmap.options import PRECISION_HINTS, Precision, PrecisionChoice, Runtime
 from flawmap.prediction import Size
 
-__all__ = ["COMPILE_FROM", "NETWORKS", "CompiledNetwork", "NormalisedNetwork", "Policy", "pick_device", "trace"]
+__all__ = [
+    "COMPILE_FROM",
+    "NETWORKS",
+    "CompiledNetwork",
+    "FeatureNetwork",
+    "NormalisedNetwork",
+    "Policy",
+    "pick_device",
+    "trace",
+]
 
 NETWORKS = threading.RLock()
 """Held while torch runs a network or traces it: tracing swaps tensors and methods that every thread sees."""
@@ -96,6 +105,19 @@ class NormalisedNetwork(nn.Module):
         """Feature maps of each layer."""
         maps: Sequence[Tensor] = self.network((images.float() * self.scale + self.shift).permute(0, 3, 1, 2))
         return tuple(maps)
+
+
+class FeatureNetwork(nn.Module):
+    """Images (B, h, w, 3) uint8 to what a detector's head makes of a backbone's feature maps."""
+
+    def __init__(self, features: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.features, self.head = features, head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Anomaly maps (B, h, w), where there are any, and scores (B,)."""
+        outputs: tuple[Tensor, ...] = self.head(self.features(images))
+        return outputs
 
 
 class CompiledNetwork:

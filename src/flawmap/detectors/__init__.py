@@ -6,8 +6,8 @@ import os
 from importlib.metadata import entry_points
 from typing import Any
 
-from flawmap.detectors.detector import Detector, describe_document
-from flawmap.detectors.document import Document, read_document
+from flawmap.detectors.detector import Detector
+from flawmap.detectors.document import Document, describe_document, read_document
 from flawmap.detectors.mahalanobis_ad import MahalanobisAD
 from flawmap.detectors.padim import PaDiM
 from flawmap.detectors.spade import SPADE

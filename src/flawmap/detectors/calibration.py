@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.decision import PIXEL_RATES, Decision, PixelHistogram
+from flawmap.decision import PIXEL_RATES, Decision
 from flawmap.prediction import Placement
 
-__all__ = ["HeldOutScores", "all_scores"]
+__all__ = ["HeldOutScores", "PixelHistogram", "all_scores"]
+
+
+class PixelHistogram:
+    """Counts of anomaly-map values in bins of equal ratio, from which any quantile follows within 0.3 %.
+
+    Attributes:
+        counts: (BINS,) values in each bin; the first also holds all smaller ones, the last all larger ones.
+    """
+
+    BINS = 24576
+    LOWEST, HIGHEST = 1e-8, 1e18
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(self.BINS, np.int64)
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Count values of any shape."""
+        scale = (self.BINS - 1) / math.log(self.HIGHEST / self.LOWEST)
+        place = np.log(np.maximum(values.ravel(), self.LOWEST) / self.LOWEST) * scale
+        self.counts += np.bincount(np.minimum(place, self.BINS - 1).astype(np.int64), minlength=self.BINS)
+
+    def exceeded_by(self, rates: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Values that these shares of all values exceed, each rounded up to the edge of a bin."""
+        ends = np.cumsum(self.counts)
+        place = np.searchsorted(ends, (1 - rates) * ends[-1])
+        step = math.log(self.HIGHEST / self.LOWEST) / (self.BINS - 1)
+        return np.asarray(self.LOWEST * np.exp(step * np.minimum(place + 1, self.BINS - 1)), np.float32)
 
 
 @dataclass
@@ -32,10 +60,24 @@ class HeldOutScores:
     pixels: PixelHistogram = field(default_factory=PixelHistogram)
     duplicates: list[tuple[int, int]] = field(default_factory=list)
 
-    def add_map(self, anomaly_map: NDArray[np.float32], placement: Placement) -> None:
-        """Count the values of a good image's map (H, W), without the padding of a letterbox."""
+    def add(self, index: int, score: float, *, group: int | None = None) -> None:
+        """Add a good image by its score."""
+        self.indices.append(index)
+        self.scores.append(score)
+        if group is not None:
+            self.groups.append(group)
+
+    def add_map(
+        self, index: int, anomaly_map: NDArray[np.float32], placement: Placement, *, group: int | None = None
+    ) -> None:
+        """Add a good image by its map (H, W): its score is the highest value outside the padding of a letterbox."""
+        self.add(index, self.count(anomaly_map, placement), group=group)
+
+    def count(self, anomaly_map: NDArray[np.float32], placement: Placement) -> float:
+        """Count the values of a good image's map (H, W), without the padding; gives the highest one."""
         top, left, bottom, right = placement.content
         self.pixels.add(anomaly_map[top:bottom, left:right])
+        return float(anomaly_map[top:bottom, left:right].max())
 
     def in_order(self) -> tuple[list[int], Decision]:
         """Indices, ascending, and the undecided decision by their scores."""

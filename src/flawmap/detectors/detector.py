@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from flawmap.backbones import NETWORKS, pick_device
@@ -22,14 +21,14 @@ from flawmap.detectors.document import (
     BackboneRecord,
     DecisionRecord,
     Document,
-    Record,
-    decision_shapes,
+    Stored,
     decision_tensors,
+    describe_document,
     library_versions,
     restore_decision,
 )
 from flawmap.detectors.good_images import GoodImages
-from flawmap.detectors.parameters import DeviceName, Parametrised, Pixels, Share, Workers, check, explain, whole_number
+from flawmap.detectors.parameters import DeviceName, Parametrised, Pixels, Share, Workers, check, whole_number
 from flawmap.errors import ImageError, NotFittedError, ParameterError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
@@ -37,41 +36,7 @@ from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, GraphD
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress
 
-__all__ = ["Detector", "Stored"]
-
-R = TypeVar("R", bound=Record)
-
-
-@dataclass(frozen=True, eq=False)
-class Stored:
-    """What a detector restores itself from.
-
-    Attributes:
-        file: the opened model file.
-        document: its checked document.
-        device: where tensors are read to.
-        localises: whether the detector makes maps.
-        tensors: those that were read.
-    """
-
-    file: ModelFile
-    document: Document
-    device: torch.device
-    localises: bool
-    tensors: dict[str, Tensor]
-
-    def learnt(self, kind: type[R]) -> R:
-        """What the document keeps, checked. Raises ModelFileError."""
-        try:
-            return kind.model_validate(self.document.learnt)
-        except ValidationError as error:
-            raise damaged(self.file.path, f"its description is wrong at 'learnt': {explain(error)}") from error
-
-    def read(self, shapes: Mapping[str, tuple[int, ...]], *, leave: tuple[str, ...] = ()) -> dict[str, Tensor]:
-        """The tensors of these names and shapes, float32, which must be all there are. Raises ModelFileError."""
-        expected = {**shapes, **decision_shapes(self.document.decision, localises=self.localises)}
-        self.tensors.update(self.file.read(expected, self.device, leave=leave))
-        return self.tensors
+__all__ = ["Detector"]
 
 
 class Detector(Parametrised, ABC):
@@ -91,8 +56,6 @@ class Detector(Parametrised, ABC):
     """
 
     name: ClassVar[str]
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Parameters by the name of a preset."""
     localises: ClassVar[bool] = True
     """Whether it makes anomaly maps."""
     reads_whole: ClassVar[bool] = False
@@ -138,13 +101,6 @@ class Detector(Parametrised, ABC):
         self._input: Preprocessing | None = None
         self._network: nn.Module | None = None
         self._stored_dtype: FactorDtype = "float32"
-
-    @classmethod
-    def from_preset(cls, preset: str, **changes: Any) -> Self:  # noqa: ANN401 (the parameters)
-        """A detector as its paper configures it; `changes` are further parameters, such as `weights`."""
-        if preset not in cls.presets:
-            raise ParameterError(f"unknown preset '{preset}'; there are {', '.join(cls.presets)}")
-        return cls(**{**cls.presets[preset], **changes})
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -296,6 +252,7 @@ class Detector(Parametrised, ABC):
         model.n_images_, model._stored_dtype = document.n_images, document.factor_dtype
         model.decision_ = restore_decision(file.path, document.decision, stored.tensors)
         model._prepare()
+        model._make_ready()
         return model
 
     def network(self, *, for_graph: bool = False) -> nn.Module:  # noqa: ARG002 (for those that have one)
@@ -351,6 +308,9 @@ class Detector(Parametrised, ABC):
         self._input, self._network = self.preprocessing, None
         self._step = max(1, batch_size(self._input.input_size) // 4)
 
+    def _make_ready(self) -> None:
+        """Do now, when a model is loaded, what its first prediction needs and what is quickly done."""
+
     def _restore(self, stored: Stored) -> None:
         self._unpack(stored)
 
@@ -389,9 +349,8 @@ class Detector(Parametrised, ABC):
     def _predict(
         self, collection: ImageCollection, on_bad: OnBad | None, size: int | None, *, live: bool = False
     ) -> Iterator[Prediction]:
-        if self._input is None:
-            return
-        loaded = stream(collection.items, self._input, on_bad=on_bad, workers=self.workers, live=live)
+        preprocessing = self._input or self.preprocessing
+        loaded = stream(collection.items, preprocessing, on_bad=on_bad, workers=self.workers, live=live)
         for batch in in_batches(loaded, self._step if size is None else size):
             yield from self._judge(batch)
 
@@ -399,15 +358,3 @@ class Detector(Parametrised, ABC):
         """What the detector says of some images, and what the decision says of that."""
         maps, scores = self._score(batch)
         return judge(batch.images, maps, scores, self.decision_)
-
-
-def describe_document(document: Document) -> dict[str, Any]:
-    """A document as plain JSON values on one level: parameters, with what was learnt in their place."""
-    content = document.model_dump(mode="json")
-    parameters, learnt = content.pop("parameters"), content.pop("learnt")
-    if content["backbone"] is None:
-        del content["backbone"]
-    else:
-        content |= {name: content["backbone"].pop(name) for name in ("grids", "n_channels")}
-    sizes = Preprocessing.of(parameters.pop("resize"), parameters.pop("crop"), parameters.pop("aspect"))
-    return {**parameters, **learnt, **content, "preprocessing": asdict(sizes)}

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from flawmap.backbones import Backbone, load_backbone
 from flawmap.decision import PIXEL_FALSE_ALARM_RATE, PIXEL_RATES, Decision
 from flawmap.detectors.format_1 import upgrade
+from flawmap.detectors.parameters import explain
+from flawmap.errors import WeightsError
+from flawmap.images import Preprocessing
 from flawmap.model_file import ModelFile, damaged
-from flawmap.options import MAX_LAYERS, MAX_SIDE, Calibration, FactorDtype, Precision
+from flawmap.options import MAX_LAYERS, MAX_SIDE, Calibration, FactorDtype, Precision, Runtime
+from flawmap.prediction import Size
 
 __all__ = [
     "BackboneRecord",
@@ -23,9 +30,12 @@ __all__ = [
     "Document",
     "FileSize",
     "Record",
+    "Stored",
     "decision_shapes",
     "decision_tensors",
+    "describe_document",
     "library_versions",
+    "matching_backbone",
     "read_document",
     "restore_decision",
 ]
@@ -33,6 +43,9 @@ __all__ = [
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 FileSize = tuple[Side, Side]
 SCORES, PIXEL_QUANTILES, GROUP_SIZES = (f"calibration.{name}" for name in ("scores", "pixel_quantiles", "group_sizes"))
+
+
+R = TypeVar("R", bound="Record")
 
 
 class Record(BaseModel):
@@ -59,6 +72,24 @@ class BackboneRecord(Record):
     precision: Precision = "float32"
     grids: tuple[FileSize, ...] = Field(min_length=1, max_length=MAX_LAYERS)
     n_channels: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=1, max_length=MAX_LAYERS)
+
+    @classmethod
+    def of(
+        cls, backbone: Backbone, shapes: Sequence[tuple[int, Size]], *, pretrained: bool, seed: int
+    ) -> BackboneRecord:
+        """The record of a backbone whose layers have these channels and grids."""
+        return cls(
+            name=backbone.name,
+            layers=backbone.layers,
+            pretrained=pretrained,
+            seed=seed,
+            weights=backbone.weights,
+            weights_path=backbone.weights_path,
+            sha256=backbone.sha256,
+            precision=backbone.precision,
+            grids=tuple(grid for _, grid in shapes),
+            n_channels=tuple(n for n, _ in shapes),
+        )
 
 
 class DecisionRecord(Record):
@@ -169,4 +200,89 @@ def restore_decision(
         record.false_alarm_rate,
         record.pixel_false_alarm_rate or PIXEL_FALSE_ALARM_RATE,
         group_sizes=sizes,
+    )
+
+
+def describe_document(document: Document) -> dict[str, Any]:
+    """A document as plain JSON values on one level: parameters, with what was learnt in their place."""
+    content = document.model_dump(mode="json")
+    parameters, learnt = content.pop("parameters"), content.pop("learnt")
+    if content["backbone"] is None:
+        del content["backbone"]
+    else:
+        content |= {name: content["backbone"].pop(name) for name in ("grids", "n_channels")}
+    sizes = Preprocessing.of(parameters.pop("resize"), parameters.pop("crop"), parameters.pop("aspect"))
+    return {**parameters, **learnt, **content, "preprocessing": asdict(sizes)}
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What a detector restores itself from.
+
+    Attributes:
+        file: the opened model file.
+        document: its checked document.
+        device: where tensors are read to.
+        localises: whether the detector makes maps.
+        tensors: those that were read.
+    """
+
+    file: ModelFile
+    document: Document
+    device: torch.device
+    localises: bool
+    tensors: dict[str, Tensor]
+
+    def learnt(self, kind: type[R]) -> R:
+        """What the document keeps, checked. Raises ModelFileError."""
+        try:
+            return kind.model_validate(self.document.learnt)
+        except ValidationError as error:
+            raise damaged(self.file.path, f"its description is wrong at 'learnt': {explain(error)}") from error
+
+    def read(self, shapes: Mapping[str, tuple[int, ...]], *, leave: tuple[str, ...] = ()) -> dict[str, Tensor]:
+        """The tensors of these names and shapes, float32, which must be all there are. Raises ModelFileError."""
+        expected = {**shapes, **decision_shapes(self.document.decision, localises=self.localises)}
+        self.tensors.update(self.file.read(expected, self.device, leave=leave))
+        return self.tensors
+
+
+def matching_backbone(stored: Stored, weights: str | os.PathLike[str] | None, runtime: Runtime) -> Backbone:
+    """The backbone with the very weights the model was fitted with; others would give wrong scores in silence.
+
+    Raises WeightsError if they are not found.
+    """
+    record = stored.document.backbone
+    if record is None:
+        raise damaged(stored.file.path, "its description names no backbone")
+    candidates: list[str | os.PathLike[str] | None] = [weights]
+    if weights is None and record.weights_path is not None:
+        recorded = Path(record.weights_path)
+        beside = stored.file.path.parent / recorded.name
+        candidates = [*(path for path in (recorded, beside) if os.path.isfile(path)), None]  # noqa: PTH113 (too long?)
+    problem = ""
+    for candidate in candidates:
+        try:
+            backbone = load_backbone(
+                record.name,
+                layers=record.layers,
+                pretrained=record.pretrained,
+                weights=candidate,
+                seed=record.seed,
+                device=stored.device,
+                runtime=runtime,
+                precision=record.precision,
+                n_images=stored.document.n_images,
+                most_layers=len(record.layers),
+            )
+        except WeightsError as error:
+            problem = str(error)
+            continue
+        if backbone.sha256 == record.sha256:
+            return backbone
+        problem = f"those found ({backbone.weights or 'random, of another torch version'}) are others"
+    raise WeightsError(
+        f"{stored.file.path}: was fitted with the {record.name} weights of '{record.weights or 'a random draw'}' "
+        f"(SHA-256 of its layers {record.sha256[:12]}...), which are needed again: {problem}. Give that file with "
+        f"--weights PATH, put it beside the model, or fit again"
     )

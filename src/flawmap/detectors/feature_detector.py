@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -15,12 +13,20 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from flawmap.backbones import DEFAULT_BACKBONE, NETWORKS, Backbone, CompiledNetwork, NormalisedNetwork, load_backbone
+from flawmap.backbones import (
+    DEFAULT_BACKBONE,
+    NETWORKS,
+    Backbone,
+    CompiledNetwork,
+    FeatureNetwork,
+    NormalisedNetwork,
+    load_backbone,
+)
 from flawmap.detectors.batches import Batch, check_finite
-from flawmap.detectors.detector import Detector, Stored
-from flawmap.detectors.document import BackboneRecord
+from flawmap.detectors.detector import Detector
+from flawmap.detectors.document import BackboneRecord, Stored, matching_backbone
 from flawmap.detectors.parameters import LayerNames, WeightsPath
-from flawmap.errors import ModelFileError, NotFittedError, ParameterError, WeightsError
+from flawmap.errors import ModelFileError, NotFittedError, ParameterError
 from flawmap.options import PrecisionChoice, Runtime
 from flawmap.prediction import Size
 
@@ -28,19 +34,6 @@ __all__ = ["FeatureDetector", "feature_maps"]
 
 MAX_POSITIONS = 2**22
 """Finest grid that a model file may ask for."""
-
-
-class FeatureNetwork(nn.Module):
-    """Images (B, h, w, 3) uint8 to what a detector's head makes of a backbone's feature maps."""
-
-    def __init__(self, features: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.features, self.head = features, head
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Anomaly maps (B, h, w), where there are any, and scores (B,)."""
-        outputs: tuple[Tensor, ...] = self.head(self.features(images))
-        return outputs
 
 
 class FeatureDetector(Detector):
@@ -51,6 +44,8 @@ class FeatureDetector(Detector):
     """
 
     name = ""
+    has_head: ClassVar[bool] = True
+    """Whether it scores by a network, the backbone and a head."""
     most_graph_bytes: ClassVar[int] = 256 * 2**20
     """Constants of a head up to which one graph pays: it holds a copy of them, and saves less the larger they are."""
 
@@ -129,13 +124,15 @@ class FeatureDetector(Detector):
         if self._graph is not None:
             outputs = self._graph(batch.pixels)
         else:
-            if self._network is None:
-                self._network = self._head().eval()
-            features = self.backbone_.features(batch.pixels)
+            head, features = self._network or self._make_head(), self.backbone_.features(batch.pixels)
             with torch.inference_mode():
-                outputs = list(self._network(features))
+                outputs = list(head(features))
         *maps, scores = (output.cpu().numpy() for output in outputs)
         return (maps[0], None) if maps else (None, scores)
+
+    def _make_head(self) -> nn.Module:
+        self._network = self._head().eval()
+        return self._network
 
     def _compile(self) -> None:
         with NETWORKS:
@@ -148,28 +145,19 @@ class FeatureDetector(Detector):
     def _prepare(self) -> None:
         super()._prepare()
         policy = self.backbone_.policy
-        self._graph, self._may_compile = None, False
-        if policy.compiles and policy.precision == "float32":
-            self._may_compile = self._head_bytes() <= self.most_graph_bytes
+        pays = self.has_head and policy.compiles and policy.precision == "float32"
+        self._graph, self._may_compile = None, pays and self._head_bytes() <= self.most_graph_bytes
+
+    def _make_ready(self) -> None:
+        if self.has_head and not self._may_compile:
+            self._make_head()
 
     def _head_bytes(self) -> int:
         """Memory of the head's constants."""
         return 0
 
     def _backbone_record(self) -> BackboneRecord:
-        backbone = self.backbone_
-        return BackboneRecord(
-            name=backbone.name,
-            layers=backbone.layers,
-            pretrained=self.pretrained,
-            seed=self.seed,
-            weights=backbone.weights,
-            weights_path=backbone.weights_path,
-            sha256=backbone.sha256,
-            precision=backbone.precision,
-            grids=tuple(grid for _, grid in self.shapes_),
-            n_channels=tuple(n for n, _ in self.shapes_),
-        )
+        return BackboneRecord.of(self.backbone_, self.shapes_, pretrained=self.pretrained, seed=self.seed)
 
     def _restore(self, stored: Stored) -> None:
         """The file's tensors first, checked against its description; then the backbone with its very weights."""
@@ -181,43 +169,9 @@ class FeatureDetector(Detector):
             raise ParameterError("a grid is finer than the images")
         self.shapes_ = list(zip(record.n_channels, record.grids, strict=True))
         self._unpack(stored)
-        self._backbone = self._find_backbone(record, stored)
+        self._backbone = matching_backbone(stored, self.weights, self.runtime)
         if self._backbone.shapes(input_size) != self.shapes_:
             raise ModelFileError(f"{stored.file.path}: its grids are not those of {record.name}; fit again")
-
-    def _find_backbone(self, record: BackboneRecord, stored: Stored) -> Backbone:
-        """The backbone with the very weights the model was fitted with; others would give wrong scores in silence."""
-        candidates: list[str | os.PathLike[str] | None] = [self.weights]
-        if self.weights is None and record.weights_path is not None:
-            recorded = Path(record.weights_path)
-            beside = stored.file.path.parent / recorded.name
-            candidates = [*(path for path in (recorded, beside) if os.path.isfile(path)), None]  # noqa: PTH113 (too long?)
-        problem = ""
-        for candidate in candidates:
-            try:
-                backbone = load_backbone(
-                    record.name,
-                    layers=record.layers,
-                    pretrained=record.pretrained,
-                    weights=candidate,
-                    seed=record.seed,
-                    device=stored.device,
-                    runtime=self.runtime,
-                    precision=record.precision,
-                    n_images=stored.document.n_images,
-                    most_layers=len(record.layers),
-                )
-            except WeightsError as error:
-                problem = str(error)
-                continue
-            if backbone.sha256 == record.sha256:
-                return backbone
-            problem = f"those found ({backbone.weights or 'random, of another torch version'}) are others"
-        raise WeightsError(
-            f"{stored.file.path}: was fitted with the {record.name} weights of '{record.weights or 'a random draw'}' "
-            f"(SHA-256 of its layers {record.sha256[:12]}...), which are needed again: {problem}. Give that file with "
-            f"--weights PATH, put it beside the model, or fit again"
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the graph, which belongs to this process and is made anew in another."""

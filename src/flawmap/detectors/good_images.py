@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from itertools import chain, islice
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import chain, islice, tee
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flawmap.backbones import COMPILE_FROM
 from flawmap.datasets import training_images
 from flawmap.detectors.batches import Batch, check_size, in_batches, make_batch
-from flawmap.detectors.grouping import Grouping, HoldOut
-from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, Replay, collect, stream
+from flawmap.errors import ParameterError
+from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, stream
 from flawmap.options import Groups, OnBad
 from flawmap.progress import Progress, report_progress
 
-__all__ = ["GoodImages"]
+__all__ = ["FOLDER", "HELD_OUT", "GoodImages", "Grouping", "HoldOut", "Replay", "reserve_memory"]
+
+FOLDER = "folder"
+"""Images of one folder belong together, as the frames of a clip do."""
+HELD_OUT = 4
+"""One of so many groups is held out."""
+ALIGNMENT = 64
+"""Bytes to a multiple of which each part of the memory is rounded up, as vector instructions like it."""
 
 
 class GoodImages:
@@ -56,7 +70,9 @@ class GoodImages:
     ) -> None:
         if batch_size is not None:
             check_size(batch_size)
-        collection = collect(training_images(images) if isinstance(images, (str, os.PathLike)) else images)
+        if isinstance(images, (str, os.PathLike)) and not _is_flat(images):
+            images = training_images(images)
+        collection = collect(images)
         self._items, self.count = collection.items, collection.count
         self.at_least = len(self._peek()) if self.count is None else self.count
         self._preprocessing, self._on_bad, self._workers = preprocessing, on_bad, workers
@@ -113,6 +129,8 @@ class GoodImages:
 
     def progress(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
         """Reports progress: a context that gives a function to call with the number of images just done."""
+        if not self._progress:
+            return nullcontext(lambda _: None)
         return report_progress(self._progress, description, total)
 
     def groups(self, *, held_out: bool = False) -> list[list[int]]:
@@ -145,3 +163,165 @@ class GoodImages:
         first = list(islice(rest, COMPILE_FROM))
         self._items = chain(first, rest) if len(first) == COMPILE_FROM else first
         return first
+
+
+def _is_flat(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder without folders in it: it holds images, and no data set."""
+    try:
+        with os.scandir(path) as entries:
+            return not any(entry.is_dir() for entry in entries)
+    except OSError:
+        return False
+
+
+class Replay:
+    """Images for two passes.
+
+    Beyond the budget those of a list are read again, from files or from the list; those that an iterator gave, and that
+    have no file, are left out of the second pass.
+
+    Attributes:
+        names, digests: of the images of the first pass, in its order; a digest is of the pixels made ready.
+        copies: indices (earlier, later) of images whose pixels, made ready for the model, are equal.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[ImageSource],
+        preprocessing: Preprocessing,
+        *,
+        cache_mb: float,
+        on_bad: OnBad | None = None,
+        workers: int | None = None,
+        whole: bool = False,
+    ) -> None:
+        self._items = items
+        self._whole = whole
+        self._preprocessing = preprocessing
+        self._on_bad = on_bad
+        self._workers = workers
+        # one block, touched as it fills: many small arrays among the large ones of a fit would fragment the memory
+        self._free = reserve_memory(cache_mb)
+        self._again: dict[int, Loaded | ImageSource] = {}  # index in the first pass: what was kept, or its source
+        self._seen: dict[bytes, int] = {}
+        self.digests: list[bytes] = []
+        self.names: list[str] = []
+        self.copies: list[tuple[int, int]] = []
+
+    def first(self) -> Iterator[Loaded]:
+        """All images; bad ones raise, or are reported to `on_bad` and left out."""
+        options: dict[str, Any] = {"on_bad": self._on_bad, "workers": self._workers, "whole": self._whole}
+        for image in stream(self._items, self._preprocessing, **options):
+            digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=16).digest()
+            self.digests.append(digest)
+            if (earlier := self._seen.setdefault(digest, len(self.names))) < len(self.names):
+                self.copies.append((earlier, len(self.names)))
+            if (memory := self.reserve(image.pixels.size)) is not None:
+                kept = memory.reshape(image.pixels.shape)
+                kept[:] = image.pixels
+                self._again[len(self.names)] = replace(image, pixels=kept)
+            else:
+                self._free = self._free[:0]
+                if image.source is not None:
+                    self._again[len(self.names)] = image.source
+                elif isinstance(self._items, Sequence):
+                    self._again[len(self.names)] = self._items[image.number - 1]
+            self.names.append(image.name)
+            yield image
+
+    @property
+    def again(self) -> list[int]:
+        """Indices in the first pass of the images that the second can give, ascending."""
+        return list(self._again)
+
+    def second(self, indices: Iterable[int]) -> Iterator[Loaded]:
+        """Some of the images that are there `again`, in this order; ImageError if a file has become unreadable."""
+        ahead, wanted = tee(self._again[index] for index in indices)
+        to_read = (entry for entry in ahead if not isinstance(entry, Loaded))
+        read = stream(to_read, self._preprocessing, workers=self._workers, whole=self._whole)
+        for entry in wanted:
+            yield entry if isinstance(entry, Loaded) else next(read)
+
+    def reserve(self, n_bytes: int) -> NDArray[np.uint8] | None:
+        """Memory out of the budget, for what else is to be kept for the second pass; None if there is not enough."""
+        taken = -(-n_bytes // ALIGNMENT) * ALIGNMENT
+        if taken > len(self._free):
+            return None
+        reserved, self._free = self._free[:n_bytes], self._free[taken:]
+        return reserved
+
+
+def reserve_memory(cache_mb: float) -> NDArray[np.uint8]:
+    """Memory of so many megabytes, which the system gives as it fills; ParameterError if there can never be so much."""
+    try:
+        return np.empty(int(cache_mb * 2**20), np.uint8)
+    except MemoryError as error:
+        raise ParameterError(f"cache_mb={cache_mb:g} is more memory than there is; give less") from error
+
+
+class Grouping:
+    """The group of each image, by its name; ParameterError for a rule that is none.
+
+    Args:
+        rule: a regular expression, whose first group (or else whole match) in the path names the image's group;
+            "folder" for the folder it lies in; a function of the path; or None: every image stands alone.
+    """
+
+    def __init__(self, rule: str | Callable[[str], Hashable] | None) -> None:
+        if not (rule is None or isinstance(rule, str) or callable(rule)):
+            raise ParameterError(f"groups must be a regular expression, 'folder', a function or None; got {rule!r}")
+        self._rule = rule
+        try:
+            self._pattern = re.compile(rule) if isinstance(rule, str) and rule != FOLDER else None
+        except re.error as error:
+            raise ParameterError(f"groups: '{rule}' is no regular expression: {error}") from error
+        self.members: dict[Hashable, list[int]] = {}
+        self.n_images = 0
+        self.n_named = 0
+
+    def add(self, name: str) -> Hashable:
+        """The group of the next image."""
+        group = self._of(name)
+        if group is None:
+            group = (None, self.n_images)  # stands alone
+        else:
+            self.n_named += 1
+        self.members.setdefault(group, []).append(self.n_images)
+        self.n_images += 1
+        return group
+
+    def check(self) -> None:
+        """ParameterError if a rule was given and names the group of no image at all."""
+        if self._rule is not None and self.n_images and not self.n_named:
+            raise ParameterError(f"groups: {self._rule!r} matches no image's path; every image would stand alone")
+
+    def _of(self, name: str) -> Hashable:
+        if self._rule is None:
+            return None
+        if self._pattern is not None:
+            match = self._pattern.search(name)
+            return None if match is None else match[1 if match.re.groups else 0]
+        if callable(self._rule):
+            return self._rule(name)
+        return str(PurePath(name).parent)
+
+
+class HoldOut:
+    """Whether a group is held out: one of every four, at random, so that the share is kept for any number.
+
+    Of the first four it is the third: fewer than two groups teach nothing, and three are to give a threshold.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._held: dict[Hashable, bool] = {}
+        self._chosen = 0
+
+    def __call__(self, group: Hashable) -> bool:
+        """Whether a group is held out; the same answer each time."""
+        if group not in self._held:
+            turn = len(self._held) % HELD_OUT
+            if turn == 0:
+                self._chosen = int(self._rng.integers(HELD_OUT)) if self._held else 2
+            self._held[group] = turn == self._chosen
+        return self._held[group]

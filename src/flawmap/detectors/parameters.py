@@ -11,7 +11,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, get_origin, get_type_hints
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
@@ -168,6 +168,8 @@ class Parametrised:
 
     parameters_type: ClassVar[type[Parameters]]
     """The pydantic model of the parameters."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Parameters by the name of a preset."""
     __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls) -> None:
@@ -181,6 +183,13 @@ class Parametrised:
         for name in type(checked).model_fields:
             setattr(self, name, getattr(checked, name))
         self._given = frozenset(checked.model_fields_set)
+
+    @classmethod
+    def from_preset(cls, preset: str, **changes: Any) -> Self:  # noqa: ANN401 (the parameters)
+        """As a preset, such as that of a paper, configures it; `changes` are further parameters, such as `weights`."""
+        if preset not in cls.presets:
+            raise ParameterError(f"unknown preset '{preset}'; there are {', '.join(cls.presets)}")
+        return cls(**{**cls.presets[preset], **changes})
 
     @property
     def parameters(self) -> Parameters:

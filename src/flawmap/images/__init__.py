@@ -3,7 +3,6 @@
 from flawmap.images.masks import ClassMask, MaskFrame, MaskSource, read_mask
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource, read_image
-from flawmap.images.replay import Replay, check_cache, reserve_memory
 from flawmap.images.source import SUFFIXES, ImageCollection, ImageInput, collect
 from flawmap.images.stream import Loaded, load_image, stream
 from flawmap.images.video import FrameReader, VideoFrame
@@ -19,13 +18,10 @@ __all__ = [
     "MaskFrame",
     "MaskSource",
     "Preprocessing",
-    "Replay",
     "VideoFrame",
-    "check_cache",
     "collect",
     "load_image",
     "read_image",
     "read_mask",
-    "reserve_memory",
     "stream",
 ]

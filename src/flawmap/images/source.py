@@ -71,7 +71,7 @@ def collect(images: ImageInput) -> ImageCollection:
     if isinstance(images, (Image.Image, VideoFrame)):
         return ImageCollection([images], 1, True)
     if isinstance(images, (str, os.PathLike)):
-        path = expand_home(images)
+        path = _path(images)
         paths = _expand(path)
         if not _exists(paths[0]):
             raise ImageError(str(images), "no such file or folder; check the path")
@@ -119,7 +119,7 @@ def _flatten(images: Iterable[object]) -> Iterator[ImageSource]:
         elif isinstance(image, (np.ndarray, Image.Image, VideoFrame)):
             yield image
         elif isinstance(image, (str, os.PathLike)):
-            yield from _expand(expand_home(image))
+            yield from _expand(_path(image))
         else:
             raise ParameterError(f"expected paths, arrays or PIL images, got {type(image).__name__}")
 
@@ -145,6 +145,11 @@ def _matches(pattern: Path) -> list[Path]:
     if not found:
         raise DatasetError(f"{pattern}: no image matches this pattern; expected files ending in {_endings()}")
     return sorted(found, key=lambda path: path.parts)
+
+
+def _path(where: str | os.PathLike[str]) -> Path:
+    path = Path(where)
+    return expand_home(path) if path.parts[:1] and path.parts[0].startswith("~") else path
 
 
 def _exists(path: Path) -> bool:

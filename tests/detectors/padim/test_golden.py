@@ -9,8 +9,8 @@ import torch
 from flawmap import PaDiM, load
 from flawmap.datasets import open_dataset
 from flawmap.detectors.batches import in_batches
+from flawmap.detectors.padim.embedding import embed
 from flawmap.detectors.padim.gaussian import PAPER, Moments, factorise, leave_one_out, squared_distances, update
-from flawmap.detectors.padim.kept_embeddings import embed
 from flawmap.evaluation.evaluate import evaluate
 from flawmap.images import stream
 

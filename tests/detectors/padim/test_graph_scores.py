@@ -7,8 +7,8 @@ import torch
 from flawmap import PaDiM, load
 from flawmap.backbones import COMPILE_FROM, CompiledNetwork
 from flawmap.detectors.anomaly_map import anomaly_maps
+from flawmap.detectors.padim.embedding import embed
 from flawmap.detectors.padim.gaussian import squared_distances
-from flawmap.detectors.padim.kept_embeddings import embed
 from flawmap.errors import ModelFileError
 from flawmap.images import stream
 

@@ -8,7 +8,7 @@ import naive
 from flawmap import Inspector, PaDiM, export_model, load
 from flawmap.detectors.anomaly_map import anomaly_maps
 from flawmap.detectors.padim.embedding import project_hierarchy
-from flawmap.detectors.padim.reduction import learn_components
+from flawmap.detectors.padim.fit import learn_components
 from flawmap.errors import ModelFileError, ParameterError, TrainingSetError
 
 SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64, "regularization": "paper", "runtime": "torch"}

@@ -25,7 +25,7 @@ from flawmap.detectors import PaDiM
 from flawmap.detectors.anomaly_map import anomaly_maps
 from flawmap.detectors.batches import batch_size, in_batches
 from flawmap.detectors.padim.embedding import draw_channels
-from flawmap.detectors.padim.fit import FIT_BATCH
+from flawmap.detectors.padim.fit import FIT_BATCH, reduced_hierarchy
 from flawmap.detectors.padim.gaussian import (
     Factor,
     Moments,
@@ -36,7 +36,6 @@ from flawmap.detectors.padim.gaussian import (
     squared_distances,
     update,
 )
-from flawmap.detectors.padim.reduction import reduced_hierarchy
 from flawmap.errors import BackboneError, ParameterError
 from flawmap.images import Preprocessing, stream
 from flawmap.options import Runtime

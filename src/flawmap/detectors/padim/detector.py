@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 from flawmap.detectors.batches import batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
-from flawmap.detectors.detector import Stored
-from flawmap.detectors.document import Record
+from flawmap.detectors.document import Record, Stored
 from flawmap.detectors.feature_detector import FeatureDetector
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.padim.embedding import Hierarchy, Level, build_hierarchy, project_hierarchy
-from flawmap.detectors.padim.fit import learn
+from flawmap.detectors.padim.fit import choose_channels, learn, reduced_hierarchy
 from flawmap.detectors.padim.gaussian import Factor, Regularization, covariance_at, mean_at, typical_distance
 from flawmap.detectors.padim.graph import PaDiMHead
 from flawmap.detectors.padim.leave_one_out import REFIT_BELOW
-from flawmap.detectors.padim.reduction import choose_channels, reduced_hierarchy
 from flawmap.detectors.parameters import CacheMegabytes, GroupRule, whole_number
 from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, collect, stream

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flawmap.backbones import Backbone
 from flawmap.errors import ParameterError
 from flawmap.prediction import Size
 
@@ -32,6 +33,7 @@ __all__ = [
     "build_hierarchy",
     "concatenate",
     "draw_channels",
+    "embed",
     "finest_grid",
     "nearest_positions",
     "project_hierarchy",
@@ -249,6 +251,17 @@ def concatenate(features: Sequence[Tensor]) -> Tensor:
         for maps, grid in zip(features, grids, strict=True)
     ]
     return torch.cat(repeated, dim=1).transpose(1, 2).flatten(0, 1)
+
+
+def embed(backbone: Backbone, hierarchy: Hierarchy, pixels: NDArray[np.uint8]) -> list[Tensor]:
+    """Embeddings of images (B, h, w, 3) uint8, per level (positions, B, d)."""
+    columns: list[Tensor] = []
+    for here, maps in backbone.parts(pixels):  # in place: all parts beside the whole would need twice the memory
+        for level, part in enumerate(hierarchy.select(maps)):
+            if here.start == 0:
+                columns.append(part.new_empty(len(part), len(pixels), part.shape[2]))
+            columns[level][:, here] = part
+    return columns
 
 
 def spread_positions(grid: Size, n_positions: int) -> list[int]:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from flawmap.backbones import Backbone
 from flawmap.detectors.batches import batch_size, check_finite
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.good_images import GoodImages
-from flawmap.detectors.padim.embedding import Hierarchy
+from flawmap.detectors.padim.embedding import (
+    Hierarchy,
+    build_hierarchy,
+    concatenate,
+    draw_channels,
+    embed,
+    project_hierarchy,
+)
 from flawmap.detectors.padim.gaussian import (
     Factor,
     Moments,
@@ -20,20 +29,22 @@ from flawmap.detectors.padim.gaussian import (
     Regularization,
     choose_regularization,
     factorise,
+    principal_components,
     update,
 )
-from flawmap.detectors.padim.kept_embeddings import KeptEmbeddings, embed
-from flawmap.detectors.padim.leave_one_out import Calibrator, is_large
-from flawmap.errors import TrainingSetError
+from flawmap.detectors.padim.leave_one_out import Calibrator, KeptEmbeddings, is_large
+from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.options import MIN_IMAGES, Calibration
 from flawmap.prediction import Size
 
-__all__ = ["FIT_BATCH", "Learnt", "learn"]
+__all__ = ["FIT_BATCH", "Learnt", "choose_channels", "learn", "learn_components", "reduced_hierarchy"]
 
 FIT_BATCH = 64
 """Embeddings that are gathered before the moments take them in; fewer make it slower."""
 FIT_BYTES = 24 * 2**20
 """Memory of embeddings from which on fewer will do."""
+CHUNK_BYTES = 64 * 2**20
+"""How large a block of whole embeddings may be, of which principal components are learnt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,3 +162,62 @@ def _join(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     if len(parts) == 1:
         return list(parts[0])
     return [torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)]
+
+
+def choose_channels(
+    n_total: int, reduction: str, n_features: int | None, channels: ArrayLike | None, seed: int
+) -> NDArray[np.int64]:
+    """Channels of `n_total` concatenated ones that are used, ascending: those given, a draw, or all.
+
+    Principal components are of all. Raises ParameterError for parameters that contradict each other.
+    """
+    if reduction not in ("random", "pca"):
+        raise ParameterError(f"reduction must be 'random' or 'pca', got {reduction!r}")
+    if reduction == "pca":
+        if n_features is None or channels is not None:
+            raise ParameterError("reduction='pca' takes n_features, the number of components, and no channels")
+        draw_channels(n_total, n_features, seed)  # as many components as channels can be drawn
+        return np.arange(n_total)
+    if channels is None:
+        return draw_channels(n_total, n_features, seed)
+    chosen = np.asarray(channels)
+    if chosen.ndim != 1 or not np.issubdtype(chosen.dtype, np.integer):
+        raise ParameterError(f"channels must be a list of integers, got shape {chosen.shape} of {chosen.dtype}")
+    return np.sort(chosen.astype(np.int64))
+
+
+def reduced_hierarchy(
+    shapes: Sequence[tuple[int, Size]],
+    channels: NDArray[np.int64],
+    reduction: str,
+    n_features: int | None,
+    features: Iterable[Sequence[Tensor]],
+) -> Hierarchy:
+    """The embedding of layers of these channels and grids: of some channels, or of principal components of all.
+
+    The latter are learnt from `features`, batches of the layers' maps, which are not looked at otherwise.
+    """
+    grids, n_channels = [grid for _, grid in shapes], [n for n, _ in shapes]
+    if reduction == "random" or n_features is None:
+        return build_hierarchy(grids, n_channels, channels)
+    return project_hierarchy(grids, learn_components(features, n_features))
+
+
+def learn_components(features: Iterable[Sequence[Tensor]], n_features: int) -> Tensor:
+    """Principal components (C, n_features) of all patches of all images, from batches of their layers' maps, streaming.
+
+    Patches of all positions count alike. Raises ParameterError for more components than channels.
+    """
+    moments: Moments | None = None
+    for maps in features:
+        n_channels = sum(part.shape[1] for part in maps)
+        if moments is None:
+            patches = build_hierarchy([(1, 1)], [n_channels], np.arange(n_channels))
+            moments = Moments.empty(patches, maps[0].device)
+        n_positions = max(part.shape[2] * part.shape[3] for part in maps)
+        step = max(1, CHUNK_BYTES // (4 * n_channels * n_positions))
+        for start in range(0, len(maps[0]), step):
+            update(moments, [concatenate([part[start : start + step] for part in maps])[None]])
+    if moments is None:
+        raise TrainingSetError("PaDiM learns a spread and needs at least 2 good images, got 0 usable")
+    return principal_components(moments, n_features)

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from flawmap.detectors.anomaly_map import image_scores, smoothing_operator
+from flawmap.detectors.anomaly_map import smoothing_operator
 from flawmap.detectors.padim.embedding import Level, Projection, finest_grid, nearest_positions
 from flawmap.detectors.padim.gaussian import Factor
 from flawmap.prediction import Size
@@ -42,7 +42,7 @@ class PaDiMHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Anomaly maps (N, H, W) and image scores (N,)."""
         maps = self.rows @ self.distances(features) @ self.columns
-        return maps, image_scores(maps)
+        return maps, maps.flatten(1).amax(dim=1)
 
 
 class _Distances(nn.Module):

@@ -13,14 +13,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.backbones import Backbone
-from flawmap.decision import blank_padding
 from flawmap.detectors.anomaly_map import anomaly_maps
 from flawmap.detectors.batches import Batch
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.good_images import GoodImages
+from flawmap.detectors.padim.embedding import embed
 from flawmap.detectors.padim.gaussian import (
     Factor,
     Moments,
@@ -36,11 +37,10 @@ from flawmap.detectors.padim.gaussian import (
     subtract,
     update,
 )
-from flawmap.detectors.padim.kept_embeddings import KeptEmbeddings, embed
 from flawmap.options import MIN_IMAGES
 from flawmap.prediction import Size
 
-__all__ = ["REFIT_BELOW", "Calibrator", "is_large"]
+__all__ = ["REFIT_BELOW", "Calibrator", "KeptEmbeddings", "is_large"]
 
 REFIT_BELOW = 50
 """Images of which a single one is no longer negligible."""
@@ -57,6 +57,47 @@ def is_large(n_members: int, count: int, refit_below: int = REFIT_BELOW) -> bool
     if n_members == 1:
         return count < refit_below
     return n_members > min(LARGEST_BLOCK, LARGEST_SHARE * count)
+
+
+class KeptEmbeddings:
+    """Embeddings by the image's index in the first pass: the backbone then runs only once.
+
+    Args:
+        reserve: memory of so many bytes, or None where no more is granted; None keeps nothing.
+    """
+
+    def __init__(self, reserve: Callable[[int], NDArray[np.uint8] | None] | None) -> None:
+        self._reserve = reserve
+        self._kept: dict[int, NDArray[np.float32]] = {}
+        self._shapes: list[tuple[int, int]] = []
+
+    def add(self, indices: Sequence[int], columns: Sequence[Tensor]) -> None:
+        """Keep a batch's, per level (positions, B, d), of the images of these indices; those that find room."""
+        if self._reserve is None:
+            return
+        self._shapes = [(len(part), part.shape[2]) for part in columns]
+        n_values = sum(positions * d for positions, d in self._shapes)
+        host = [part.cpu().numpy() for part in columns]
+        for i, index in enumerate(indices):
+            memory = self._reserve(4 * n_values)
+            if memory is None:
+                return
+            values, start = memory.view(np.float32), 0
+            for part, (positions, d) in zip(host, self._shapes, strict=True):
+                values[start : start + positions * d].reshape(positions, d)[:] = part[:, i]
+                start += positions * d
+            self._kept[index] = values
+
+    def get(self, indices: Sequence[int], device: torch.device) -> list[Tensor] | None:
+        """The same for a batch of any images; None unless all of them were kept."""
+        if not self._kept.keys() >= set(indices):
+            return None
+        columns, start = [], 0
+        for positions, d in self._shapes:
+            parts = [self._kept[index][start : start + positions * d].reshape(positions, d) for index in indices]
+            columns.append(torch.from_numpy(np.stack(parts, axis=1)).to(device))
+            start += positions * d
+        return columns
 
 
 class Calibrator:
@@ -162,12 +203,8 @@ class Calibrator:
         result = self._result
         for batch in embedded:
             maps = anomaly_maps(distances(factor, batch.embedding).sqrt_(), self._input_size).cpu().numpy()
-            blank_padding(maps, batch.images)
-            for image, anomaly_map in zip(batch.images, maps, strict=True):
-                result.add_map(anomaly_map, image.placement)
-            result.indices += batch.indices
-            result.groups += [numbers[index] for index in batch.indices]
-            result.scores += maps.max(axis=(1, 2)).tolist()
+            for index, image, anomaly_map in zip(batch.indices, batch.images, maps, strict=True):
+                result.add_map(index, anomaly_map, image.placement, group=numbers[index])
             if len(result.indices) <= MOST_SKETCHES:
                 self._sketches.append(self._sketch(list(batch.embedding)))
             advance(len(batch.images))

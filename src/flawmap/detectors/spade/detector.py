@@ -13,8 +13,7 @@ from torch import Tensor
 from flawmap.backbones import CATALOGUE, feature_levels
 from flawmap.detectors.batches import Batch, batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
-from flawmap.detectors.detector import Stored
-from flawmap.detectors.document import Record
+from flawmap.detectors.document import Record, Stored
 from flawmap.detectors.feature_detector import FeatureDetector
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.parameters import CacheMegabytes, whole_number
@@ -92,6 +91,8 @@ class SPADE(FeatureDetector):
             "crop": 224,
         }
     }
+
+    has_head = False
 
     image_layer: Annotated[
         str | None, Field(description="Layer that is averaged over the image to find the nearest ones; None: the last.")
@@ -177,7 +178,7 @@ class SPADE(FeatureDetector):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self._step, self._may_compile = QUERY_IMAGES, False
+        self._step = QUERY_IMAGES
 
     def _learnt(self) -> dict[str, Any]:
         return LearntRecord(

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flawmap.detectors.good_images import reserve_memory
 from flawmap.errors import ModelFileError
-from flawmap.images import reserve_memory
 
 __all__ = ["Gallery"]
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.backbones import Backbone
-from flawmap.decision import blank_padding
 from flawmap.detectors.anomaly_map import anomaly_maps
 from flawmap.detectors.batches import Batch, make_batch
 from flawmap.detectors.calibration import HeldOutScores, all_scores
@@ -172,10 +171,8 @@ def calibrate(
         indices, images = zip(*sample.kept[start : start + QUERY_IMAGES], strict=True)
         batch = make_batch(images)
         _, distances = patch_distances(backbone, layout, known, batch.pixels, n_neighbors=k, own=torch.tensor(indices))
-        maps = mean_maps(distances, input_size)
-        blank_padding(maps, images)
-        for image, anomaly_map in zip(images, maps, strict=True):
-            result.add_map(anomaly_map, image.placement)
+        for image, anomaly_map in zip(images, mean_maps(distances, input_size), strict=True):
+            result.count(anomaly_map, image.placement)
         advance(len(images))
     return result
 

@@ -16,11 +16,10 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from flawmap.backbones import NETWORKS, pick_device
-from flawmap.decision import blank_padding
 from flawmap.detectors.batches import Batch, batch_size
 from flawmap.detectors.calibration import HeldOutScores
-from flawmap.detectors.detector import Detector, Stored
-from flawmap.detectors.document import Record
+from flawmap.detectors.detector import Detector
+from flawmap.detectors.document import Record, Stored
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.parameters import CacheMegabytes, GroupRule, whole_number
 from flawmap.detectors.trained.images import TrainingImages, TrainingPixels
@@ -192,14 +191,11 @@ class TrainedDetector(Detector, Generic[Scorer]):
         with good.progress("Calibrating", len(numbers)) as advance:
             for batch in good.again(sorted(numbers), self._scored_at_once()):
                 maps, scores = self._run(scorer, batch.pixels[:, window[0], window[1]])
-                if maps is not None:
-                    blank_padding(maps, batch.images)
-                    scores = maps.max(axis=(1, 2))
-                    for image, anomaly_map in zip(batch.images, maps, strict=True):
-                        result.add_map(anomaly_map, image.placement)
-                result.indices += batch.indices
-                result.groups += [numbers[index] for index in batch.indices]
-                result.scores += scores.tolist()
+                for i, (index, image) in enumerate(zip(batch.indices, batch.images, strict=True)):
+                    if maps is None:
+                        result.add(index, float(scores[i]), group=numbers[index])
+                    else:
+                        result.add_map(index, maps[i], image.placement, group=numbers[index])
                 advance(len(batch.images))
         return result
 
