@@ -278,7 +278,7 @@ def test_a_whole_data_set_as_good_images_learns_only_the_good_ones(dataset, good
     [
         (["--resize", "abc"], "--resize takes a number or HEIGHTxWIDTH"),
         (["--resize", "64", "--crop", "65"], "must fit into"),
-        (["--n-features", "0"], "n_features must lie between 1"),
+        (["--n-features", "0"], "n_features must be"),
         (["--layers", "nonsense"], "has no layer 'nonsense'"),
         (["--preset", "unknown"], "unknown preset 'unknown'; there are padim-r18-rd100"),
         (["--preset", "padim-r18-rd100", "--backbone", "resnet18"], "--preset names its own backbone"),
@@ -411,7 +411,7 @@ def test_regularization_as_given(good_folder, tmp_path, given, expected):
 
 
 def test_regularization_that_is_none(good_folder, tmp_path):
-    assert "--regularization takes" in fail("fit", good_folder, "-o", tmp_path / "m", *FIT[:-1], "strong").stderr
+    assert "--regularization must" in fail("fit", good_folder, "-o", tmp_path / "m", *FIT[:-1], "strong").stderr
 
 
 def test_copies_among_the_good_images_are_told(good_folder, tmp_path):

@@ -74,13 +74,14 @@ class Backbone:
 
     def parts(self, pixels: NDArray[np.uint8]) -> Iterator[tuple[slice, list[Tensor]]]:
         """The same of a few images at a time, and which of the batch they are."""
-        compiled = self._compiled_for((pixels.shape[1], pixels.shape[2])) if self.policy.compiles else None
+        compiled = self.compile_for((pixels.shape[1], pixels.shape[2])) if self.policy.compiles else None
         step = AT_ONCE if self.device.type == "cpu" else len(pixels)
         for start in range(0, len(pixels), step):
             part = pixels[start : start + step]
             yield slice(start, start + step), self._run_torch(part) if compiled is None else compiled(part)
 
-    def _compiled_for(self, size: Size) -> CompiledNetwork | None:
+    def compile_for(self, size: Size) -> CompiledNetwork | None:
+        """The network compiled for images of one size, on first use; None where torch runs it."""
         if size not in self._compiled:
             with NETWORKS:
                 if size not in self._compiled:

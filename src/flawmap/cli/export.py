@@ -35,7 +35,7 @@ def export(
     """
     from flawmap import export_model, load
 
-    detector = load(model, weights=weights, device="cpu")
+    detector = load(model, weights=weights, device="cpu", runtime="torch")
     folder = export_model(detector, output, format=format, dtype=dtype, resize_inside=resize)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     if as_json:

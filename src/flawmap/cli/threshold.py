@@ -78,6 +78,8 @@ def threshold(
     from flawmap.evaluation.evaluate import labelled_scores
     from flawmap.evaluation.metrics import OperatingPoint, Rate, best_threshold, error_rates
 
+    if labelled is None:
+        runtime = "torch"  # nothing is scored, so nothing need be compiled
     detector = load(model, weights=weights, device=device, runtime=runtime, workers=workers)
     if detector.decision_ is None:
         raise ParameterError(f"{model} is not calibrated: refit on at least 3 good images, without --calibrate none")

@@ -309,7 +309,7 @@ class Detector(Parametrised, ABC):
         self._step = max(1, batch_size(self._input.input_size) // 4)
 
     def _make_ready(self) -> None:
-        """Do now, when a model is loaded, what its first prediction needs and what is quickly done."""
+        """Do now, when a model is loaded, what its first prediction would wait for."""
 
     def _restore(self, stored: Stored) -> None:
         self._unpack(stored)
@@ -349,8 +349,8 @@ class Detector(Parametrised, ABC):
     def _predict(
         self, collection: ImageCollection, on_bad: OnBad | None, size: int | None, *, live: bool = False
     ) -> Iterator[Prediction]:
-        preprocessing = self._input or self.preprocessing
-        loaded = stream(collection.items, preprocessing, on_bad=on_bad, workers=self.workers, live=live)
+        options: dict[str, Any] = {"on_bad": on_bad, "workers": self.workers, "live": live}
+        loaded = stream(collection.items, self._input or self.preprocessing, **options)
         for batch in in_batches(loaded, self._step if size is None else size):
             yield from self._judge(batch)
 

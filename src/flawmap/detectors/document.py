@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -212,7 +212,8 @@ def describe_document(document: Document) -> dict[str, Any]:
     else:
         content |= {name: content["backbone"].pop(name) for name in ("grids", "n_channels")}
     sizes = Preprocessing.of(parameters.pop("resize"), parameters.pop("crop"), parameters.pop("aspect"))
-    return {**parameters, **learnt, **content, "preprocessing": asdict(sizes)}
+    preprocessing = {"resize": list(sizes.resize), "crop": sizes.crop and list(sizes.crop), "aspect": sizes.aspect}
+    return {**parameters, **learnt, **content, "preprocessing": preprocessing}
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,15 +124,12 @@ class FeatureDetector(Detector):
         if self._graph is not None:
             outputs = self._graph(batch.pixels)
         else:
-            head, features = self._network or self._make_head(), self.backbone_.features(batch.pixels)
+            head = self._network = self._network or self._head().eval()
+            features = self.backbone_.features(batch.pixels)
             with torch.inference_mode():
                 outputs = list(head(features))
         *maps, scores = (output.cpu().numpy() for output in outputs)
         return (maps[0], None) if maps else (None, scores)
-
-    def _make_head(self) -> nn.Module:
-        self._network = self._head().eval()
-        return self._network
 
     def _compile(self) -> None:
         with NETWORKS:
@@ -149,8 +146,12 @@ class FeatureDetector(Detector):
         self._graph, self._may_compile = None, pays and self._head_bytes() <= self.most_graph_bytes
 
     def _make_ready(self) -> None:
-        if self.has_head and not self._may_compile:
-            self._make_head()
+        if self._may_compile:
+            self._compile()
+        if self._graph is None:
+            self.backbone_.compile_for(self.preprocessing.input_size)
+            if self.has_head:
+                self._network = self._head().eval()
 
     def _head_bytes(self) -> int:
         """Memory of the head's constants."""
