@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from flawmap import SPADE, MahalanobisAD, PaDiM, Prediction, load
 from flawmap.detectors import DETECTORS, TrainedDetector
 from flawmap.errors import FlawmapError, ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
+from own_detector import own_detector
 
+CellColour = own_detector()
 SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64}
 
 KINDS = {
@@ -30,6 +32,7 @@ KINDS = {
     "spade-streamed": (SPADE, {"cache_mb": 0}),
     "mahalanobis-ad": (MahalanobisAD, {}),
     "mahalanobis-ad-one": (MahalanobisAD, {"layers": ["layer3"]}),
+    "your-own": (CellColour, {}),
 }
 
 
@@ -40,7 +43,8 @@ def kind(request):
 
 def make(kind, **changes):
     detector, arguments = KINDS[kind]
-    return detector(**{**SMALL, **arguments, **changes})
+    common = {name: value for name, value in SMALL.items() if name in detector.parameters_type.model_fields}
+    return detector(**{**common, **arguments, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +165,8 @@ def test_threads_share_a_model(kind, model, good_images, scratched):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("spade")], indirect=True)
 def test_a_model_that_has_predicted_can_be_copied_and_sent_to_other_processes(kind, good_images, scratched):
-    model = make(kind, runtime="openvino").fit(good_images)
+    changes = {"runtime": "openvino"} if kind != "your-own" else {}
+    model = make(kind, **changes).fit(good_images)
     expected = model.predict(scratched)
     for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         same(again.predict(scratched), expected)
@@ -220,6 +225,8 @@ def test_bad_images_are_named_or_left_out(kind, model, good_images):
     ],
 )
 def test_impossible_parameters_are_refused_by_fit(kind, good_images, parameters, message):
+    if "layers" in parameters and kind == "your-own":
+        message = "has no parameter layers"
     with pytest.raises(ParameterError, match=message):
         make(kind, **parameters).fit(good_images)
 
@@ -264,7 +271,8 @@ def test_a_file_with_a_part_of_another_model_is_refused(kind, path, good_images,
         save_file({other: tensor for other, tensor in tensors.items() if other != name}, path, metadata)
         with pytest.raises(ModelFileError, match="tensor"):
             load(path)
-    make(kind, layers=["layer1"]).fit(good_images).save(tmp_path / "other.flawmap")
+    change = {"cells": 4} if kind == "your-own" else {"layers": ["layer1"]}
+    make(kind, **change).fit(good_images).save(tmp_path / "other.flawmap")
     save_file(load_file(tmp_path / "other.flawmap"), path, metadata)
     with pytest.raises(ModelFileError, match="tensor"):
         load(path)
@@ -282,17 +290,20 @@ def test_a_description_that_contradicts_itself_is_refused(path):
         {"surprise": 1},
         {"n_images": 1},
         {"decision": None},
-        {"backbone": None},
-        {"backbone": {**backbone, "grids": backbone["grids"][:-1] or [[1, 1]]}},
-        {"backbone": {**backbone, "grids": [[16000, 16000]] * len(backbone["grids"])}},
-        {"backbone": {**backbone, "n_channels": [7] * len(backbone["n_channels"])}},
         {"parameters": {**parameters, "resize": [64, 64], "crop": [65, 65]}},
         {"parameters": {**parameters, "seed": -1}},
         {"parameters": {**parameters, "surprise": 1}},
-        {"learnt": {}},
-        {"learnt": {**learnt, "n_neighbors": 13} if is_spade else {**learnt, "surprise": 1}},
-        {"learnt": {**learnt, "image_layer": "layer9"} if is_spade else {}},
     ]
+    if backbone is not None:
+        changes += [
+            {"backbone": None},
+            {"backbone": {**backbone, "grids": backbone["grids"][:-1] or [[1, 1]]}},
+            {"backbone": {**backbone, "grids": [[16000, 16000]] * len(backbone["grids"])}},
+            {"backbone": {**backbone, "n_channels": [7] * len(backbone["n_channels"])}},
+            {"learnt": {}},
+            {"learnt": {**learnt, "n_neighbors": 13} if is_spade else {**learnt, "surprise": 1}},
+            {"learnt": {**learnt, "image_layer": "layer9"} if is_spade else {}},
+        ]
     for change in changes:
         save_file(tensors, path, {"flawmap": json.dumps({**document, **change})})
         with pytest.raises(FlawmapError, match=r"part\.flawmap"):

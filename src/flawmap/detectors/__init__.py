@@ -6,8 +6,10 @@ import os
 from importlib.metadata import entry_points
 from typing import Any
 
+from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.detector import Detector
 from flawmap.detectors.document import Document, describe_document, read_document
+from flawmap.detectors.feature_detector import FeatureDetector
 from flawmap.detectors.mahalanobis_ad import MahalanobisAD
 from flawmap.detectors.padim import PaDiM
 from flawmap.detectors.spade import SPADE
@@ -24,7 +26,9 @@ __all__ = [
     "SPADE",
     "VAE",
     "Detector",
+    "FeatureDetector",
     "GANomaly",
+    "HeldOutScores",
     "MahalanobisAD",
     "PaDiM",
     "PatchSVDD",

@@ -140,15 +140,13 @@ class Detector(Parametrised, ABC):
             progress=progress,
         )
         held_out = self._learn(good)
-        self.n_images_ = len(good.learnt)
+        self.n_images_, self.copies_ = len(good.learnt), good.copies()
         self.decision_, self.outliers_, self.duplicates_ = None, (), ()
         if held_out is not None and held_out.scores:
-            indices, decision = held_out.in_order()
-            names = good.names
+            (indices, decision), names = held_out.in_order(), good.names
             self.decision_ = decision.at_rate(self.false_alarm_rate)
             self.outliers_ = tuple(names[indices[i]] for i in decision.outliers())
             self.duplicates_ = tuple((names[earlier], names[later]) for earlier, later in held_out.duplicates)
-        self.copies_ = good.copies()
         self._prepare()
         return self
 
@@ -245,6 +243,7 @@ class Detector(Parametrised, ABC):
         check(cls.__name__, cls.parameters_type, known)
         try:
             model = cls(**{**document.parameters, **known})
+            model._check()
             stored = Stored(file, document, pick_device(model.device), cls.localises, {})
             model._restore(stored)
         except ParameterError as error:
@@ -339,10 +338,9 @@ class Detector(Parametrised, ABC):
     def _calibrated(self) -> Decision:
         self._check_fitted()
         if self.decision_ is None:
-            usual = self.calibrations[0]
             raise NotFittedError(
-                f"this {type(self).__name__} was not calibrated: fit it with calibrate={usual!r} on at least "
-                f"{MIN_IMAGES} good images"
+                f"this {type(self).__name__} was not calibrated: fit it with calibrate={self.calibrations[0]!r} on at "
+                f"least {MIN_IMAGES} good images"
             )
         return self.decision_
 

@@ -259,9 +259,12 @@ class TrainedDetector(Detector, Generic[Scorer]):
 
     def _blank_scorer(self, n_images: int, *, device: str = "cpu") -> Scorer:
         """An untrained scorer of the shapes of a model that learnt so many images; on "meta" it has nothing else."""
-        with torch.random.fork_rng(devices=[]), torch.device(device):  # the caller's generator is left alone
-            torch.manual_seed(self.seed)
-            return self.build_scorer(self.preprocessing.input_size, n_images)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device(device):  # the caller's generator is left alone
+                torch.manual_seed(self.seed)
+                return self.build_scorer(self.preprocessing.input_size, n_images)
+        except (RuntimeError, OverflowError) as error:  # shapes that torch cannot make
+            raise ParameterError(f"{self.name} cannot be built ({error})") from error
 
     def _learnt(self) -> dict[str, Any]:
         record = self.record_
@@ -280,11 +283,7 @@ class TrainedDetector(Detector, Generic[Scorer]):
 
     def _unpack(self, stored: Stored) -> None:
         learnt, n_images = stored.learnt(LearntRecord), stored.document.n_images
-        try:  # shapes alone first: a hostile file shall not claim memory
-            self._check()
-            blank = self._blank_scorer(n_images, device="meta")
-        except (RuntimeError, OverflowError) as error:
-            raise ParameterError(str(error)) from error
+        blank = self._blank_scorer(n_images, device="meta")  # shapes alone first: a hostile file shall not claim memory
         tensors = stored.read({f"{NETWORK}{name}": tuple(value.shape) for name, value in _weights(blank).items()})
         scorer = self._blank_scorer(n_images)
         weights = {name.removeprefix(NETWORK): value for name, value in tensors.items() if name.startswith(NETWORK)}

@@ -1,0 +1,96 @@
+"""The detector of docs/your-own-detector.md through every command."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from flawmap import Inspector, load
+from flawmap.cli.app import app
+from flawmap.detectors import BUILT_IN, DETECTORS, register
+from flawmap.errors import ModelFileError, ParameterError
+from own_detector import own_detector
+
+CellColour = own_detector()
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def dataset(good_images, scratched, tmp_path):
+    for folder, images in (("train/good", good_images), ("test/good", good_images[:3]), ("test/bad", [scratched])):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / "data" / folder / f"{i}.png")
+    return tmp_path / "data"
+
+
+def test_it_is_made_fitted_saved_loaded_evaluated_and_exported_by_the_command(dataset, scratched, tmp_path):
+    model, out, export = tmp_path / "m.flawmap", tmp_path / "out", tmp_path / "export"
+    fit = ["fit", dataset, "-o", model, "--detector", "cell-colour", "--resize", "64"]
+    assert json.loads(run(*fit, "--cells", "16", "--json", "-q").stdout)["n_images"] == 12
+    described = json.loads(run("info", model, "--json").stdout)
+    assert (described["detector"], described["cells"], described["localises"]) == ("cell-colour", 16, True)
+    assert json.loads(run("evaluate", model, dataset, "--json", "-q").stdout)["image_auroc"] == 1
+    run("threshold", model, "--false-alarm-rate", "0.3", "-q")
+    run("predict", model, dataset / "test", "-o", out, "--maps", "-q")
+    assert len((out / "predictions.jsonl").read_text().splitlines()) == 4
+    loaded = load(model)
+    assert (type(loaded), loaded.cells, loaded.decision_.false_alarm_rate) == (CellColour, 16, 0.3)
+    run("export", model, "-o", export, "-q")
+    one, other = Inspector(export).predict(scratched), loaded.predict(scratched)
+    assert (one.pred_label, one.p_value) == (other.pred_label, other.p_value) == (1, pytest.approx(1 / 13))
+    np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, rtol=1e-4, atol=1e-4)
+
+
+def test_presets_and_help_know_it(dataset, tmp_path):
+    model = tmp_path / "m.flawmap"
+    run("fit", dataset, "-o", model, "--preset", "cell-colour-fine", "--resize", "64", "-q")
+    assert load(model).cells == 16
+    shown = run("fit", "--help").stdout
+    assert "--cells" in shown
+    assert "Number of cells along each side." in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "code"),
+    [
+        (["--cells", "0"], "cells must be greater than or equal to 1", 1),
+        (["--cells", "many"], "cells must be a valid integer", 1),
+        (["--cell", "4"], "No such option: --cell", 2),
+        (["--backbone", "resnet18"], "--backbone is not for cell-colour", 1),
+        (["--dtype", "float16"], "--dtype is not for cell-colour", 1),
+    ],
+)
+def test_options_it_cannot_use_are_refused(dataset, tmp_path, options, message, code):
+    fit = ["fit", dataset, "-o", tmp_path / "m", "--detector", "cell-colour", "--resize", "64", *options]
+    assert message in " ".join(run(*fit, code=code).output.replace("│", " ").split())
+
+
+def test_its_options_are_not_for_others(dataset, tmp_path):
+    assert "No such option: --cells" in run("fit", dataset, "-o", tmp_path / "m", "--cells", "4", code=2).output
+
+
+def test_a_file_of_a_detector_that_is_not_installed_says_so(dataset, tmp_path, monkeypatch):
+    model = tmp_path / "m.flawmap"
+    run("fit", dataset, "-o", model, "--detector", "cell-colour", "--resize", "64", "-q")
+    monkeypatch.delitem(DETECTORS, "cell-colour")
+    with pytest.raises(ModelFileError, match=r"unknown detector 'cell-colour'.*install"):
+        load(model)
+
+
+def test_a_name_is_not_given_twice():
+    class Other(CellColour):
+        """Another of the same name."""
+
+    with pytest.raises(ParameterError, match="cell-colour already"):
+        register(Other)
+    assert "cell-colour" not in BUILT_IN
