@@ -7,7 +7,7 @@ images if their size does not depend on the number of images.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,18 +46,17 @@ def measure_footprint(system: System, *, n_images: int, rounds: int = ROUNDS) ->
         path = Path(folder, "model.flawmap")
         model.save(path)
         gigabytes = path.stat().st_size / 1e9
-        seconds = _seconds(model, Path(folder, "export"), rounds)
-    return {"seconds": seconds, "gigabytes": gigabytes}
+        return {"seconds": _seconds(model, Path(folder, "export"), rounds), "gigabytes": gigabytes}
 
 
 def _seconds(model: Detector, folder: Path, rounds: int) -> float:
     images = np.stack(list(_images(1, model.preprocessing)))
-    if isinstance(model, SPADE):  # its gallery is no part of a graph
-        latency = interleaved({"predict": lambda: model.predict(images)}, rounds=1)["predict"]
+    score: Callable[[NDArray[np.uint8]], object] = model.predict
+    if isinstance(model, SPADE):  # its gallery is no part of a graph, and its search is slow
+        rounds = 1
     else:
-        inspector = Inspector(export_model(model, folder))
-        latency = interleaved({"graph": lambda: inspector.score_batch(images)}, rounds=rounds)["graph"]
-    return latency.p50 / 1000
+        score = Inspector(export_model(model, folder)).score_batch
+    return interleaved({"score": lambda: score(images)}, rounds=rounds)["score"].p50 / 1000
 
 
 def _images(n_images: int, preprocessing: Preprocessing) -> Iterator[NDArray[np.uint8]]:
