@@ -7,7 +7,7 @@ images if their size does not depend on the number of images.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ def measure_footprint(system: System, *, n_images: int, rounds: int = ROUNDS) ->
         raise ParameterError(f"{system.name} is several models; time and memory are measured of one")
     [model] = detectors
     n_needed = min(n_images, FEW) if isinstance(model, STEADY) else n_images
-    model.fit(list(_images(n_needed, model.preprocessing)))
+    model.fit(_images(n_needed, model.preprocessing))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.flawmap")
         model.save(path)
@@ -50,7 +50,7 @@ def measure_footprint(system: System, *, n_images: int, rounds: int = ROUNDS) ->
 
 
 def _seconds(model: Detector, folder: Path, rounds: int) -> float:
-    images = np.stack(list(_images(1, model.preprocessing)))
+    images = np.stack(_images(1, model.preprocessing))
     score: Callable[[NDArray[np.uint8]], object] = model.predict
     if isinstance(model, SPADE):  # its gallery is no part of a graph, and its search is slow
         rounds = 1
@@ -59,7 +59,6 @@ def _seconds(model: Detector, folder: Path, rounds: int) -> float:
     return interleaved({"score": lambda: score(images)}, rounds=rounds)["score"].p50 / 1000
 
 
-def _images(n_images: int, preprocessing: Preprocessing) -> Iterator[NDArray[np.uint8]]:
+def _images(n_images: int, preprocessing: Preprocessing) -> list[NDArray[np.uint8]]:
     rng = np.random.default_rng(0)
-    for _ in range(n_images):
-        yield rng.integers(0, 256, (*preprocessing.resize, 3), np.uint8)
+    return [rng.integers(0, 256, (*preprocessing.resize, 3), np.uint8) for _ in range(n_images)]

@@ -76,13 +76,14 @@ def run_plan(
     plan.check()
     names = {PAPER_TABLES[name].dataset for name in plan.tables}
     outcome = Outcome()
+    worker = _Worker(plan, results, outcome, tell, on_bad and _once(on_bad))
     if names != {"speed"}:
         outcome.on_disk = classes_on_disk(plan)
         outcome.asked = asked_classes(plan)
         outcome.left_out = left_out(plan)
-        _Worker(plan, results, outcome, tell, on_bad and _once(on_bad)).measure(progress)
+        worker.measure_classes(progress)
     if "speed" in names:
-        _measure_footprints(plan, results, outcome, tell)
+        worker.measure_footprints()
     outcome.runs = list(results.runs.values())
     return outcome
 
@@ -97,24 +98,6 @@ def _once(on_bad: OnBad) -> OnBad:
             on_bad(error)
 
     return tell
-
-
-def _measure_footprints(plan: Plan, results: Results, outcome: Outcome, tell: Tell) -> None:
-    """Tables VII and VIII, and how they depend on the number of good images."""
-    known = systems_without_data() if plan.known is None else plan.known
-    rows = [(name, "", plan.n_images) for name in PAPER_TABLES["VIII"].rows if name in known]
-    rows += [(name, str(n_images), n_images) for name in GROWING if name in known for n_images in plan.growth]
-    for name, category, n_images in rows:
-        if ("speed", category, name, 0) in results.runs:
-            continue
-        tell(f"time and memory of {name}, {n_images} good images")
-        try:
-            figures = measure_footprint(known[name], n_images=n_images)
-        except FlawmapError as error:
-            outcome.failures[f"{name}, time and memory"] = str(error)
-            continue
-        results.append(Run("speed", category, name, 0, figures, n_images))
-        outcome.n_done += 1
 
 
 @contextmanager
@@ -140,14 +123,30 @@ def _backbone_key(model: PaDiM) -> tuple[object, ...]:
 
 
 class _Worker:
-    """Makes the runs of all tables but VII and VIII."""
+    """Makes the runs."""
 
     def __init__(self, plan: Plan, results: Results, outcome: Outcome, tell: Tell, on_bad: OnBad | None) -> None:
         self._plan, self._results, self._outcome, self._tell, self._on_bad = plan, results, outcome, tell, on_bad
         self._features: tuple[object, SharedFeatures | BackboneError] | None = None
 
-    def measure(self, progress: Progress) -> None:
-        """All runs, class by class."""
+    def measure_footprints(self) -> None:
+        """Tables VII and VIII, and how they depend on the number of good images."""
+        known = systems_without_data() if self._plan.known is None else self._plan.known
+        rows = [(name, "", self._plan.n_images) for name in PAPER_TABLES["VIII"].rows if name in known]
+        rows += [(name, str(n), n) for name in GROWING if name in known for n in self._plan.growth]
+        for name, category, n_images in rows:
+            if ("speed", category, name, 0) in self._results.runs:
+                continue
+            self._tell(f"time and memory of {name}, {n_images} good images")
+            try:
+                figures = measure_footprint(known[name], n_images=n_images)
+            except FlawmapError as error:
+                self._outcome.failures[f"{name}, time and memory"] = str(error)
+            else:
+                self._append(Run("speed", category, name, 0, figures, n_images))
+
+    def measure_classes(self, progress: Progress) -> None:
+        """All other tables, class by class."""
         classes = {images.path: images for images in self._open_classes()}
         todo = list(groups(self._plan, list(classes), self._results.runs))
         sizes = [self._n_images(group, classes[group.path]) for group in todo]
@@ -248,8 +247,7 @@ class _Worker:
             n_without_mask=scores.n_without_mask,
             n_skipped=images.n_skipped,
         )
-        self._results.append(run)
-        self._outcome.n_done += 1
+        self._append(run)
 
     def _share_features(self, images: ClassImages, model: PaDiM, advance: Advance) -> SharedFeatures:
         """Features of a model's backbone; those of one backbone and class at a time are kept, or why there are none."""
@@ -272,6 +270,10 @@ class _Worker:
         if isinstance(found, BackboneError):
             raise found
         return found
+
+    def _append(self, run: Run) -> None:
+        self._results.append(run)
+        self._outcome.n_done += 1
 
     def _picture(self, category: str) -> Path:
         return self._plan.output / "galleries" / f"{category}.jpg"

@@ -11,8 +11,8 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -137,15 +137,19 @@ def _reserve(folder: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def steady_backbone(model: PaDiM, n_images: int) -> Backbone:
-    """A model's backbone with all its known layers, on one runtime from the first image on.
+    """A model's backbone with all its known layers, or with the model's if those are others, on one runtime.
 
     A benchmark that resumes after a kill then computes exactly the features of an uninterrupted one.
     """
-    runtimes: tuple[Runtime, ...] = ("torch",)
-    if n_images > FEW_IMAGES and pick_device("auto").type == "cpu":
-        runtimes = ("openvino", "torch")
+    on_cpu = n_images > FEW_IMAGES and pick_device("auto").type == "cpu"
+    runtimes: tuple[Runtime, ...] = ("openvino", "torch") if on_cpu else ("torch",)
     for runtime in runtimes:
-        backbone = _load(model, runtime)
+        load = partial(
+            load_backbone, model.backbone, pretrained=model.pretrained, weights=model.weights, runtime=runtime
+        )
+        backbone = load()
+        if not set(model.layers or ()) <= set(backbone.layers):
+            backbone = load(layers=model.layers)
         backbone.shapes(model.preprocessing.input_size)  # BackboneError for a size that the network cannot take
         try:
             backbone.features(np.zeros((1, *model.preprocessing.input_size, 3), np.uint8))
@@ -155,15 +159,6 @@ def steady_backbone(model: PaDiM, n_images: int) -> Backbone:
         else:
             break
     return backbone
-
-
-def _load(model: PaDiM, runtime: Runtime) -> Backbone:
-    """With all its known layers, for every model of it; with the model's layers, if those are others."""
-    options: dict[str, Any] = {"pretrained": model.pretrained, "weights": model.weights, "runtime": runtime}
-    backbone = load_backbone(model.backbone, **options)
-    if set(model.layers or ()) <= set(backbone.layers):
-        return backbone
-    return load_backbone(model.backbone, layers=model.layers, **options)
 
 
 def score_shared(models: Sequence[PaDiM], features: SharedFeatures, advance: Advance) -> Iterator[Prediction]:
