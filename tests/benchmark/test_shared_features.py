@@ -6,11 +6,11 @@ import pytest
 from flawmap import PaDiM
 from flawmap.backbones import load_backbone
 from flawmap.benchmark.paper.class_images import open_class, rotated
-from flawmap.benchmark.paper.scores import RunScores
+from flawmap.benchmark.paper.scores import run_curves, run_figures
 from flawmap.benchmark.paper.shared_features import SharedFeatures, score_shared
 from flawmap.datasets import open_dataset
 from flawmap.errors import DatasetError, ParameterError
-from flawmap.evaluation.evaluate import evaluate
+from flawmap.evaluation.evaluate import ImageGroup, evaluate
 
 PLAIN = {"backbone": "resnet10t", "pretrained": False, "calibrate": None, "runtime": "torch"}
 LAYERS = ("layer1", "layer2", "layer3")
@@ -86,17 +86,17 @@ def test_figures_are_those_of_evaluate(parts, tmp_path, small_inputs):
     images = open_class("mvtec_ad", parts / "screw")
     features = share(images, tmp_path, 10**9, small_inputs)
     options = {**PLAIN, **small_inputs, "n_features": 20, "regularization": "paper"}
-    scores = RunScores()
+    good, anomalous = ImageGroup(is_anomalous=False), ImageGroup(is_anomalous=True)
     for index, one in enumerate(score_shared([PaDiM(**options)], features, lambda _: None)):
         mask = images.mask(index, features.preprocessing, one.placement)
-        scores.add(one.pred_score, one.anomaly_map, mask, is_anomalous=images.test[index].is_anomalous)
+        (anomalous if images.test[index].is_anomalous else good).add(one.pred_score, one.anomaly_map, mask)
     data = open_dataset(parts / "screw")
     wanted = evaluate(PaDiM(**options).fit(data.train), data.test)
-    figures = scores.figures()
+    figures = run_figures(good, anomalous)
     assert figures["image_auroc"] == wanted.image_auroc
     assert figures["pixel_auroc"] == pytest.approx(wanted.pixel_auroc, abs=1e-5)
     assert figures["pro_score"] == pytest.approx(wanted.pro_score, abs=1e-5)
-    assert set(scores.curves()) == {"image_roc", "pixel_roc", "pro"}
+    assert set(run_curves(good, anomalous)) == {"image_roc", "pixel_roc", "pro"}
 
 
 def test_rotated_images_have_their_masks_and_differ_by_seed(parts):

@@ -187,8 +187,8 @@ class _Bench:
                     runner: partial(run, pixels) for runner, run in runners.items()
                 }
                 for peer in peers:
-                    supported = peer.take_images(batch, self.side)
-                    calls |= {f"{peer.name}, {call}": partial(peer.call, call) for call in supported}
+                    supported = peer.ask("images", batch, self.side)
+                    calls |= {f"{peer.name}, {call}": partial(peer.ask, "call", call) for call in supported}
                 case.latency[str(batch)] = interleaved(calls, rounds=self.rounds)
         self.tell(f"{name}: scoring a file")
         del runners
@@ -220,12 +220,12 @@ class _Bench:
             self.tell(f"{case.name}: {name} is fitting")
             try:
                 with Peer(name, python) as learner:  # a process of its own, for its memory
-                    seconds, megabytes = learner.fit(n_features, self.side, self.images)
+                    seconds, megabytes = learner.ask("fit", n_features, self.side, str(self.images))
                 case.fits[name] = Fit(round(seconds, 2), round(megabytes))
             except ParameterError as error:
                 case.fits[name] = str(error)
             peer = stack.enter_context(Peer(name, python))
-            peer.prepare(n_features, self.side, self.folder / name)
+            peer.ask("prepare", n_features, self.side, str(self.folder / name))
             ready.append(peer)
         return ready
 

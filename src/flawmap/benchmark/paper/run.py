@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flawmap.benchmark.paper.class_images import RD, ClassImages, open_class, readable, rotated
@@ -15,11 +15,12 @@ from flawmap.benchmark.paper.gallery import Gallery
 from flawmap.benchmark.paper.plan import Group, Plan, asked_classes, class_paths, classes_on_disk, groups, left_out
 from flawmap.benchmark.paper.published import PAPER_TABLES
 from flawmap.benchmark.paper.results import Results, Run
-from flawmap.benchmark.paper.scores import RunScores
+from flawmap.benchmark.paper.scores import run_curves, run_figures
 from flawmap.benchmark.paper.shared_features import Advance, SharedFeatures, score_shared, steady_backbone
 from flawmap.benchmark.paper.systems import System, systems_without_data
 from flawmap.detectors import Detector, PaDiM
 from flawmap.errors import BackboneError, DatasetError, FlawmapError, ImageError
+from flawmap.evaluation.evaluate import ImageGroup
 from flawmap.options import OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress, report_progress
@@ -152,11 +153,10 @@ class _Worker:
         sizes = [self._n_images(group, classes[group.path]) for group in todo]
         with report_progress(progress, "Images", sum(sizes)) as advance:
             for group, size in zip(todo, sizes, strict=True):
-                self._tell(
-                    f"{group.dataset} {group.path.name}" + f", rotations {group.image_seed}" * (group.dataset == RD)
-                )
+                rotations = f", rotations {group.image_seed}" if group.dataset == RD else ""
+                self._tell(f"{group.dataset} {group.path.name}{rotations}")
                 with _share(advance, size) as part:
-                    self._run_group(group, classes[group.path], part)
+                    self._run_group(group, replace(classes[group.path], _packed={}), part)
 
     def _open_classes(self) -> Iterator[ClassImages]:
         """Classes on disk; runs that were made of other files are dropped, and their pictures."""
@@ -185,9 +185,10 @@ class _Worker:
         """All runs of the group; a failure is noted, and the other runs go on."""
         failures = self._outcome.failures
         names = [system.name for system, _ in group.todo]
-        pictured = next((name for name in FOR_GALLERY if name in names), names[0])
+        pictured: str | None = next((name for name in FOR_GALLERY if name in names), names[0])
         try:
             if group.dataset == RD:
+                pictured = None
                 if (reason := failures.get(f"{self._plan.dataset} {images.name}")) is not None:
                     raise DatasetError(reason)  # an image that no system can read
                 stride = self._plan.settings.stride
@@ -202,6 +203,8 @@ class _Worker:
                     failures[where] = str(error)
         except FlawmapError as error:
             failures[f"{group.dataset} {images.name}"] = str(error)
+        finally:
+            self._features = None
 
     def _run_readable(
         self, images: ClassImages, system: System, seed: int, advance: Advance, *, with_picture: bool
@@ -221,14 +224,14 @@ class _Worker:
         padims = [detector for detector in detectors if isinstance(detector, PaDiM)]
         shared = self._share_features(images, padims[0], advance) if len(padims) == len(detectors) else None
         started = time.perf_counter()
-        scores = RunScores()
+        good, anomalous = ImageGroup(is_anomalous=False), ImageGroup(is_anomalous=True)
         picture = self._picture(images.name)
-        gallery = Gallery(images.test) if with_picture and images.dataset != RD and not picture.exists() else None
+        gallery = Gallery(images.test) if with_picture and not picture.exists() else None
         predictions = score_shared(padims, shared, advance) if shared else _score(detectors, images, advance)
         for index, prediction in enumerate(predictions):
             mask = images.mask(index, detectors[0].preprocessing, prediction.placement)
-            is_anomalous = images.test[index].is_anomalous
-            scores.add(prediction.pred_score, prediction.anomaly_map, mask, is_anomalous=is_anomalous)
+            group = anomalous if images.test[index].is_anomalous else good
+            group.add(prediction.pred_score, prediction.anomaly_map, mask)
             if gallery is not None:
                 gallery.take(index, prediction)
         if gallery is not None:
@@ -238,19 +241,19 @@ class _Worker:
             images.name,
             system.name,
             seed,
-            scores.figures(),
+            run_figures(good, anomalous),
             n_train=len(images.train),
             n_test=len(images.test),
-            curves=scores.curves(),
+            curves=run_curves(good, anomalous),
             seconds=round(time.perf_counter() - started, 2),
             data=images.digest,
-            n_without_mask=scores.n_without_mask,
+            n_without_mask=anomalous.n_without_mask,
             n_skipped=images.n_skipped,
         )
         self._append(run)
 
     def _share_features(self, images: ClassImages, model: PaDiM, advance: Advance) -> SharedFeatures:
-        """Features of a model's backbone; those of one backbone and class at a time are kept, or why there are none."""
+        """Features of a model's backbone; those of one backbone at a time are kept, or why there are none."""
         key = images, _backbone_key(model)
         if self._features is None or self._features[0] != key:
             self._features = None  # makes room first

@@ -14,10 +14,7 @@ from flawmap.backbones import load_backbone, pick_device
 from flawmap.detectors import ITAE, SPADE, VAE, Detector, GANomaly, MahalanobisAD, PaDiM, PatchSVDD
 from flawmap.detectors.trained.detector import TrainedDetector
 
-__all__ = ["ABLATIONS", "OWN", "TRAINED", "Settings", "System", "own_name", "systems", "systems_without_data"]
-
-ABLATIONS = ("layer1", "layer2", "layer3", "sum", "all", "Rd100", "PCA100", "Rd200", "PCA200")
-"""Tables I and II, all of one backbone: its layers alone, the sum of their maps, all concatenated; fewer channels."""
+__all__ = ["OWN", "TRAINED", "Settings", "System", "own_name", "systems", "systems_without_data"]
 
 OWN = {
     "Rd100": "PaDiM-{}-Rd100",
