@@ -68,7 +68,7 @@ def in_features():
 
 
 def between_scoring_and_writing():
-    paper.RunScores.curves = after(paper.RunScores.curves, 4, die)
+    paper.run_curves = after(paper.run_curves, 4, die)
 
 
 def in_the_middle_of_a_line():

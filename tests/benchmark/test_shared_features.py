@@ -5,12 +5,12 @@ import pytest
 
 from flawmap import PaDiM
 from flawmap.backbones import load_backbone
-from flawmap.benchmark.paper.class_images import RD, read_class
-from flawmap.benchmark.paper.scores import RunScores
+from flawmap.benchmark.paper.class_images import open_class, rotated
+from flawmap.benchmark.paper.scores import run_curves, run_figures
 from flawmap.benchmark.paper.shared_features import SharedFeatures, score_shared
 from flawmap.datasets import open_dataset
 from flawmap.errors import DatasetError, ParameterError
-from flawmap.evaluation.evaluate import evaluate
+from flawmap.evaluation.evaluate import ImageGroup, evaluate
 
 PLAIN = {"backbone": "resnet10t", "pretrained": False, "calibrate": None, "runtime": "torch"}
 LAYERS = ("layer1", "layer2", "layer3")
@@ -25,7 +25,7 @@ def share(images, tmp_path, limit, size):
 
 
 def maps_of(models, features):
-    return dict(score_shared(models, features, lambda _: None))
+    return dict(enumerate(one.anomaly_map for one in score_shared(models, features, lambda _: None)))
 
 
 @pytest.mark.parametrize("limit", [0, 2_000_000, 10**9], ids=["nothing stored", "some", "all"])
@@ -40,17 +40,21 @@ def maps_of(models, features):
     ids=["draw", "pca", "auto", "one layer"],
 )
 def test_maps_are_those_of_a_padim_fitted_alone(parts, tmp_path, small_inputs, options, limit):
-    images = read_class("mvtec_ad", parts / "screw")
+    images = open_class("mvtec_ad", parts / "screw")
     model = PaDiM(**PLAIN, **small_inputs, **options)
     got = maps_of([model], share(images, tmp_path, limit, small_inputs))
-    wanted = PaDiM(**PLAIN, **small_inputs, **options).fit(list(images.train)).predict(list(images.test))
+    wanted = (
+        PaDiM(**PLAIN, **small_inputs, **options)
+        .fit(list(images.train))
+        .predict([image.source for image in images.test])
+    )
     assert sorted(got) == list(range(len(wanted)))
     for index, prediction in enumerate(wanted):
         np.testing.assert_allclose(got[index], prediction.anomaly_map, rtol=2e-3)
 
 
 def test_the_sum_is_that_of_the_three_models_maps(parts, tmp_path, small_inputs):
-    images = read_class("mvtec_ad", parts / "screw")
+    images = open_class("mvtec_ad", parts / "screw")
     features = share(images, tmp_path, 10**9, small_inputs)
     models = [PaDiM(**PLAIN, **small_inputs, layers=(layer,), regularization="paper") for layer in LAYERS]
     total = maps_of(models, features)
@@ -61,14 +65,14 @@ def test_the_sum_is_that_of_the_three_models_maps(parts, tmp_path, small_inputs)
 
 def test_what_is_stored_leaves_no_file_behind(parts, tmp_path, small_inputs):
     (tmp_path / "0.float32").write_bytes(b"somebody's")
-    features = share(read_class("mvtec_ad", parts / "screw"), tmp_path, 10**9, small_inputs)
+    features = share(open_class("mvtec_ad", parts / "screw"), tmp_path, 10**9, small_inputs)
     assert features._stored[0].nbytes > 0
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("0.float32", b"somebody's")]
 
 
 def test_without_room_it_fails_at_once(parts, tmp_path, small_inputs):
     resource = pytest.importorskip("resource")
-    images, limits = read_class("mvtec_ad", parts / "screw"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    images, limits = open_class("mvtec_ad", parts / "screw"), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(ParameterError, match=rf"{tmp_path}: cannot hold .* GB of features .*--cache-gb"):
@@ -79,34 +83,34 @@ def test_without_room_it_fails_at_once(parts, tmp_path, small_inputs):
 
 
 def test_figures_are_those_of_evaluate(parts, tmp_path, small_inputs):
-    images = read_class("mvtec_ad", parts / "screw")
+    images = open_class("mvtec_ad", parts / "screw")
     features = share(images, tmp_path, 10**9, small_inputs)
     options = {**PLAIN, **small_inputs, "n_features": 20, "regularization": "paper"}
-    scores = RunScores()
-    for index, one in maps_of([PaDiM(**options)], features).items():
-        mask = images.mask(index, features.preprocessing, features.placement(index))
-        scores.add(float(one.max()), one, mask, is_anomalous=images.is_anomalous(index))
+    good, anomalous = ImageGroup(is_anomalous=False), ImageGroup(is_anomalous=True)
+    for index, one in enumerate(score_shared([PaDiM(**options)], features, lambda _: None)):
+        mask = images.mask(index, features.preprocessing, one.placement)
+        (anomalous if images.test[index].is_anomalous else good).add(one.pred_score, one.anomaly_map, mask)
     data = open_dataset(parts / "screw")
     wanted = evaluate(PaDiM(**options).fit(data.train), data.test)
-    figures = scores.figures()
+    figures = run_figures(good, anomalous)
     assert figures["image_auroc"] == wanted.image_auroc
     assert figures["pixel_auroc"] == pytest.approx(wanted.pixel_auroc, abs=1e-5)
     assert figures["pro_score"] == pytest.approx(wanted.pro_score, abs=1e-5)
-    assert set(scores.curves()) == {"image_roc", "pixel_roc", "pro"}
+    assert set(run_curves(good, anomalous)) == {"image_roc", "pixel_roc", "pro"}
 
 
 def test_rotated_images_have_their_masks_and_differ_by_seed(parts):
-    first, second = (read_class(RD, parts / "screw", seed=seed) for seed in (0, 1))
+    first, second = (rotated(open_class("mvtec_ad", parts / "screw"), seed=seed) for seed in (0, 1))
     assert (len(first.train), len(first.test)) == (8, 7)
     assert first.train[0].shape == (224, 224, 3)
-    assert [mask is not None for mask in first.masks] == [kind == "scratch" for kind in first.types]
+    assert [image.mask is not None for image in first.test] == [image.type == "scratch" for image in first.test]
     assert not np.array_equal(first.train[0], second.train[0])
 
 
 def test_a_mask_of_another_size_is_refused(parts, small_inputs):
-    images = read_class("mvtec_ad", parts / "screw")
+    images = open_class("mvtec_ad", parts / "screw")
     preprocessing = PaDiM(**PLAIN, **small_inputs).preprocessing
-    index = images.types.index("scratch")
+    index = [image.type for image in images.test].index("scratch")
     with pytest.raises(DatasetError, match=r"the mask .* is of \(64, 64\), its image .* of \(32, 64\)"):
         images.mask(index, preprocessing, preprocessing.place((32, 64)))
 
@@ -116,4 +120,4 @@ def test_a_class_without_test_images_says_so(tmp_path, good_folder):
     good_folder.rename(tmp_path / "part" / "train" / "good")
     (tmp_path / "part" / "test").mkdir()
     with pytest.raises(DatasetError):
-        read_class("mvtec_ad", tmp_path / "part")
+        open_class("mvtec_ad", tmp_path / "part")

@@ -95,20 +95,20 @@ def stand_in(folder, code):
 def test_another_package_answers_or_its_error_is_told(tmp_path):
     echo = "import json, sys\nfor line in sys.stdin: print(json.dumps(json.loads(line)[1:3]), flush=True)"
     with Peer("anomalib", stand_in(tmp_path / "a", echo)) as peer:
-        assert peer.fit(100, 224, tmp_path) == (100, 224)
+        assert peer.ask("fit", 100, 224) == [100, 224]
     failing = 'import sys\nfor line in sys.stdin: print(\'{"error": "RuntimeError: no"}\', flush=True)'
     with (
         Peer("anomalib", stand_in(tmp_path / "b", failing)) as peer,
         pytest.raises(ParameterError, match="anomalib cannot do this: RuntimeError: no"),
     ):
-        peer.call("torch")
+        peer.ask("call", "torch")
     with (
         Peer("anomalib", stand_in(tmp_path / "c", "")) as peer,
         pytest.raises(ParameterError, match="anomalib has died"),
     ):
-        peer.take_images(1, 8)
+        peer.ask("images", 1, 8)
 
 
 def test_the_worker_says_what_is_missing():
     with Peer("anomavision", Path(sys.executable)) as peer, pytest.raises(ParameterError, match="No module named"):
-        peer.fit(100, 64, Path("images"))
+        peer.ask("fit", 100, 64, "images")

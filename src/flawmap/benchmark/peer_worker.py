@@ -2,7 +2,7 @@
 
     python peer_worker.py anomalib|anomavision
 
-Each line of standard input is a JSON array, a function's name and its arguments; each line of standard output is the
+Each line of standard input is a JSON array, a method of `Worker` and its arguments; each line of standard output is the
 answer. Weights and images are random, as everything that is timed is: a call is from 8-bit images to maps and scores.
 """
 
@@ -128,42 +128,52 @@ def _anomavision_model(n_features: int) -> Any:  # noqa: ANN401 (anomavision.Pad
 FUNCTIONS = {"anomalib": (anomalib_calls, anomalib_fit), "anomavision": (anomavision_calls, anomavision_fit)}
 
 
+class Worker:
+    """One package's PaDiM; each method is a request."""
+
+    def __init__(self, name: str) -> None:
+        self._make_calls, self._make_learn = FUNCTIONS[name]
+        self._calls: dict[str, Call] = {}
+        self._pixels: NDArray[np.uint8] = np.zeros((1, 1, 1, 3), np.uint8)
+
+    def prepare(self, n_features: int, side: int, folder: str) -> None:
+        """Make a model and its export."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._calls = self._make_calls(n_features, side, folder)
+
+    def images(self, n_images: int, side: int) -> list[str]:
+        """Set random images (n, side, side, 3) for the next calls; returns the names of the calls that support them."""
+        self._pixels = np.random.default_rng(0).integers(0, 256, (n_images, side, side, 3), np.uint8)
+        supported = []
+        for name in self._calls:
+            try:
+                self.call(name)
+                supported.append(name)
+            except Exception as error:  # some exports run with batches of one alone
+                sys.stderr.write(f"{name} is left out at {n_images} images: {error}\n")
+        return supported
+
+    def call(self, name: str) -> None:
+        """From 8-bit images to maps and scores."""
+        self._calls[name](np.ascontiguousarray(self._pixels.transpose(0, 3, 1, 2), np.float32) / np.float32(255))
+
+    def fit(self, n_features: int, side: int, images: str) -> tuple[float, float]:
+        """Seconds of a fit on a folder of images, and the peak memory of the process in MB."""
+        learn = self._make_learn(n_features, side, images)
+        start = time.perf_counter()
+        learn()
+        seconds = time.perf_counter() - start
+        return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def main() -> None:
     """Answer until the input ends."""
-    make_calls, make_learn = FUNCTIONS[sys.argv[1]]
-    answers, calls = sys.stdout, dict[str, Call]()
-    images: NDArray[np.uint8] = np.zeros((1, 1, 1, 3), np.uint8)
-
-    def call(name: str) -> None:
-        calls[name](np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32) / np.float32(255))
-
-    def works(name: str) -> bool:
-        try:
-            call(name)
-        except Exception as error:  # some exports run with batches of one alone
-            sys.stderr.write(f"{name} is left out at {len(images)} images: {error}\n")
-            return False
-        return True
-
+    worker, answers = Worker(sys.argv[1]), sys.stdout
     for line in sys.stdin:
-        function, *arguments = json.loads(line)
-        answer: object = None
+        request, *arguments = json.loads(line)
         with contextlib.redirect_stdout(sys.stderr):
             try:
-                if function == "prepare":
-                    calls = make_calls(*arguments)
-                elif function == "images":
-                    n_images, side = arguments
-                    images = np.random.default_rng(0).integers(0, 256, (n_images, side, side, 3), np.uint8)
-                    answer = [name for name in calls if works(name)]
-                elif function == "fit":
-                    learn = make_learn(*arguments)
-                    start = time.perf_counter()
-                    learn()
-                    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-                    answer = [time.perf_counter() - start, peak]
-                else:
-                    call(*arguments)
+                answer = getattr(worker, request)(*arguments)
             except Exception as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -51,7 +51,6 @@ PAPER_SECONDS = {"SPADE": 7.10, "VAE": 0.21, "PaDiM-R18-Rd100": 0.23, "PaDiM-WR5
 """Table VII of the PaDiM paper: seconds an image, Intel i7-4710HQ."""
 PAPER_MEMORY = {"SPADE": 1.4, "VAE": 0.09, "PaDiM-R18-Rd100": 0.17, "PaDiM-WR50-Rd550": 3.8}
 """Table VIII: gigabytes, MVTec AD."""
-
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 RUNTIMES: tuple[Runtime, ...] = ("torch", "openvino")
@@ -158,86 +157,77 @@ def measure_speed(
         raise ParameterError(f"at least 3 images and one round are needed, got {n_images} and {rounds}")
     with tempfile.TemporaryDirectory() as folder:
         images = _write_images(Path(folder) / "good", n_images, file_side)
-        measured = tuple(
-            _measure(name, cases[name], images, Path(folder), rounds, pythons, tell, side) for name in names
-        )
+        bench = _Bench(images, Path(folder), rounds, pythons, tell, side)
+        measured = tuple(bench.measure(name, *cases[name]) for name in names)
     return SpeedReport(f"{_processor()}, {os.cpu_count()} processors, torch {torch.__version__}", measured)
 
 
-def _measure(
-    name: str,
-    kind: tuple[str, int | None],
-    images: Path,
-    folder: Path,
-    rounds: int,
-    pythons: Mapping[str, Path],
-    tell: Callable[[str], None],
-    side: int,
-) -> SpeedCase:
-    backbone, n_features = kind
-    options = {"backbone": backbone, "n_features": n_features, "resize": 256, "crop": side, "pretrained": False}
-    tell(f"{name}: fitting")
-    path = folder / f"{name}.flawmap"
-    fits: dict[str, Fit | str] = {}
-    alone: dict[str, float] = {}
-    for precision in reversed(PRECISIONS):  # the last file, of float32, stays
-        fits[precision] = _in_a_process(_fit, {**options, "precision": precision}, str(images), str(path))
-        alone |= _in_a_process(_alone, backbone, precision, str(images), side)
-    model = PaDiM(**{**options, "calibrate": None, "resize": side, "crop": None}).fit(_random_images(3, side))  # type: ignore[arg-type]
-    model.save(folder / "half.flawmap", dtype="float16")
-    case = SpeedCase(
-        name,
-        n_images=len(list(images.iterdir())),
-        file_mb=round(path.stat().st_size / 1e6, 1),
-        file_mb_float16=round((folder / "half.flawmap").stat().st_size / 1e6, 1),
-        fits=fits,
-        alone=alone,
-    )
-    tell(f"{name}: exporting and compiling")
-    runners = _runners(model, folder / name, side)
-    with ExitStack() as stack:
-        chosen = pythons if backbone == "resnet18" else {}
-        others = _others(stack, chosen, n_features or 0, images, folder, case, tell, side)
-        for batch in BATCHES:
-            tell(f"{name}: scoring {batch}")
-            pixels = _random_images(batch, side)
-            calls: dict[str, Callable[[], object]] = {runner: partial(run, pixels) for runner, run in runners.items()}
-            for peer in others:
-                calls |= {f"{peer.name}, {call}": partial(peer.call, call) for call in peer.take_images(batch, side)}
-            case.latency[str(batch)] = interleaved(calls, rounds=rounds)
-    tell(f"{name}: scoring a file")
-    del runners
-    file = next(images.iterdir())
-    inspector = Inspector(folder / name / "openvino")
-    from_file = {"graph, OpenVINO float32": lambda: inspector.predict(file), "predict": lambda: model.predict(file)}
-    case.latency["1 from file"] = interleaved(from_file, rounds=rounds)
-    return case
+@dataclass
+class _Bench:
+    """Measures one case after the other on the same images."""
 
+    images: Path
+    folder: Path
+    rounds: int
+    pythons: Mapping[str, Path]
+    tell: Callable[[str], None]
+    side: int
 
-def _others(
-    stack: ExitStack,
-    pythons: Mapping[str, Path],
-    n_features: int,
-    images: Path,
-    folder: Path,
-    case: SpeedCase,
-    tell: Callable[[str], None],
-    side: int,
-) -> list[Peer]:
-    """Other packages, fitted like the case; their fits go into the case."""
-    ready = []
-    for name, python in pythons.items():
-        tell(f"{case.name}: {name} is fitting")
-        try:
-            with Peer(name, python) as learner:  # a process of its own, for its memory
-                seconds, megabytes = learner.fit(n_features, side, images)
-            case.fits[name] = Fit(round(seconds, 2), round(megabytes))
-        except ParameterError as error:
-            case.fits[name] = str(error)
-        peer = stack.enter_context(Peer(name, python))
-        peer.prepare(n_features, side, folder / name)
-        ready.append(peer)
-    return ready
+    def measure(self, name: str, backbone: str, n_features: int | None) -> SpeedCase:
+        options = {"backbone": backbone, "n_features": n_features, "pretrained": False}
+        case, model = self._fit(name, options)
+        self.tell(f"{name}: exporting and compiling")
+        runners = _runners(model, self.folder / name, self.side)
+        with ExitStack() as stack:
+            peers = self._peers(stack, case, n_features or 0) if backbone == "resnet18" else []
+            for batch in BATCHES:
+                self.tell(f"{name}: scoring {batch}")
+                pixels = _random_images(batch, self.side)
+                calls: dict[str, Callable[[], object]] = {
+                    runner: partial(run, pixels) for runner, run in runners.items()
+                }
+                for peer in peers:
+                    supported = peer.ask("images", batch, self.side)
+                    calls |= {f"{peer.name}, {call}": partial(peer.ask, "call", call) for call in supported}
+                case.latency[str(batch)] = interleaved(calls, rounds=self.rounds)
+        self.tell(f"{name}: scoring a file")
+        del runners
+        file = next(self.images.iterdir())
+        inspector = Inspector(self.folder / name / "openvino")
+        from_file = {"graph, OpenVINO float32": lambda: inspector.predict(file), "predict": lambda: model.predict(file)}
+        case.latency["1 from file"] = interleaved(from_file, rounds=self.rounds)
+        return case
+
+    def _fit(self, name: str, options: Mapping[str, Any]) -> tuple[SpeedCase, PaDiM]:
+        """The case with its fits and sizes of files, and a model to score with."""
+        self.tell(f"{name}: fitting")
+        path, half = self.folder / f"{name}.flawmap", self.folder / "half.flawmap"
+        fits: dict[str, Fit | str] = {}
+        alone: dict[str, float] = {}
+        for precision in reversed(PRECISIONS):  # the last file, of float32, stays
+            parameters = {**options, "resize": 256, "crop": self.side, "precision": precision}
+            fits[precision] = _in_a_process(_fit, parameters, str(self.images), str(path))
+            alone |= _in_a_process(_alone, options["backbone"], precision, str(self.images), self.side)
+        model = PaDiM(**options, calibrate=None, resize=self.side).fit(_random_images(3, self.side))
+        model.save(half, dtype="float16")
+        whole_mb, half_mb = (round(file.stat().st_size / 1e6, 1) for file in (path, half))
+        return SpeedCase(name, len(list(self.images.iterdir())), whole_mb, half_mb, fits, alone), model
+
+    def _peers(self, stack: ExitStack, case: SpeedCase, n_features: int) -> list[Peer]:
+        """Other packages, fitted like the case; their fits go into the case."""
+        ready = []
+        for name, python in self.pythons.items():
+            self.tell(f"{case.name}: {name} is fitting")
+            try:
+                with Peer(name, python) as learner:  # a process of its own, for its memory
+                    seconds, megabytes = learner.ask("fit", n_features, self.side, str(self.images))
+                case.fits[name] = Fit(round(seconds, 2), round(megabytes))
+            except ParameterError as error:
+                case.fits[name] = str(error)
+            peer = stack.enter_context(Peer(name, python))
+            peer.ask("prepare", n_features, self.side, str(self.folder / name))
+            ready.append(peer)
+        return ready
 
 
 def _runners(model: PaDiM, folder: Path, side: int) -> dict[str, Callable[[NDArray[np.uint8]], object]]:
@@ -274,10 +264,10 @@ def _in_a_process(call: Callable[..., T], *arguments: object) -> T:
         return pool.submit(call, *arguments).result()
 
 
-def _fit(options: dict[str, object], images: str, path: str) -> Fit:
+def _fit(options: Mapping[str, Any], images: str, path: str) -> Fit:
     """Seconds and peak memory of this process for a fit on the images of a folder."""
     start = time.perf_counter()
-    PaDiM(**options).fit(images).save(path)  # type: ignore[arg-type]
+    PaDiM(**options).fit(images).save(path)
     seconds = time.perf_counter() - start
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Fit(round(seconds, 2), round(kilobytes / (2**20 if platform.system() == "Darwin" else 1024)))

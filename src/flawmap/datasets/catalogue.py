@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from flawmap.datasets.btad import BTAD
-from flawmap.datasets.dataset import GOOD, Dataset, check_folder, refuse
+from flawmap.datasets.dataset import GOOD, Dataset, check_folder, is_folder, refuse
 from flawmap.datasets.elpv import ELPV, packaged_folder
 from flawmap.datasets.layout import Layout
 from flawmap.datasets.magnetic_tile import MAGNETIC_TILE
@@ -52,9 +52,9 @@ def training_images(where: str | os.PathLike[str]) -> ImageInput:
     if layout.name != MVTEC_AD.name:
         return open_dataset(where).train
     for good in (path / "train" / GOOD, path / GOOD):
-        if _is_dir(good):
+        if is_folder(good):
             return good
-    if any(_is_dir(path / part) for part in ("test", "ground_truth")):
+    if any(is_folder(path / part) for part in ("test", "ground_truth")):
         raise DatasetError(
             f"{where}: expected train/good beside its test images and masks, found none; name the folder of good images"
         )
@@ -97,7 +97,3 @@ def _several(layout: Layout, where: str | os.PathLike[str], classes: list[Path])
     names = ", ".join(path.name for path in classes)
     example = f"{layout.name}:{classes[0]}"
     return DatasetError(f"{where}: holds several classes ({names}), a model is for one; name it, such as {example}")
-
-
-def _is_dir(path: Path) -> bool:
-    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises for names that are too long)

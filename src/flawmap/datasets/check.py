@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -190,10 +190,7 @@ def _check_class(layout: Layout, path: Path, decode: bool, advance: Callable[[in
         _check_sizes(data, sizes, findings)
         _check_masks(data, sizes, findings)
         layout.contradictions(path, findings.problem)
-    known = {problem.path for problem in findings.problems}
-    for file, reason, is_problem in _strays(layout, path, data):
-        if str(file) not in known:
-            (findings.problem if is_problem else findings.note)(file, reason)
+    _check_strays(layout, path, data, findings)
     results = tuple(findings.problems), tuple(findings.notes)
     return ClassReport(path.name or data.name, str(path), found, published, *results)
 
@@ -220,8 +217,7 @@ def _read_all(data: Dataset, findings: _Findings, advance: Callable[[int], None]
         advance(1)
 
     sizes = {}
-    items = [*data.train, *(sample.path for sample in data.test)]
-    for image in stream(items, Preprocessing.of(8), on_bad=report):
+    for image in stream([*data.train, *(sample.path for sample in data.test)], Preprocessing.of(8), on_bad=report):
         sizes[image.name] = image.placement.image_size
         advance(1)
     return sizes
@@ -253,9 +249,9 @@ def _check_masks(data: Dataset, sizes: dict[str, Size], findings: _Findings) -> 
         except ImageError as error:
             findings.problem(error.name, error.reason)
             continue
-        (height, width), size = mask.shape, sizes.get(str(sample.path), mask.shape)
-        if mask.shape != size:
-            reason = f"is {height} x {width}, its image {sample.path} is {size[0]} x {size[1]}"
+        (height, width), own = sizes.get(str(sample.path), mask.shape), mask.shape
+        if own != (height, width):
+            reason = f"is {own[0]} x {own[1]}, its image {sample.path} is {height} x {width}"
             findings.problem(str(sample.mask_path), reason)
         elif not mask.any():
             empty[file_of(sample.mask_path)] += 1
@@ -263,11 +259,12 @@ def _check_masks(data: Dataset, sizes: dict[str, Size], findings: _Findings) -> 
         findings.note(file, f"marks nothing, in {n} images that are labelled anomalous")
 
 
-def _strays(layout: Layout, path: Path, data: Dataset) -> Iterator[tuple[Path, str, bool]]:
-    """Files that belong to no image or mask, the reason to report them, and whether that is a problem."""
+def _check_strays(layout: Layout, path: Path, data: Dataset, findings: _Findings) -> None:
+    """Files that belong to no image or mask, without those that are reported already."""
     used = {file_of(item) for item in data.train}
     used |= {sample.path for sample in data.test}
     used |= {file_of(sample.mask_path) for sample in data.test if sample.mask_path is not None}
+    used |= {Path(problem.path) for problem in findings.problems}
     # a clip's labels and masks are in use even if none of its frames is anomalous
     clips = {sample.group for sample in data.test}
     for file in layout.files(path):
@@ -277,11 +274,11 @@ def _strays(layout: Layout, path: Path, data: Dataset) -> Iterator[tuple[Path, s
             continue
         if _is_mask(layout, parts, suffix):
             if not (GOOD_FOLDERS & set(parts) or clips & {file.stem, file.parent.name.removesuffix("_gt")}):
-                yield file, "is a mask without an image", True
+                findings.problem(file, "is a mask without an image")
         elif suffix in SUFFIXES or suffix == ".avi":
-            yield file, "belongs to neither training nor test images", True
+            findings.problem(file, "belongs to neither training nor test images")
         else:
-            yield file, "is neither an image nor a mask", False
+            findings.note(file, "is neither an image nor a mask")
 
 
 def _is_mask(layout: Layout, parts: tuple[str, ...], suffix: str) -> bool:

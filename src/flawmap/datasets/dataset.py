@@ -25,6 +25,7 @@ __all__ = [
     "clip_samples",
     "expect_folder",
     "file_of",
+    "is_folder",
     "on_another_level",
     "refuse",
     "subfolders",
@@ -143,10 +144,15 @@ def refuse(path: Path, reason: str) -> NoReturn:
     raise DatasetError(f"{path}: {reason}")
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a path, however long, is a folder."""
+    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises for names that are too long)
+
+
 def check_folder(root: str | os.PathLike[str]) -> Path:
     """The folder as a Path; DatasetError if there is none."""
     path = expand_home(root)
-    if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for names that are too long)
+    if not is_folder(path):
         raise DatasetError(
             f"{root}: no such folder; expected a data set, NAME:FOLDER, a manifest (.csv), elpv:mono or elpv:poly"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flawmap.datasets.dataset import GOOD, Dataset, Sample, check_folder, subfolders
+from flawmap.datasets.dataset import GOOD, Dataset, Sample, check_folder, is_folder, subfolders
 from flawmap.datasets.layout import Layout
 from flawmap.errors import DatasetError
 from flawmap.images.source import find_images
@@ -52,10 +52,9 @@ def _mask(path: Path, masks: Path) -> Path | None:
     return next((mask for mask in candidates if mask.is_file()), None)
 
 
-def _holds(path: Path) -> bool:
-    return any(os.path.isdir(path / part) for part in ("test", GOOD))  # noqa: PTH112 (Path.is_dir raises)
-
-
 MVTEC_AD = Layout.of(
-    "mvtec_ad", holds=_holds, read=lambda folder, _: read_mvtec_ad(folder), find_classes=find_class_folders
+    "mvtec_ad",
+    holds=lambda path: is_folder(path / "test") or is_folder(path / GOOD),
+    read=lambda folder, _: read_mvtec_ad(folder),
+    find_classes=find_class_folders,
 )

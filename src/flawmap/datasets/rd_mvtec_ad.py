@@ -12,7 +12,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flawmap.datasets.dataset import GOOD, Dataset
+from flawmap.datasets.dataset import GOOD, Sample
 from flawmap.datasets.mvtec_ad import find_class_folders, read_mvtec_ad
 from flawmap.errors import DatasetError, ImageError
 from flawmap.files import expand_home
-from flawmap.images.masks import MaskSource, read_mask
+from flawmap.images.masks import read_mask
 from flawmap.images.read import read_image
 
 __all__ = ["RESIZE", "RdImage", "rd_images", "write_rd_mvtec_ad"]
@@ -66,8 +67,10 @@ def rd_images(
     """
     root = expand_home(folder)
     data = read_mvtec_ad(root)
-    _check_places(data, root)
-    for path, kind, mask in _sources(data):
+    samples = [*(Sample(path, GOOD) for path in data.train if isinstance(path, Path)), *data.test]
+    _check_places(samples, root)
+    for sample in samples:
+        path, mask = sample.path, sample.mask_path
         random = _random(f"{seed}/{data.name}/{path.relative_to(root).as_posix()}")
         try:
             pixels, truth = read_image(path), None if mask is None else read_mask(mask)
@@ -82,7 +85,7 @@ def rd_images(
                 f"{pixels.shape[0]} x {pixels.shape[1]}"
             )
         marked = truth if truth is not None and truth.any() else None
-        yield RdImage(_place(path, root), kind, *_move(pixels, marked, random))
+        yield RdImage(_place(path, root), sample.type, *_move(pixels, marked, random))
 
 
 def write_rd_mvtec_ad(
@@ -102,29 +105,19 @@ def write_rd_mvtec_ad(
         raise DatasetError(f"{target}: exists and is not empty; name a new folder")
     temporary = target.absolute().parent / f".{target.name}.{secrets.token_hex(8)}.partial"
     try:
-        counts = {}
+        counts: Counter[str] = Counter()
         for folder in classes:
-            n_images = 0
+            name = folder.resolve().name
             for image in rd_images(folder, seed=seed):
-                _write(temporary / folder.resolve().name, image)
-                n_images += 1
+                _write(temporary / name, image)
+                counts[name] += 1
                 advance(1)
-            counts[folder.resolve().name] = n_images
         if target.exists():
             target.rmdir()
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return counts
-
-
-def _sources(data: Dataset) -> Iterator[tuple[Path, str, MaskSource | None]]:
-    """Path, type and mask of every image."""
-    for path in data.train:
-        if isinstance(path, Path):
-            yield path, GOOD, None
-    for sample in data.test:
-        yield sample.path, sample.type, sample.mask_path
 
 
 def _place(path: Path, root: Path) -> PurePosixPath:
@@ -135,15 +128,17 @@ def _mask_place(place: PurePosixPath, kind: str) -> PurePosixPath:
     return PurePosixPath("ground_truth", kind, f"{place.stem}_mask.png")
 
 
-def _check_places(data: Dataset, root: Path) -> None:
+def _check_places(samples: Sequence[Sample], root: Path) -> None:
     """Raise DatasetError for two images that would be written, or whose masks would be, to one file."""
     taken: dict[PurePosixPath, Path] = {}
-    for path, kind, mask in _sources(data):
-        place = _place(path, root)
-        for own in [place] if mask is None else [place, _mask_place(place, kind)]:
+    for sample in samples:
+        place = _place(sample.path, root)
+        for own in [place] if sample.mask_path is None else [place, _mask_place(place, sample.type)]:
             if own in taken:
-                raise DatasetError(f"{path}: would be written to {own}, as would {taken[own]}; rename one of them")
-            taken[own] = path
+                raise DatasetError(
+                    f"{sample.path}: would be written to {own}, as would {taken[own]}; rename one of them"
+                )
+            taken[own] = sample.path
 
 
 def _random(key: str) -> np.random.Generator:

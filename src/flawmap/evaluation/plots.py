@@ -139,8 +139,7 @@ def plot_reliability(kept: Reliability, path: str | os.PathLike[str]) -> None:
     high = [rate.high for rate in kept.realised]
     axes.fill_between(kept.asked, low, high, alpha=0.2, label="95 % interval")
     axes.plot(kept.asked, [rate.value for rate in kept.realised], marker="o", markersize=4, label="realised")
-    axes.set_xlabel("promised false-alarm rate")
-    axes.set_ylabel("share of unseen good parts flagged")
+    axes.set(xlabel="promised false-alarm rate", ylabel="share of unseen good parts flagged")
     axes.set_title(f"{kept.realised[0].n} good parts; uniformity p = {kept.uniformity:.2g}")
     axes.legend(loc="upper left")
     with replace_atomically(path) as temporary:

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from flawmap.errors import ParameterError
-from flawmap.evaluation.metrics.score_counts import ScoreCounts, ranked
-from flawmap.evaluation.metrics.score_pages import keys_of, scores_of
+from flawmap.evaluation.metrics.score_counts import ScoreCounts, keys_of, ranked, scores_of
 
 floats = st.floats(width=32, allow_nan=False)
 

@@ -47,7 +47,14 @@ def compare_runs(first: Sequence[Run], second: Sequence[Run]) -> list[Difference
     differences = []
     for dataset, system in dict.fromkeys((run.dataset, run.system) for run in [*first, *second]):
         for measure in MEASURES:
-            one, other = (_values(runs, dataset, system, measure) for runs in (first, second))
+            one, other = (
+                {
+                    run.key: run
+                    for run in runs
+                    if (run.dataset, run.system) == (dataset, system) and run.figures.get(measure) is not None
+                }
+                for runs in (first, second)
+            )
             common = sorted(one.keys() & other.keys())
             keys = [key for key in common if _same_data(one[key], other[key])]
             if not keys:
@@ -92,25 +99,10 @@ def comparison_table(differences: Sequence[Difference], first: str, second: str)
     rows = []
     for one in differences:
         name, unit, decimals = MEASURES[one.measure]
+        means = [f"{unit * value:.{decimals + 1}f}" for value in (one.first, one.second)]
+        mean, lowest, highest = (f"{unit * value:+.{decimals + 1}f}" for value in (one.mean, one.lowest, one.highest))
         spread = "" if one.std is None else f" ± {unit * one.std:.{decimals + 1}f}"
-        rows.append(
-            (
-                f"{one.system} ({one.dataset})",
-                name,
-                *(f"{unit * value:.{decimals + 1}f}" for value in (one.first, one.second)),
-                f"{unit * one.mean:+.{decimals + 1}f}{spread}",
-                f"{unit * one.lowest:+.{decimals + 1}f} to {unit * one.highest:+.{decimals + 1}f}",
-                f"{one.n_higher} of {one.n_pairs}",
-                str(one.unpaired + one.other_data) if one.unpaired + one.other_data else "",
-            )
-        )
+        changes = (f"{mean}{spread}", f"{lowest} to {highest}", f"{one.n_higher} of {one.n_pairs}")
+        rows.append((f"{one.system} ({one.dataset})", name, *means, *changes, str(one.unpaired + one.other_data or "")))
     header = ("system", "figure", first, second, "difference", "from, to", "higher in", "unpaired")
     return Table(f"{second} minus {first}", header, tuple(rows))
-
-
-def _values(runs: Sequence[Run], dataset: str, system: str, measure: str) -> dict[tuple[str, int], Run]:
-    return {
-        (run.category, run.seed): run
-        for run in runs
-        if (run.dataset, run.system) == (dataset, system) and run.figures.get(measure) is not None
-    }

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flawmap.benchmark.paper.results import Run
@@ -70,30 +69,26 @@ def plot_results(
 
 def _plot_growth(runs: Sequence[Run]) -> Figure:
     systems = sorted({run.system for run in runs})
-    figure = Figure(figsize=(10, 4 + _legend_inches(systems, 10)), layout="constrained")
+    figure = _figure(10, 4, systems)
     measures = {"seconds": "seconds an image", "gigabytes": "GB of the model's file"}
     for axes, (measure, what) in zip(figure.subplots(1, 2), measures.items(), strict=True):
         for i, system in enumerate(systems):
             points = sorted((run.n_train, run.figures[measure] or 0.0) for run in runs if run.system == system)
             axes.plot(*zip(*points, strict=True), marker="o", label=system, **_line(i))
-        axes.set_xlabel("good images")
-        axes.set_ylabel(what)
+        axes.set(xlabel="good images", ylabel=what)
         axes.set_ylim(bottom=0)
     return _with_legend(figure)
 
 
 def _plot_curves(runs: Sequence[Run], title: str) -> Figure:
     systems = list(dict.fromkeys(run.system for run in runs))
-    figure = Figure(figsize=(15, 5 + _legend_inches(systems, 15)), layout="constrained")
+    figure = _figure(15, 5, systems)
     for axes, (name, (heading, what)) in zip(figure.subplots(1, 3), CURVES.items(), strict=True):
         for i, system in enumerate(systems):
             curves = [run.curves[name] for run in runs if run.system == system and name in run.curves]
             if curves:
                 axes.plot(RATES[name], np.mean(curves, axis=0), label=system, linewidth=1.2, **_line(i))
-        axes.set_title(heading)
-        axes.set_xlabel("false-positive rate")
-        axes.set_ylabel(what)
-        axes.set_ylim(0, 1.01)
+        axes.set(title=heading, xlabel="false-positive rate", ylabel=what, ylim=(0, 1.01))
     figure.suptitle(title)
     return _with_legend(figure)
 
@@ -106,41 +101,35 @@ def _plot_bars(runs: Sequence[Run], measure: str, dataset: str) -> Figure:
     n_rows = math.ceil(len(categories) / max(1, int(ROW_INCHES / inches)))
     per_row = math.ceil(len(categories) / n_rows)
     wide = max(6, inches * per_row + 1)
-    size = wide, 3.5 * n_rows + 1 + _legend_inches(systems, wide)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _figure(wide, 3.5 * n_rows + 1, systems)
+    width = 0.85 / len(systems)  # of a bar
     tops = [100 * value for run in runs if (value := run.figures.get(measure)) is not None]
     rows = figure.subplots(n_rows, 1, sharey=True, squeeze=False)[:, 0]
     for row, axes in enumerate(rows):
         shown = categories[row * per_row : (row + 1) * per_row]
         for i, system in enumerate(systems):
-            _draw_bars(axes, runs, measure, shown, system, (i, 0.85 / len(systems)))
+            found = {place: summarise(runs, system, [category], measure) for place, category in enumerate(shown)}
+            measured = {place + i * width: one for place, one in found.items() if one}
+            axes.bar(
+                list(measured), [100 * one.mean for one in measured.values()], width, align="edge", label=system,
+                yerr=[100 * (one.std or 0) for one in measured.values()], color=f"C{i % COLOURS}",
+                hatch=HATCHES[i // COLOURS % len(HATCHES)], edgecolor="white", linewidth=0.3,
+            )  # fmt: skip
         axes.set_xticks([place + 0.425 for place in range(len(shown))], shown, rotation=30, ha="right")
-        axes.set_xlim(-0.15, per_row)
-        axes.set_ylim(max(min(tops) - 5, 0), 100)
-        axes.set_ylabel(f"{MEASURES[measure][0]}, %")
+        axes.set(xlim=(-0.15, per_row), ylim=(max(min(tops) - 5, 0), 100), ylabel=f"{MEASURES[measure][0]}, %")
     figure.suptitle(dataset)
     return _with_legend(figure)
-
-
-def _draw_bars(
-    axes: Axes, runs: Sequence[Run], measure: str, categories: Sequence[str], system: str, slot: tuple[int, float]
-) -> None:
-    """One system's bars; `slot` is its index in a group and its width."""
-    i, width = slot
-    found = [summarise(runs, system, [category], measure) for category in categories]
-    places = [place + i * width for place, one in enumerate(found) if one]
-    heights = [100 * one.mean for one in found if one]
-    spread = [100 * (one.std or 0) for one in found if one]
-    hatch = HATCHES[i // COLOURS % len(HATCHES)]
-    axes.bar(
-        places, heights, width, yerr=spread, label=system, align="edge", color=f"C{i % COLOURS}", hatch=hatch,
-        edgecolor="white", linewidth=0.3,
-    )  # fmt: skip
 
 
 def _line(i: int) -> dict[str, Any]:
     """Colour and line style of the i-th system."""
     return {"color": f"C{i % COLOURS}", "linestyle": LINES[i // COLOURS % len(LINES)]}
+
+
+def _figure(width: float, height: float, systems: Sequence[str]) -> Figure:
+    """An empty figure of this size in inches, with room for the legend below it."""
+    legend = 0.2 * math.ceil(len(systems) / _legend_columns(width)) + 0.2
+    return Figure(figsize=(width, height + legend), layout="constrained")
 
 
 def _with_legend(figure: Figure) -> Figure:
@@ -158,7 +147,3 @@ def _with_legend(figure: Figure) -> Figure:
 
 def _legend_columns(width: float) -> int:
     return max(1, int(width / COLUMN_INCHES))
-
-
-def _legend_inches(systems: Sequence[str], width: float) -> float:
-    return 0.2 * math.ceil(len(systems) / _legend_columns(width)) + 0.2

@@ -7,7 +7,6 @@ images if their size does not depend on the number of images.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from flawmap.benchmark.paper.systems import System
 from flawmap.benchmark.timing import interleaved
-from flawmap.detectors import ITAE, SPADE, VAE, Detector, GANomaly
+from flawmap.detectors import ITAE, SPADE, VAE, GANomaly
 from flawmap.errors import ParameterError
 from flawmap.export import export_model
 from flawmap.images import Preprocessing
@@ -31,7 +30,7 @@ INPUT = {"resize": 256, "crop": 224}
 ROUNDS = 2
 
 
-def measure_footprint(system: System, *, n_images: int, rounds: int = ROUNDS) -> dict[str, float | None]:
+def measure_footprint(system: System, *, n_images: int) -> dict[str, float | None]:
     """Median seconds of one image, from array to map and score, and gigabytes of the model's file.
 
     Seconds are those of the exported graph, or of `predict` for a detector that cannot be exported.
@@ -41,26 +40,20 @@ def measure_footprint(system: System, *, n_images: int, rounds: int = ROUNDS) ->
         raise ParameterError(f"{system.name} is several models; time and memory are measured of one")
     [model] = detectors
     n_needed = min(n_images, FEW) if isinstance(model, STEADY) else n_images
-    model.fit(list(_images(n_needed, model.preprocessing)))
+    model.fit(_images(n_needed, model.preprocessing))
+    batch = np.stack(_images(1, model.preprocessing))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.flawmap")
         model.save(path)
         gigabytes = path.stat().st_size / 1e9
-        seconds = _seconds(model, Path(folder, "export"), rounds)
-    return {"seconds": seconds, "gigabytes": gigabytes}
+        if isinstance(model, SPADE):  # its gallery is no part of a graph
+            latency = interleaved({"predict": lambda: model.predict(batch)}, rounds=1)["predict"]
+        else:
+            inspector = Inspector(export_model(model, Path(folder, "export")))
+            latency = interleaved({"graph": lambda: inspector.score_batch(batch)}, rounds=ROUNDS)["graph"]
+    return {"seconds": latency.p50 / 1000, "gigabytes": gigabytes}
 
 
-def _seconds(model: Detector, folder: Path, rounds: int) -> float:
-    images = np.stack(list(_images(1, model.preprocessing)))
-    if isinstance(model, SPADE):  # its gallery is no part of a graph
-        latency = interleaved({"predict": lambda: model.predict(images)}, rounds=1)["predict"]
-    else:
-        inspector = Inspector(export_model(model, folder))
-        latency = interleaved({"graph": lambda: inspector.score_batch(images)}, rounds=rounds)["graph"]
-    return latency.p50 / 1000
-
-
-def _images(n_images: int, preprocessing: Preprocessing) -> Iterator[NDArray[np.uint8]]:
+def _images(n_images: int, preprocessing: Preprocessing) -> list[NDArray[np.uint8]]:
     rng = np.random.default_rng(0)
-    for _ in range(n_images):
-        yield rng.integers(0, 256, (*preprocessing.resize, 3), np.uint8)
+    return [rng.integers(0, 256, (*preprocessing.resize, 3), np.uint8) for _ in range(n_images)]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from flawmap.benchmark.paper.class_images import ClassImages
+from flawmap.benchmark.paper.class_images import LabelledImage
 from flawmap.files import replace_atomically
-from flawmap.images import FrameReader, Preprocessing, VideoFrame, read_image
+from flawmap.images import FrameReader, VideoFrame, read_image
 from flawmap.prediction import Prediction
 from flawmap.results import Tile, contact_sheet, overlay
 
@@ -20,53 +20,45 @@ PER_TYPE = 4
 MAX_TYPES = 12
 
 
-@dataclass
 class Gallery:
-    """Collects the maps of a few images of each type while all are scored.
+    """Collects the maps of a few images of each type, spread evenly over it, while all are scored."""
 
-    Attributes:
-        images: images of the class.
-        indices: indices of the test images to show.
-    """
+    def __init__(self, images: Sequence[LabelledImage]) -> None:
+        self._images = images
+        self._chosen: set[int] = set()
+        for kind in list(dict.fromkeys(image.type for image in images))[:MAX_TYPES]:
+            places = [i for i, image in enumerate(images) if image.type == kind]
+            self._chosen.update(places[i] for i in np.linspace(0, len(places) - 1, PER_TYPE).astype(int))
+        self._peaks_of_good: list[float] = []
+        self._shown: dict[int, Prediction] = {}
 
-    images: ClassImages
-    indices: frozenset[int]
-    _good: list[float] = field(default_factory=list)
-    _maps: dict[int, tuple[float, NDArray[np.float32]]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, images: ClassImages) -> Gallery:
-        """A gallery of images spread evenly over each type."""
-        chosen: set[int] = set()
-        for kind in list(dict.fromkeys(images.types))[:MAX_TYPES]:
-            places = [i for i, own in enumerate(images.types) if own == kind]
-            chosen.update(places[i] for i in np.linspace(0, len(places) - 1, PER_TYPE).astype(int))
-        return cls(images, frozenset(chosen))
-
-    def take(self, index: int, score: float, anomaly_map: NDArray[np.float32]) -> None:
+    def take(self, index: int, prediction: Prediction) -> None:
         """Store an image's map, if it is to be shown."""
-        if not self.images.is_anomalous(index):
-            self._good.append(float(anomaly_map.max()))
-        if index in self.indices:
-            self._maps[index] = score, anomaly_map.copy()
-
-    def save(self, path: Path, preprocessing: Preprocessing, title: str) -> None:
-        """Write a JPEG. The scale goes from the median of good images' highest values to twice their highest."""
-        if not self._maps:
+        if prediction.anomaly_map is None:
             return
-        peaks = self._good or [float(one.max()) for _, one in self._maps.values()]
-        scale = float(np.median(peaks)), 2 * max(peaks) - float(np.median(peaks))
-        sections = []
-        for kind in dict.fromkeys(self.images.types[index] for index in sorted(self._maps)):
-            shown = [index for index in sorted(self._maps) if self.images.types[index] == kind]
-            sections.append((kind, [self._tile(index, preprocessing, scale) for index in shown]))
-        with replace_atomically(path) as temporary:
-            contact_sheet(title, sections).save(temporary, format="JPEG", quality=88)
+        if not self._images[index].is_anomalous:
+            self._peaks_of_good.append(float(prediction.anomaly_map.max()))
+        if index in self._chosen:
+            self._shown[index] = replace(prediction, anomaly_map=prediction.anomaly_map.copy())  # not its whole batch
 
-    def _tile(self, index: int, preprocessing: Preprocessing, scale: tuple[float, float]) -> Tile:
-        source = self.images.test[index]
-        rgb = FrameReader().read(source) if isinstance(source, VideoFrame) else read_image(source)
-        score, anomaly_map = self._maps[index]
-        prediction = Prediction(None, score, anomaly_map, preprocessing.place((rgb.shape[0], rgb.shape[1])))
-        name = Path(source).name if isinstance(source, (str, Path)) else f"image {index}"
-        return Tile(rgb, overlay(rgb, prediction, scale), f"{name}  {score:.1f}")
+    def save(self, path: Path, title: str) -> None:
+        """Write a JPEG. The scale goes from the median of good images' highest values to twice their highest."""
+        if not self._shown:
+            return
+        shown = self._shown.values()
+        peaks = self._peaks_of_good or [float(one.anomaly_map.max()) for one in shown if one.anomaly_map is not None]
+        scale = float(np.median(peaks)), 2 * max(peaks) - float(np.median(peaks))
+        sections: dict[str, list[Tile]] = {}
+        for index, prediction in self._shown.items():
+            image = self._images[index]
+            sections.setdefault(image.type, []).append(_tile(index, image, prediction, scale))
+        path.parent.mkdir(exist_ok=True)
+        with replace_atomically(path) as temporary:
+            contact_sheet(title, list(sections.items())).save(temporary, format="JPEG", quality=88)
+
+
+def _tile(index: int, image: LabelledImage, prediction: Prediction, scale: tuple[float, float]) -> Tile:
+    source = image.source
+    rgb = FrameReader().read(source) if isinstance(source, VideoFrame) else read_image(source)
+    name = Path(source).name if isinstance(source, (str, Path)) else f"image {index}"
+    return Tile(rgb, overlay(rgb, prediction, scale), f"{name}  {prediction.pred_score:.1f}")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from flawmap.benchmark.paper.class_images import RD
 from flawmap.benchmark.paper.published import PAPER_TABLES, PaperTable
-from flawmap.benchmark.paper.results import Results
+from flawmap.benchmark.paper.results import RunKey
 from flawmap.benchmark.paper.systems import TRAINED, Settings, System, systems
 from flawmap.datasets import LAYOUTS
 from flawmap.detectors.padim.gaussian import Regularization
@@ -68,7 +69,7 @@ class Plan:
     n_images: int = 242
     growth: Sequence[int] = GROWTH
 
-    @property
+    @cached_property
     def known_systems(self) -> Mapping[str, System]:
         """Systems that can be run on this data set, by name."""
         if self.known is not None:
@@ -111,17 +112,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs on one class that share their images."""
+    """Runs on one class that share their images: each a system and its seed."""
 
     dataset: str
     path: Path
     image_seed: int
-    todo: tuple[tuple[System, int], ...]
-
-    def left(self, results: Results) -> Group:
-        """The same without the runs that have results."""
-        place = self.dataset, self.path.name
-        return replace(self, todo=tuple(one for one in self.todo if (*place, one[0].name, one[1]) not in results.runs))
+    todo: Sequence[tuple[System, int]]
 
 
 def class_paths(plan: Plan) -> list[Path]:
@@ -165,22 +161,23 @@ def left_out(plan: Plan) -> dict[str, str]:
     return reasons
 
 
-def groups(plan: Plan, paths: Sequence[Path]) -> Iterator[Group]:
-    """All runs, class by class."""
-    absent = left_out(plan)
-    known = plan.known_systems
+def groups(plan: Plan, paths: Sequence[Path], done: Container[RunKey]) -> Iterator[Group]:
+    """All runs that are not done, class by class."""
+    absent, known = left_out(plan), plan.known_systems
     for dataset in (plan.dataset, RD):
         tables = [table for table in _tables_of_data(plan) if table.dataset == dataset]
-        names = dict.fromkeys(name for table in tables for name in table.rows if name not in absent)
-        if not names:
-            continue
+        wanted = [
+            known[row] for row in dict.fromkeys(row for table in tables for row in table.rows if row not in absent)
+        ]
+        if dataset == RD:  # images that are rotated anew for each seed
+            sharing = [[(system, seed) for system in wanted] for seed in range(plan.rd_seeds)]
+        else:
+            sharing = [[(system, seed) for system in wanted for seed in range(plan.draws if system.is_random else 1)]]
         for path in paths:
-            if dataset == RD:
-                for seed in range(plan.rd_seeds):
-                    yield Group(RD, path, seed, tuple((known[name], seed) for name in names))
-            else:
-                runs = ((known[name], seed) for name in names for seed in range(plan.draws))
-                yield Group(dataset, path, 0, tuple((s, seed) for s, seed in runs if s.is_random or seed == 0))
+            for image_seed, runs in enumerate(sharing):
+                todo = [one for one in runs if (dataset, path.name, one[0].name, one[1]) not in done]
+                if todo:
+                    yield Group(dataset, path, image_seed, todo)
 
 
 def _tables_of_data(plan: Plan) -> list[PaperTable]:

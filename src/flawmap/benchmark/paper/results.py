@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from filelock import FileLock, Timeout
@@ -98,36 +98,28 @@ class Results:
         self._settings = json.loads(json.dumps(settings))  # as they will be read again
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
-        self._descriptor = -1
 
     def __enter__(self) -> Self:
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ParameterError(
-                f"{self.path.parent}: another benchmark is writing there; wait for it, or name another folder"
-            ) from error
-        try:
-            self._open()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+        with ExitStack() as stack:  # if opening fails, the lock is free again
+            try:
+                stack.enter_context(self._lock.acquire(timeout=0))
+            except Timeout as error:
+                raise ParameterError(
+                    f"{self.path.parent}: another benchmark is writing there; wait for it, or name another folder"
+                ) from error
+            self._open(stack)
+            self._close = stack.pop_all().close
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-        self._lock.release()
+    def __exit__(self, *_: object) -> None:
+        self._close()
 
     def append(self, run: Run) -> None:
         """Write a run to the disk."""
         self._write(asdict(run))
         self.runs[run.key] = run
 
-    def _open(self) -> None:
+    def _open(self, stack: ExitStack) -> None:
         settings, runs, whole = _parse(self.path) if self.path.exists() else (None, [], 0)
         if settings is not None and settings != self._settings:
             changed = [name for name in self._settings if settings.get(name) != self._settings[name]]
@@ -137,6 +129,7 @@ class Results:
             )
         self.runs = {run.key: run for run in runs}
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        stack.callback(os.close, self._descriptor)
         if os.fstat(self._descriptor).st_size != whole:
             os.ftruncate(self._descriptor, whole)  # what a kill left of a line
         if settings is None:

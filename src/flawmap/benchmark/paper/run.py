@@ -5,24 +5,24 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from flawmap.benchmark.paper.class_images import RD, ClassFiles, ClassImages, look_at_class, read_class, readable
+from flawmap.benchmark.paper.class_images import RD, ClassImages, open_class, readable, rotated
 from flawmap.benchmark.paper.footprint import GROWING, measure_footprint
 from flawmap.benchmark.paper.gallery import Gallery
 from flawmap.benchmark.paper.plan import Group, Plan, asked_classes, class_paths, classes_on_disk, groups, left_out
 from flawmap.benchmark.paper.published import PAPER_TABLES
 from flawmap.benchmark.paper.results import Results, Run
-from flawmap.benchmark.paper.scores import RunScores
-from flawmap.benchmark.paper.shared_features import SharedFeatures, score_shared, steady_backbone
+from flawmap.benchmark.paper.scores import run_curves, run_figures
+from flawmap.benchmark.paper.shared_features import Advance, SharedFeatures, score_shared, steady_backbone
 from flawmap.benchmark.paper.systems import System, systems_without_data
 from flawmap.detectors import Detector, PaDiM
-from flawmap.errors import BackboneError, FlawmapError, ImageError
+from flawmap.errors import BackboneError, DatasetError, FlawmapError, ImageError
+from flawmap.evaluation.evaluate import ImageGroup
 from flawmap.options import OnBad
+from flawmap.prediction import Prediction
 from flawmap.progress import Progress, report_progress
 
 __all__ = ["Outcome", "run_plan"]
@@ -30,10 +30,7 @@ __all__ = ["Outcome", "run_plan"]
 FOR_GALLERY = ("Rd100", "all")
 """Systems for the pictures of heat maps: the first of them that is run, or else any other."""
 
-Advance = Callable[[int], None]
 Tell = Callable[[str], None]
-Scored = tuple[int, float, NDArray[np.float32] | None, NDArray[np.bool_] | None]
-"""Index of a test image, its score, its map, its mask."""
 
 
 @dataclass
@@ -80,48 +77,16 @@ def run_plan(
     plan.check()
     names = {PAPER_TABLES[name].dataset for name in plan.tables}
     outcome = Outcome()
+    worker = _Worker(plan, results, outcome, tell, on_bad and _once(on_bad))
     if names != {"speed"}:
         outcome.on_disk = classes_on_disk(plan)
         outcome.asked = asked_classes(plan)
         outcome.left_out = left_out(plan)
-        _measure_classes(plan, results, outcome, progress, tell, on_bad and _once(on_bad))
+        worker.measure_classes(progress)
     if "speed" in names:
-        _measure_footprints(plan, results, outcome, tell)
+        worker.measure_footprints()
     outcome.runs = list(results.runs.values())
     return outcome
-
-
-def _measure_classes(
-    plan: Plan, results: Results, outcome: Outcome, progress: Progress, tell: Tell, on_bad: OnBad | None
-) -> None:
-    """All tables but VII and VIII."""
-    files: dict[Path, ClassFiles] = {}
-    for path in class_paths(plan):
-        try:
-            files[path] = look_at_class(plan.dataset, path, stride=plan.settings.stride)
-        except FlawmapError as error:
-            outcome.failures[f"{plan.dataset} {path.name}"] = str(error)
-            continue
-        if _forget_others(plan, results, path.name, files[path]):
-            tell(f"{path.name}: its files have changed since earlier runs, which are repeated")
-    todo = [left for group in groups(plan, list(files)) if (left := group.left(results)).todo]
-    total = sum(_n_images(plan, group, files[group.path]) for group in todo)
-    unreadable: dict[Path, ImageError] = {}
-    with report_progress(progress, "Images", total) as advance:
-        for group in todo:
-            tell(f"{group.dataset} {group.path.name}" + (f", rotations {group.image_seed}" * (group.dataset == RD)))
-            _Worker(plan, results, outcome, advance, on_bad, unreadable).run(group, files[group.path])
-
-
-def _forget_others(plan: Plan, results: Results, category: str, files: ClassFiles) -> bool:
-    """Drop runs of a class that were made of other files, and their pictures; whether there were any."""
-    own = [run for run in results.runs.values() if run.category == category and run.dataset != "speed"]
-    others = [run.key for run in own if not run.is_of(files.digest, files.n_train, files.n_test)]
-    for key in others:
-        del results.runs[key]
-    if others:
-        (plan.output / "galleries" / f"{category}.jpg").unlink(missing_ok=True)
-    return bool(others)
 
 
 def _once(on_bad: OnBad) -> OnBad:
@@ -136,199 +101,192 @@ def _once(on_bad: OnBad) -> OnBad:
     return tell
 
 
-def _n_images(plan: Plan, group: Group, files: ClassFiles) -> int:
-    """Images that a group's runs and its backbones' passes over shared features read."""
-    made = [system.make(seed, plan.inputs[group.dataset])[0] for system, seed in group.todo]
-    n_backbones = len({_backbone_key(model) for model in made if isinstance(model, PaDiM)})
-    return files.n_images * (len(group.todo) + n_backbones)
+@contextmanager
+def _share(advance: Advance, size: int) -> Iterator[Advance]:
+    """A share of the whole progress: it reports exactly its size, whatever fails or is done twice."""
+    left = size
+
+    def report(images: int) -> None:
+        nonlocal left
+        images = min(images, left)
+        left -= images
+        if images:
+            advance(images)
+
+    try:
+        yield report
+    finally:
+        report(left)
 
 
 def _backbone_key(model: PaDiM) -> tuple[object, ...]:
     return model.backbone, model.weights, model.pretrained, model.preprocessing
 
 
-class _Share:
-    """A share of the whole progress: it reports exactly its size, whatever the work reports."""
-
-    def __init__(self, advance: Advance, size: int) -> None:
-        self._advance, self._left = advance, size
-
-    def __call__(self, images: int) -> None:
-        images = min(images, self._left)
-        self._left -= images
-        if images:
-            self._advance(images)
-
-    def finish(self) -> None:
-        """Report the rest."""
-        self(self._left)
-
-
-def _measure_footprints(plan: Plan, results: Results, outcome: Outcome, tell: Tell) -> None:
-    """Tables VII and VIII, and how they depend on the number of good images."""
-    known = systems_without_data() if plan.known is None else plan.known
-    rows = [(name, "", plan.n_images) for name in PAPER_TABLES["VIII"].rows if name in known]
-    rows += [(name, str(n_images), n_images) for name in GROWING if name in known for n_images in plan.growth]
-    for name, category, n_images in rows:
-        if ("speed", category, name, 0) in results.runs:
-            continue
-        tell(f"time and memory of {name}, {n_images} good images")
-        try:
-            figures = measure_footprint(known[name], n_images=n_images)
-        except FlawmapError as error:
-            outcome.failures[f"{name}, time and memory"] = str(error)
-            continue
-        results.append(Run("speed", category, name, 0, figures, n_images))
-        outcome.n_done += 1
-
-
 class _Worker:
-    """Makes the runs of one group."""
+    """Makes the runs."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        results: Results,
-        outcome: Outcome,
-        advance: Advance,
-        on_bad: OnBad | None,
-        unreadable: dict[Path, ImageError],
-    ) -> None:
-        self._plan, self._results, self._outcome, self._advance = plan, results, outcome, advance
-        self._on_bad, self._unreadable = on_bad, unreadable
-        self._features: dict[tuple[object, ...], SharedFeatures | FlawmapError] = {}
-        self._shown: str | None = None
+    def __init__(self, plan: Plan, results: Results, outcome: Outcome, tell: Tell, on_bad: OnBad | None) -> None:
+        self._plan, self._results, self._outcome, self._tell, self._on_bad = plan, results, outcome, tell, on_bad
+        self._features: tuple[object, SharedFeatures | BackboneError] | None = None
 
-    def run(self, group: Group, files: ClassFiles) -> None:
-        """All runs of the group; a failure is noted, and the other runs go on."""
-        whole = _Share(self._advance, _n_images(self._plan, group, files))
-        self._advance = whole
-        try:
-            self._run_all(group, files)
-        except FlawmapError as error:
-            if isinstance(error, ImageError):  # no other system could read it either
-                self._unreadable[group.path] = error
-            self._outcome.failures[f"{group.dataset} {group.path.name}"] = str(error)
-        finally:
-            self._drop_features()
-            whole.finish()
-
-    def _run_all(self, group: Group, files: ClassFiles) -> None:
-        if group.path in self._unreadable:
-            raise self._unreadable[group.path]
-        stride = self._plan.settings.stride
-        images = read_class(group.dataset, group.path, seed=group.image_seed, stride=stride, on_bad=self._on_bad)
-        names = [system.name for system, _ in group.todo]
-        self._shown = next((name for name in FOR_GALLERY if name in names), names[0])
-        for system, seed in group.todo:
-            share = _Share(self._advance, files.n_images)
+    def measure_footprints(self) -> None:
+        """Tables VII and VIII, and how they depend on the number of good images."""
+        known = systems_without_data() if self._plan.known is None else self._plan.known
+        rows = [(name, "", self._plan.n_images) for name in PAPER_TABLES["VIII"].rows if name in known]
+        rows += [(name, str(n), n) for name in GROWING if name in known for n in self._plan.growth]
+        for name, category, n_images in rows:
+            if ("speed", category, name, 0) in self._results.runs:
+                continue
+            self._tell(f"time and memory of {name}, {n_images} good images")
             try:
-                images = self._run_readable(images, system, seed, files.digest, share)
-            except ImageError:
-                raise
+                figures = measure_footprint(known[name], n_images=n_images)
             except FlawmapError as error:
-                where = system.name if isinstance(error, BackboneError) else f"{system.name}, {images.name}"
-                self._outcome.failures[where] = str(error)
-            share.finish()
+                self._outcome.failures[f"{name}, time and memory"] = str(error)
+            else:
+                self._append(Run("speed", category, name, 0, figures, n_images))
+
+    def measure_classes(self, progress: Progress) -> None:
+        """All other tables, class by class."""
+        classes = {images.path: images for images in self._open_classes()}
+        todo = list(groups(self._plan, list(classes), self._results.runs))
+        sizes = [self._n_images(group, classes[group.path]) for group in todo]
+        with report_progress(progress, "Images", sum(sizes)) as advance:
+            for group, size in zip(todo, sizes, strict=True):
+                rotations = f", rotations {group.image_seed}" if group.dataset == RD else ""
+                self._tell(f"{group.dataset} {group.path.name}{rotations}")
+                with _share(advance, size) as part:
+                    self._run_group(group, replace(classes[group.path], _packed={}), part)
+
+    def _open_classes(self) -> Iterator[ClassImages]:
+        """Classes on disk; runs that were made of other files are dropped, and their pictures."""
+        for path in class_paths(self._plan):
+            try:
+                images = open_class(self._plan.dataset, path, stride=self._plan.settings.stride)
+            except FlawmapError as error:
+                self._outcome.failures[f"{self._plan.dataset} {path.name}"] = str(error)
+                continue
+            own = [run for run in self._results.runs.values() if run.category == path.name and run.dataset != "speed"]
+            others = [run for run in own if not run.is_of(images.digest, len(images.train), len(images.test))]
+            if others:
+                for run in others:
+                    del self._results.runs[run.key]
+                self._picture(path.name).unlink(missing_ok=True)
+                self._tell(f"{path.name}: its files have changed since earlier runs, which are repeated")
+            yield images
+
+    def _n_images(self, group: Group, images: ClassImages) -> int:
+        """Images that a group's runs and its backbones' passes over shared features read."""
+        made = [system.make(seed, self._plan.inputs[group.dataset])[0] for system, seed in group.todo]
+        n_backbones = len({_backbone_key(model) for model in made if isinstance(model, PaDiM)})
+        return len(images.sources) * (len(group.todo) + n_backbones)
+
+    def _run_group(self, group: Group, images: ClassImages, advance: Advance) -> None:
+        """All runs of the group; a failure is noted, and the other runs go on."""
+        failures = self._outcome.failures
+        names = [system.name for system, _ in group.todo]
+        pictured: str | None = next((name for name in FOR_GALLERY if name in names), names[0])
+        try:
+            if group.dataset == RD:
+                pictured = None
+                if (reason := failures.get(f"{self._plan.dataset} {images.name}")) is not None:
+                    raise DatasetError(reason)  # an image that no system can read
+                stride = self._plan.settings.stride
+                images = rotated(images, seed=group.image_seed, stride=stride, on_bad=self._on_bad)
+            for system, seed in group.todo:
+                try:
+                    images = self._run_readable(images, system, seed, advance, with_picture=system.name == pictured)
+                except ImageError:
+                    raise
+                except FlawmapError as error:
+                    where = system.name if isinstance(error, BackboneError) else f"{system.name}, {images.name}"
+                    failures[where] = str(error)
+        except FlawmapError as error:
+            failures[f"{group.dataset} {images.name}"] = str(error)
+        finally:
+            self._features = None
 
     def _run_readable(
-        self, images: ClassImages, system: System, seed: int, digest: str, advance: Advance
+        self, images: ClassImages, system: System, seed: int, advance: Advance, *, with_picture: bool
     ) -> ClassImages:
         """Run; if an image cannot be read, run without all such images. Returns the images used."""
         try:
-            self._run(images, system, seed, digest, advance)
+            self._run(images, system, seed, advance, with_picture=with_picture)
         except ImageError:
             if self._on_bad is None:
                 raise
             images = readable(images, self._on_bad)
-            self._drop_features()
-            self._run(images, system, seed, digest, advance)
+            self._run(images, system, seed, advance, with_picture=with_picture)
         return images
 
-    def _run(self, images: ClassImages, system: System, seed: int, digest: str, advance: Advance) -> None:
+    def _run(self, images: ClassImages, system: System, seed: int, advance: Advance, *, with_picture: bool) -> None:
         detectors = system.make(seed, self._plan.inputs[images.dataset])
         padims = [detector for detector in detectors if isinstance(detector, PaDiM)]
-        shared = self._share(images, padims[0]) if len(padims) == len(detectors) else None
+        shared = self._share_features(images, padims[0], advance) if len(padims) == len(detectors) else None
         started = time.perf_counter()
-        scores = RunScores()
-        gallery = Gallery.of(images) if self._wants_gallery(images, system) else None
-        if shared:
-            scored = self._score_shared(images, padims, shared, advance)
-        else:
-            scored = self._score_each(images, detectors, advance)
-        for index, score, anomaly_map, mask in scored:
-            scores.add(score, anomaly_map, mask, is_anomalous=images.is_anomalous(index))
-            if gallery is not None and anomaly_map is not None:
-                gallery.take(index, score, anomaly_map)
+        good, anomalous = ImageGroup(is_anomalous=False), ImageGroup(is_anomalous=True)
+        picture = self._picture(images.name)
+        gallery = Gallery(images.test) if with_picture and not picture.exists() else None
+        predictions = score_shared(padims, shared, advance) if shared else _score(detectors, images, advance)
+        for index, prediction in enumerate(predictions):
+            mask = images.mask(index, detectors[0].preprocessing, prediction.placement)
+            group = anomalous if images.test[index].is_anomalous else good
+            group.add(prediction.pred_score, prediction.anomaly_map, mask)
+            if gallery is not None:
+                gallery.take(index, prediction)
         if gallery is not None:
-            folder = self._plan.output / "galleries"
-            folder.mkdir(exist_ok=True)
-            gallery.save(folder / f"{images.name}.jpg", detectors[0].preprocessing, f"{images.name}: {system.name}")
-            self._shown = None
+            gallery.save(picture, f"{images.name}: {system.name}")
         run = Run(
             images.dataset,
             images.name,
             system.name,
             seed,
-            scores.figures(),
+            run_figures(good, anomalous),
             n_train=len(images.train),
             n_test=len(images.test),
-            curves=scores.curves(),
+            curves=run_curves(good, anomalous),
             seconds=round(time.perf_counter() - started, 2),
-            data=digest,
-            n_without_mask=scores.n_without_mask,
+            data=images.digest,
+            n_without_mask=anomalous.n_without_mask,
             n_skipped=images.n_skipped,
         )
-        self._results.append(run)
-        self._outcome.n_done += 1
+        self._append(run)
 
-    def _score_shared(
-        self, images: ClassImages, models: Sequence[PaDiM], features: SharedFeatures, advance: Advance
-    ) -> Iterator[Scored]:
-        for index, anomaly_map in score_shared(models, features, advance):
-            mask = images.mask(index, features.preprocessing, features.placement(index))
-            yield index, float(anomaly_map.max()), anomaly_map, mask
-
-    def _score_each(self, images: ClassImages, detectors: Sequence[Detector], advance: Advance) -> Iterator[Scored]:
-        """Any one detector, by the interface of all detectors."""
-        [detector] = detectors
-        detector.fit(list(images.train))
-        advance(len(images.train))
-        for index, prediction in enumerate(detector.iter_predict(list(images.test))):
-            mask = images.mask(index, detector.preprocessing, prediction.placement)
-            yield index, prediction.pred_score, prediction.anomaly_map, mask
-            advance(1)
-
-    def _share(self, images: ClassImages, model: PaDiM) -> SharedFeatures:
-        """Features of a model's backbone; those of one backbone at a time are kept."""
-        key = _backbone_key(model)
-        if key not in self._features:
-            self._drop_features()
+    def _share_features(self, images: ClassImages, model: PaDiM, advance: Advance) -> SharedFeatures:
+        """Features of a model's backbone; those of one backbone at a time are kept, or why there are none."""
+        key = images, _backbone_key(model)
+        if self._features is None or self._features[0] != key:
+            self._features = None  # makes room first
             try:
-                self._features[key] = self._compute(images, model)
+                features = SharedFeatures(
+                    images,
+                    steady_backbone(model, len(images.sources)),
+                    model.preprocessing,
+                    folder=self._plan.output,
+                    limit_bytes=int(min(self._plan.limit_gb * 1e9, shutil.disk_usage(self._plan.output).free / 2)),
+                )
+                features.compute(advance)
+                self._features = key, features
             except BackboneError as error:
-                self._features[key] = error
-        found = self._features[key]
-        if isinstance(found, FlawmapError):
+                self._features = key, error
+        found = self._features[1]
+        if isinstance(found, BackboneError):
             raise found
         return found
 
-    def _compute(self, images: ClassImages, model: PaDiM) -> SharedFeatures:
-        features = SharedFeatures(
-            images,
-            steady_backbone(model, len(images.train) + len(images.test)),
-            model.preprocessing,
-            folder=self._plan.output,
-            limit_bytes=int(min(self._plan.limit_gb * 1e9, shutil.disk_usage(self._plan.output).free / 2)),
-        )
-        features.compute(self._advance)
-        return features
+    def _append(self, run: Run) -> None:
+        self._results.append(run)
+        self._outcome.n_done += 1
 
-    def _drop_features(self) -> None:
-        self._features = {key: kept for key, kept in self._features.items() if isinstance(kept, FlawmapError)}
+    def _picture(self, category: str) -> Path:
+        return self._plan.output / "galleries" / f"{category}.jpg"
 
-    def _wants_gallery(self, images: ClassImages, system: System) -> bool:
-        """One picture of each class, unless it exists."""
-        if images.dataset == RD or system.name != self._shown:
-            return False
-        return not (self._plan.output / "galleries" / f"{images.name}.jpg").exists()
+
+def _score(detectors: Sequence[Detector], images: ClassImages, advance: Advance) -> Iterator[Prediction]:
+    """Fit any one detector, by the interface of all detectors, and yield a prediction of every test image."""
+    [detector] = detectors
+    detector.fit(list(images.train))
+    advance(len(images.train))
+    for prediction in detector.iter_predict([image.source for image in images.test]):
+        yield prediction
+        advance(1)

@@ -1,4 +1,4 @@
-"""Figures and curves of a run, from its maps and scores."""
+"""Figures and curves of a run, from the scores and pixels of its good and its anomalous test images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flawmap.evaluation.evaluate import ImageGroup, group_figures
 from flawmap.evaluation.metrics import PixelScores
 from flawmap.evaluation.metrics.pixel_scores import MAX_FPR
 
-__all__ = ["RATES", "RunScores"]
+__all__ = ["RATES", "run_curves", "run_figures"]
 
 RATES: Mapping[str, NDArray[np.float64]] = {
     "image_roc": np.linspace(0, 1, 101),
@@ -22,42 +22,19 @@ RATES: Mapping[str, NDArray[np.float64]] = {
 """False-positive rates of each stored curve."""
 
 
-class RunScores:
-    """Scores of a class's test images."""
+def run_figures(good: ImageGroup, anomalous: ImageGroup) -> dict[str, float | None]:
+    """Image AUROC, pixel AUROC and PRO, each from 0 to 1, or None where it is not defined."""
+    figures = asdict(group_figures(good, [anomalous], 0))
+    return {name: figures[name] for name in ("image_auroc", "pixel_auroc", "pro_score")}
 
-    def __init__(self) -> None:
-        self._good, self._anomalous = ImageGroup(is_anomalous=False), ImageGroup(is_anomalous=True)
 
-    @property
-    def n_without_mask(self) -> int:
-        """Anomalous images with a map, but without a mask."""
-        return self._anomalous.n_without_mask
-
-    def add(
-        self,
-        score: float,
-        anomaly_map: NDArray[np.float32] | None,
-        mask: NDArray[np.bool_] | None,
-        *,
-        is_anomalous: bool,
-    ) -> None:
-        """Add an image. Pixel figures leave out an anomalous one without a mask, as `flawmap evaluate` does."""
-        (self._anomalous if is_anomalous else self._good).add(score, anomaly_map, mask)
-
-    def figures(self) -> dict[str, float | None]:
-        """Image AUROC, pixel AUROC and PRO, each from 0 to 1, or None where it is not defined."""
-        figures = asdict(group_figures(self._good, [self._anomalous], 0))
-        return {name: figures[name] for name in ("image_auroc", "pixel_auroc", "pro_score")}
-
-    def curves(self) -> dict[str, list[float]]:
-        """Values at `RATES`, of the curves that are defined."""
-        images = PixelScores()  # one image counts as one pixel
-        good, anomalous = self._good.scores, self._anomalous.scores
-        if good or anomalous:
-            images.add([good + anomalous], [[False] * len(good) + [True] * len(anomalous)])
-        found = {"image_roc": images.curve(RATES["image_roc"])}
-        if self._anomalous.n_masked:
-            pixels, others = self._good.pixels, [self._anomalous.pixels]
-            found["pixel_roc"] = pixels.curve(RATES["pixel_roc"], others)
-            found["pro"] = pixels.curve(RATES["pro"], others, by_region=True)
-        return {name: [round(float(y), 5) for y in curve] for name, curve in found.items() if curve is not None}
+def run_curves(good: ImageGroup, anomalous: ImageGroup) -> dict[str, list[float]]:
+    """Values at `RATES`, of the curves that are defined."""
+    images = PixelScores()  # one image counts as one pixel
+    if scores := good.scores + anomalous.scores:
+        images.add([scores], [[False] * len(good.scores) + [True] * len(anomalous.scores)])
+    found = {"image_roc": images.curve(RATES["image_roc"])}
+    if anomalous.n_masked:
+        found["pixel_roc"] = good.pixels.curve(RATES["pixel_roc"], [anomalous.pixels])
+        found["pro"] = good.pixels.curve(RATES["pro"], [anomalous.pixels], by_region=True)
+    return {name: [round(float(y), 5) for y in curve] for name, curve in found.items() if curve is not None}

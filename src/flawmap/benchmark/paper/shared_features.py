@@ -11,8 +11,8 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,9 +39,9 @@ from flawmap.detectors.padim.gaussian import (
 from flawmap.errors import BackboneError, ParameterError
 from flawmap.images import Preprocessing, stream
 from flawmap.options import Runtime
-from flawmap.prediction import Placement
+from flawmap.prediction import Placement, Prediction
 
-__all__ = ["SharedFeatures", "score_shared", "steady_backbone"]
+__all__ = ["Advance", "SharedFeatures", "score_shared", "steady_backbone"]
 
 SCORE_BATCH = 8
 FEW_IMAGES = 32
@@ -57,7 +57,8 @@ class SharedFeatures:
 
     Attributes:
         preprocessing: makes the backbone's input.
-        placements: position of the input on each image seen so far.
+        shapes: channels and grid of each layer.
+        n_train: number of training images.
     """
 
     def __init__(
@@ -67,8 +68,8 @@ class SharedFeatures:
         self.shapes = backbone.shapes(preprocessing.input_size)
         self.n_train = len(images.train)
         self._backbone = backbone
-        self._sources = [*images.train, *images.test]
-        self.placements: list[Placement | None] = [None] * len(self._sources)
+        self._sources = images.sources
+        self._placements: dict[int, Placement] = {}  # of each image seen so far
         per_image = 4 * sum(n * height * width for n, (height, width) in self.shapes)
         self._n_stored = min(len(self._sources), limit_bytes // per_image)
         self._stored: list[NDArray[np.float32]] = []
@@ -88,17 +89,10 @@ class SharedFeatures:
         """Maps (B, C, h, w) of some layers of all training images, in batches of up to `size`."""
         return (maps for _, maps in self._batches(0, self.n_train, size, layers))
 
-    def test(self, size: int, layers: Sequence[int]) -> Iterator[tuple[int, list[Tensor]]]:
-        """The same of the test images, each batch with the index of its first image."""
+    def test(self, size: int, layers: Sequence[int]) -> Iterator[tuple[list[Placement], list[Tensor]]]:
+        """The same of the test images, with the position of the input on each."""
         for start, maps in self._batches(self.n_train, len(self._sources), size, layers):
-            yield start - self.n_train, maps
-
-    def placement(self, index: int) -> Placement:
-        """Position of the input on a test image that was read."""
-        placement = self.placements[self.n_train + index]
-        if placement is None:
-            raise ValueError(f"test image {index} was not read yet")
-        return placement
+            yield [self._placements[i] for i in range(start, start + len(maps[0]))], maps
 
     def layers_of(self, model: PaDiM) -> list[int]:
         """Indices of a model's layers among those computed."""
@@ -116,10 +110,9 @@ class SharedFeatures:
     def _run(self, first: int, last: int) -> Iterator[tuple[int, list[Tensor]]]:
         loaded = stream(self._sources[first:last], self.preprocessing)
         for batch in in_batches(loaded, batch_size(self.preprocessing.input_size)):
-            n_images = len(batch.images)
-            self.placements[first : first + n_images] = [image.placement for image in batch.images]
+            self._placements.update(enumerate((image.placement for image in batch.images), first))
             yield first, self._backbone.features(batch.pixels)
-            first += n_images
+            first += len(batch.images)
 
 
 def _reserve(folder: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -143,15 +136,19 @@ def _reserve(folder: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def steady_backbone(model: PaDiM, n_images: int) -> Backbone:
-    """A model's backbone with all its known layers, on one runtime from the first image on.
+    """A model's backbone with all its known layers, or with the model's if those are others, on one runtime.
 
     A benchmark that resumes after a kill then computes exactly the features of an uninterrupted one.
     """
-    runtimes: tuple[Runtime, ...] = ("torch",)
-    if n_images > FEW_IMAGES and pick_device("auto").type == "cpu":
-        runtimes = ("openvino", "torch")
+    on_cpu = n_images > FEW_IMAGES and pick_device("auto").type == "cpu"
+    runtimes: tuple[Runtime, ...] = ("openvino", "torch") if on_cpu else ("torch",)
     for runtime in runtimes:
-        backbone = _load(model, runtime)
+        load = partial(
+            load_backbone, model.backbone, pretrained=model.pretrained, weights=model.weights, runtime=runtime
+        )
+        backbone = load()
+        if not set(model.layers or ()) <= set(backbone.layers):
+            backbone = load(layers=model.layers)
         backbone.shapes(model.preprocessing.input_size)  # BackboneError for a size that the network cannot take
         try:
             backbone.features(np.zeros((1, *model.preprocessing.input_size, 3), np.uint8))
@@ -163,19 +160,8 @@ def steady_backbone(model: PaDiM, n_images: int) -> Backbone:
     return backbone
 
 
-def _load(model: PaDiM, runtime: Runtime) -> Backbone:
-    """With all its known layers, for every model of it; with the model's layers, if those are others."""
-    options: dict[str, Any] = {"pretrained": model.pretrained, "weights": model.weights, "runtime": runtime}
-    backbone = load_backbone(model.backbone, **options)
-    if set(model.layers or ()) <= set(backbone.layers):
-        return backbone
-    return load_backbone(model.backbone, layers=model.layers, **options)
-
-
-def score_shared(
-    models: Sequence[PaDiM], features: SharedFeatures, advance: Advance
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Fit each model, then yield index and anomaly map (H, W) of every test image: the sum over the models.
+def score_shared(models: Sequence[PaDiM], features: SharedFeatures, advance: Advance) -> Iterator[Prediction]:
+    """Fit each model, then yield a prediction of every test image, whose map (H, W) is the sum over the models.
 
     Used of the models are `layers`, `n_features`, `reduction`, `seed` and `regularization`.
     """
@@ -183,17 +169,14 @@ def score_shared(
     for i, model in enumerate(models):  # an image counts once, however many models learn it
         learnt.append((features.layers_of(model), _learn(model, features, advance if i == 0 else lambda _: None)))
     used = sorted({layer for layers, _ in learnt for layer in layers})
-    for start, maps in features.test(SCORE_BATCH, used):
-        total: Tensor | None = None
+    for placements, maps in features.test(SCORE_BATCH, used):
+        total = torch.zeros(len(placements), *features.preprocessing.input_size)
         for layers, factor in learnt:
             columns = factor.hierarchy.select([maps[used.index(layer)] for layer in layers])
-            distances = squared_distances(factor, columns).sqrt_()
-            part = anomaly_maps(distances, features.preprocessing.input_size)
-            total = part if total is None else total + part
-        if total is None:
-            raise ParameterError("a system needs at least one model")
-        yield from ((start + i, one) for i, one in enumerate(total.numpy()))
-        advance(len(total))
+            total += anomaly_maps(squared_distances(factor, columns).sqrt_(), features.preprocessing.input_size)
+        for placement, anomaly_map in zip(placements, total.numpy(), strict=True):
+            yield Prediction(None, float(anomaly_map.max()), anomaly_map, placement)
+        advance(len(placements))
 
 
 def _learn(model: PaDiM, features: SharedFeatures, advance: Advance) -> Factor:

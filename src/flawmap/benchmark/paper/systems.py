@@ -14,10 +14,7 @@ from flawmap.backbones import load_backbone, pick_device
 from flawmap.detectors import ITAE, SPADE, VAE, Detector, GANomaly, MahalanobisAD, PaDiM, PatchSVDD
 from flawmap.detectors.trained.detector import TrainedDetector
 
-__all__ = ["ABLATIONS", "OWN", "TRAINED", "Settings", "System", "own_name", "systems", "systems_without_data"]
-
-ABLATIONS = ("layer1", "layer2", "layer3", "sum", "all", "Rd100", "PCA100", "Rd200", "PCA200")
-"""Tables I and II, all of one backbone: its layers alone, the sum of their maps, all concatenated; fewer channels."""
+__all__ = ["OWN", "TRAINED", "Settings", "System", "own_name", "systems", "systems_without_data"]
 
 OWN = {
     "Rd100": "PaDiM-{}-Rd100",
@@ -95,73 +92,63 @@ def own_name(settings: Settings, system: str) -> str:
 def systems(settings: Settings, *, n_neighbors: int | None = None) -> dict[str, System]:
     """All systems, by name; `n_neighbors` is SPADE's K, None for that of MVTec AD."""
     layers = _layers(settings)
-    shared: dict[str, Any] = {"pretrained": settings.pretrained, "calibrate": None}
-    common = {"regularization": settings.regularization, **shared}
-    backbone: dict[str, Any] = {"backbone": settings.backbone, "weights": settings.weights}
-
-    def padim(seed: int, size: Mapping[str, Any], *, parts: Sequence[Sequence[str]], **options: Any) -> Sequence[PaDiM]:  # noqa: ANN401
-        return [PaDiM(layers=part, seed=seed, **size, **backbone, **common, **options) for part in parts]
-
-    def preset(seed: int, size: Mapping[str, Any], *, name: str) -> Sequence[PaDiM]:
-        return [PaDiM.from_preset(name, **{"seed": seed, **size, **common})]
-
-    def spade(seed: int, size: Mapping[str, Any]) -> Sequence[SPADE]:
-        image_layer = None if settings.weights is None else layers[-1]
-        options = {**size, **backbone, **shared, "n_neighbors": n_neighbors}
-        return [SPADE(image_layer=image_layer, variant="paper", seed=seed, **options)]
-
-    def spade_preset(seed: int, size: Mapping[str, Any]) -> Sequence[SPADE]:
-        options = size if n_neighbors is None else {**size, "n_neighbors": n_neighbors}
-        return [SPADE.from_preset("spade-wr50", seed=seed, **options, **shared)]
-
-    def mahalanobis_ad(seed: int, size: Mapping[str, Any]) -> Sequence[MahalanobisAD]:
-        levels = None if settings.weights is None else layers
-        return [MahalanobisAD(layers=levels, seed=seed, **size, **backbone, **shared)]
-
-    known = [
-        *(System(f"layer{i}", partial(padim, parts=[[layer]])) for i, layer in enumerate(layers, start=1)),
-        System("sum", partial(padim, parts=[[layer] for layer in layers])),
-        System("all", partial(padim, parts=[layers])),
-    ]
+    plain: dict[str, Any] = {"pretrained": settings.pretrained}
+    regularized = {**plain, "regularization": settings.regularization}
+    own = {"backbone": settings.backbone, "weights": settings.weights}
+    padim = {**own, **regularized}
+    # a weights file may end with PaDiM's last layer
+    levels, image_layer = (None, None) if settings.weights is None else (layers, layers[-1])
+    known = [_system(f"layer{i}", PaDiM, {**padim, "layers": [layer]}) for i, layer in enumerate(layers, start=1)]
+    known.append(_system("sum", PaDiM, *({**padim, "layers": [layer]} for layer in layers)))
+    known.append(_system("all", PaDiM, {**padim, "layers": layers}))
     for n_features in (100, 200):
-        drawn = partial(padim, parts=[layers], n_features=n_features)
-        known.append(System(f"Rd{n_features}", drawn, is_random=True))
-        known.append(System(f"PCA{n_features}", partial(drawn, reduction="pca")))
+        drawn = {**padim, "layers": layers, "n_features": n_features}
+        known.append(_system(f"Rd{n_features}", PaDiM, drawn, is_random=True))
+        known.append(_system(f"PCA{n_features}", PaDiM, {**drawn, "reduction": "pca"}))
     if settings.backbone != "wide_resnet50_2":
-        known.append(System("PaDiM-WR50-Rd550", partial(preset, name="padim-wr50-rd550"), is_random=True))
-        known.append(System("SPADE here", spade))
+        known.append(_system("PaDiM-WR50-Rd550", PaDiM, regularized, preset="padim-wr50-rd550", is_random=True))
+        pooled = {"image_layer": image_layer, "variant": "paper", "n_neighbors": n_neighbors}
+        known.append(_system("SPADE here", SPADE, {**own, **plain, **pooled}))
     if settings.backbone != "efficientnet_b5":
-        known.append(System("PaDiM-EfficientNet-B5", partial(preset, name="padim-effnet-b5")))
+        known.append(_system("PaDiM-EfficientNet-B5", PaDiM, regularized, preset="padim-effnet-b5"))
     if settings.backbone != "efficientnet_b4":
-        known.append(System("MahalanobisAD here", mahalanobis_ad))
-    known.append(System("SPADE", spade_preset))
-    known.append(System("MahalanobisAD", partial(_mahalanobis_ad_preset, **shared)))
-    known += [System(name, partial(_trained, settings, name)) for name in TRAINED]
-    return {system.name: system for system in known}
+        known.append(_system("MahalanobisAD here", MahalanobisAD, {**own, **plain, "layers": levels}))
+    neighbors = {} if n_neighbors is None else {"n_neighbors": n_neighbors}
+    known.append(_system("SPADE", SPADE, {**plain, **neighbors}, preset="spade-wr50"))
+    known.append(_system("MahalanobisAD", MahalanobisAD, plain, preset="mahalanobis-ad-effnet-b4", own_size=True))
+    return {system.name: system for system in [*known, *_trained_systems(settings)]}
 
 
 def systems_without_data() -> dict[str, System]:
     """Systems for measuring time and memory: backbones untrained, trained systems after one step."""
     settings = Settings(pretrained=False)
-    known = systems(settings)
-    known["PaDiM-R18-Rd100"] = known["Rd100"]
-    for name in TRAINED:
-        known[name] = System(name, partial(_trained, settings, name, steps=1))
-    return known
+    known = systems(settings) | {system.name: system for system in _trained_systems(settings, steps=1)}
+    return {**known, "PaDiM-R18-Rd100": known["Rd100"]}
+
+
+def _trained_systems(settings: Settings, *, steps: int | None = None) -> list[System]:
+    size = {} if settings.trained_size is None else {"resize": settings.trained_size}
+    parameters = {**size, "budget": settings.budget, "steps": steps}
+    return [_system(name, kind, parameters, own_size=True) for name, kind in TRAINED.items()]
+
+
+def _system(
+    name: str,
+    kind: type[Detector],
+    *parts: Mapping[str, Any],
+    preset: str | None = None,
+    own_size: bool = False,
+    is_random: bool = False,
+) -> System:
+    """A system of one detector for each of `parts`, which are parameters; `own_size`: at the size of its own paper."""
+    new = kind if preset is None else partial(kind.from_preset, preset)
+
+    def make(seed: int, size: Mapping[str, Any]) -> Sequence[Detector]:
+        given = {"seed": seed, "calibrate": None, **({} if own_size else size)}
+        return [new(**given, **part) for part in parts]
+
+    return System(name, make, is_random)
 
 
 def _layers(settings: Settings) -> Sequence[str]:
     return load_backbone(settings.backbone, pretrained=False).layers
-
-
-def _mahalanobis_ad_preset(seed: int, _size: Mapping[str, Any], **options: Any) -> Sequence[MahalanobisAD]:  # noqa: ANN401
-    """At the size of the network's own training, as in its paper."""
-    return [MahalanobisAD.from_preset("mahalanobis-ad-effnet-b4", seed=seed, **options)]
-
-
-def _trained(
-    settings: Settings, name: str, seed: int, _size: Mapping[str, Any], *, steps: int | None = None
-) -> Sequence[Detector]:
-    """At the size of its own paper, unless the settings have another."""
-    size = {} if settings.trained_size is None else {"resize": settings.trained_size}
-    return [TRAINED[name](seed=seed, **size, budget=settings.budget, steps=steps, calibrate=None)]

@@ -23,11 +23,11 @@ __all__ = [
     "Table",
     "absent_classes",
     "build_tables",
-    "class_notes",
     "class_table",
     "growth_table",
     "paper_notes",
     "paper_table",
+    "run_notes",
     "summarise",
 ]
 
@@ -72,8 +72,8 @@ def build_tables(names: Sequence[str], outcome: Outcome, settings: Settings) -> 
     if growth := growth_table(outcome.runs):
         tables.append(growth)
     for dataset in dict.fromkeys(run.dataset for run in outcome.runs if run.dataset != "speed"):
-        if by_class := class_table(dataset, outcome.runs, BY_CLASS):
-            tables.append(replace(by_class, notes=class_notes(dataset, outcome.runs, BY_CLASS)))
+        own = [run for run in outcome.runs if run.dataset == dataset]
+        tables.append(replace(class_table(dataset, own), notes=run_notes(own, BY_CLASS)))
     said = "\n".join(note for table in tables for note in table.notes)
     failures = [f"{name}: {reason}" for name, reason in sorted(outcome.failures.items()) if reason not in said]
     tables[-1] = replace(tables[-1], notes=(*tables[-1].notes, *failures))
@@ -113,20 +113,17 @@ def paper_table(table: PaperTable, runs: Sequence[Run], settings: Settings) -> T
     return Table(f"Table {table.name}: {table.title} ({here})", tuple(header), tuple(rows))
 
 
-def class_table(dataset: str, runs: Sequence[Run], measures: Sequence[str]) -> Table | None:
-    """All systems on all measured classes; None if there are none."""
-    own = [run for run in runs if run.dataset == dataset]
-    if not own:
-        return None
+def class_table(dataset: str, runs: Sequence[Run]) -> Table:
+    """All systems on all measured classes of a data set, given its runs."""
     rows = []
-    for category in sorted({run.category for run in own}):
-        for system in dict.fromkeys(run.system for run in own):
-            found = [summarise(own, system, [category], measure) for measure in measures]
+    for category in sorted({run.category for run in runs}):
+        for system in dict.fromkeys(run.system for run in runs):
+            found = [summarise(runs, system, [category], measure) for measure in BY_CLASS]
             if seeds := max((one.n_seeds for one in found if one), default=0):
                 count = bool(_uneven([(system, found)]))
-                figures = [_ours(one, measure, count=count) for one, measure in zip(found, measures, strict=True)]
+                figures = [_ours(one, measure, count=count) for one, measure in zip(found, BY_CLASS, strict=True)]
                 rows.append((category, SHOWN.get(system, system), str(seeds), *figures))
-    header = ("class", "system", "seeds", *(MEASURES[measure][0] for measure in measures))
+    header = ("class", "system", "seeds", *(MEASURES[measure][0] for measure in BY_CLASS))
     return Table(f"{dataset}, class by class", header, tuple(rows))
 
 
@@ -224,17 +221,11 @@ def paper_notes(table: PaperTable, outcome: Outcome) -> tuple[str, ...]:
             where = "" if len(names) == len(there) else f" ({', '.join(names)})"
             notes.append(f"{system}{where}: {reason}.".replace("..", "."))
     shown = [run for run in own if run.system in table.rows and run.category in there]
-    return (*notes, *_undefined(shown, table.measures), *_left_out(shown))
+    return (*notes, *run_notes(shown, table.measures))
 
 
-def class_notes(dataset: str, runs: Sequence[Run], measures: Sequence[str]) -> tuple[str, ...]:
-    """The same of the table of all classes."""
-    own = [run for run in runs if run.dataset == dataset]
-    return (*_undefined(own, measures), *_left_out(own))
-
-
-def _undefined(runs: Iterable[Run], measures: Sequence[str]) -> list[str]:
-    """Why runs have no value of a figure."""
+def run_notes(runs: Sequence[Run], measures: Sequence[str]) -> tuple[str, ...]:
+    """Why runs have no value of a figure, then the images that count in no figure, or not in all."""
     reasons: dict[tuple[str, str], dict[str, None]] = {}
     for run in runs:
         for measure in measures:
@@ -244,7 +235,17 @@ def _undefined(runs: Iterable[Run], measures: Sequence[str]) -> list[str]:
     for (system, why), categories in reasons.items():
         where = "" if why == "does not localise" else f" ({', '.join(categories)})"
         notes.append(f"{system}{where}: {why}.")
-    return notes
+    left_out = {
+        "Images that cannot be read, and are left out": [(run.category, run.n_skipped) for run in runs],
+        "Anomalous images whose mask is missing or empty, and that pixel figures leave out": [
+            (run.category, run.n_without_mask) for run in runs
+        ],
+    }
+    for what, counts in left_out.items():
+        most = dict(sorted(count for count in counts if count[1]))  # of each class the highest count
+        if most:
+            notes.append(f"{what}: {', '.join(f'{n} of {name}' for name, n in most.items())}.")
+    return tuple(notes)
 
 
 def _why(run: Run, measure: str) -> str:
@@ -255,18 +256,3 @@ def _why(run: Run, measure: str) -> str:
     if run.figures.get("image_auroc") is None:
         return f"no {MEASURES[measure][0]}, the test images are all good or none has a mask"
     return "does not localise"
-
-
-def _left_out(runs: Iterable[Run]) -> Iterator[str]:
-    """Images that count in no figure, or not in all."""
-    skipped: dict[str, int] = {}
-    unmasked: dict[str, int] = {}
-    for run in runs:
-        skipped[run.category] = max(run.n_skipped, skipped.get(run.category, 0))
-        unmasked[run.category] = max(run.n_without_mask, unmasked.get(run.category, 0))
-    for what, counts in (
-        ("Images that cannot be read, and are left out", skipped),
-        ("Anomalous images whose mask is missing or empty, and that pixel figures leave out", unmasked),
-    ):
-        if any(counts.values()):
-            yield f"{what}: {', '.join(f'{n} of {name}' for name, n in sorted(counts.items()) if n)}."
