@@ -411,7 +411,7 @@ def test_regularization_as_given(good_folder, tmp_path, given, expected):
 
 
 def test_regularization_that_is_none(good_folder, tmp_path):
-    assert "--regularization takes" in fail("fit", good_folder, "-o", tmp_path / "m", *FIT[:-1], "strong").stderr
+    assert "--regularization must be" in fail("fit", good_folder, "-o", tmp_path / "m", *FIT[:-1], "strong").stderr
 
 
 def test_copies_among_the_good_images_are_told(good_folder, tmp_path):

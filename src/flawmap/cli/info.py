@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flawmap.cli.console import JsonOption, guarded, print_json
+from flawmap.cli import options
+from flawmap.cli.console import guarded, print_json
 
 
 @guarded
-def info(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
-    as_json: JsonOption = False,
-) -> None:
+def info(model: options.Model, as_json: options.Json = False) -> None:
     """Show the detector of a MODEL, its settings and its training images."""
     from flawmap.detectors import describe_file
 
