@@ -179,10 +179,9 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor], streamed: Mapping[
     """Write a safetensors file piece by piece, wide numbers before narrow ones. Raises OSError."""
     entries: dict[str, object] = {"__metadata__": {DOCUMENT_KEY: text}}
     begin = 0
-    in_memory = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype][1], name))
-    wide = [name for name in in_memory if tensors[name].dtype == torch.float32]
-    layout = [(name, tuple(tensors[name].shape), *DTYPES[tensors[name].dtype]) for name in in_memory]
-    layout[len(wide) : len(wide)] = [(name, streamed[name].shape, "F32", 4) for name in sorted(streamed)]
+    layout = [(name, tuple(tensor.shape), *DTYPES[tensor.dtype]) for name, tensor in tensors.items()]
+    layout += [(name, tensor.shape, *DTYPES[torch.float32]) for name, tensor in streamed.items()]
+    layout.sort(key=lambda entry: (-entry[3], entry[0] in streamed, entry[0]))
     for name, shape, dtype, n_bytes in layout:
         end = begin + n_bytes * math.prod(shape)
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}

