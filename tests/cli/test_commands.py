@@ -438,6 +438,21 @@ def test_usage_version_and_help():
         assert "--json" in succeed(command, "--help").stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        (["fit"], "padim, or the preset's"),
+        (["predict"], "one per processor"),
+        (["threshold"], "as labelled"),
+        (["benchmark", "speed"], "all"),
+        (["benchmark", "paper"], "all of the data set"),
+    ],
+)
+def test_help_shows_what_happens_without_an_option(command, default):
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*command, "--help"]).stdout
+    assert f"[default: {default}]" in shown
+
+
 def start(*arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "flawmap", *map(str, arguments)],
