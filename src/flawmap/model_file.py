@@ -107,7 +107,7 @@ class ModelFile:
                 length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
                 if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                     raise damaged(self.path, f"its header claims {length} bytes of the file's {size}")
-                header = json.loads(stream.read(length))
+                text = stream.read(length)
         except FileNotFoundError as error:
             raise ModelFileError(f"{self.path}: no such model file; `flawmap fit` makes one") from error
         except IsADirectoryError as error:
@@ -117,29 +117,30 @@ class ModelFile:
             ) from error
         except OSError as error:
             raise ModelFileError(f"{self.path}: cannot be read ({_reason(error)})") from error
-        except (ValueError, RecursionError) as error:
-            raise damaged(self.path, "its header is not JSON") from error
-        if not isinstance(header, dict):
-            raise damaged(self.path, "its header is not a JSON object")
-        return header, 8 + length, size
+        return self._parse("header", text), 8 + length, size
 
     def _read_document(self, header: dict[str, Any]) -> dict[str, Any]:
         metadata = header.get("__metadata__")
         text = metadata.get(DOCUMENT_KEY) if isinstance(metadata, dict) else None
         if not isinstance(text, str):
             raise ModelFileError(f"{self.path}: a safetensors file, but no flawmap model; `flawmap fit` makes one")
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise damaged(self.path, "its description is not JSON") from error
-        if not isinstance(content, dict):
-            raise damaged(self.path, "its description is not a JSON object")
+        content = self._parse("description", text)
         version = content.get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise ModelFileError(
                 f"{self.path}: was written by a newer flawmap (format {version}; this one reads up to "
                 f"{FORMAT_VERSION}). Upgrade flawmap, or fit again"
             )
+        return content
+
+    def _parse(self, part: str, text: str | bytes) -> dict[str, Any]:
+        """A JSON object of the file."""
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise damaged(self.path, f"its {part} is not JSON") from error
+        if not isinstance(content, dict):
+            raise damaged(self.path, f"its {part} is not a JSON object")
         return content
 
 
@@ -156,7 +157,7 @@ def write_model_file(
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     try:
         with replace_atomically(path) as temporary:
-            _write_tensors(temporary, tensors, streamed or {}, {DOCUMENT_KEY: text})
+            _write_tensors(temporary, tensors, streamed or {}, text)
     except OSError as error:
         raise ModelFileError(
             f"{path}: cannot be written ({_reason(error)}). Check that the folder exists, is writable and has room. "
@@ -174,16 +175,13 @@ def is_finite(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax())
 
 
-def _write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], streamed: Mapping[str, Streamed], metadata: Mapping[str, str]
-) -> None:
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], streamed: Mapping[str, Streamed], text: str) -> None:
     """Write a safetensors file piece by piece, wide numbers before narrow ones. Raises OSError."""
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    entries: dict[str, object] = {"__metadata__": {DOCUMENT_KEY: text}}
     begin = 0
-    in_memory = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype][1], name))
-    wide = [name for name in in_memory if tensors[name].dtype == torch.float32]
-    layout = [(name, tuple(tensors[name].shape), *DTYPES[tensors[name].dtype]) for name in in_memory]
-    layout[len(wide) : len(wide)] = [(name, streamed[name].shape, "F32", 4) for name in sorted(streamed)]
+    layout = [(name, tuple(tensor.shape), *DTYPES[tensor.dtype]) for name, tensor in tensors.items()]
+    layout += [(name, tensor.shape, *DTYPES[torch.float32]) for name, tensor in streamed.items()]
+    layout.sort(key=lambda entry: (-entry[3], entry[0] in streamed, entry[0]))
     for name, shape, dtype, n_bytes in layout:
         end = begin + n_bytes * math.prod(shape)
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}

@@ -136,7 +136,7 @@ def test_a_failed_export_leaves_the_earlier_one(exported, small_model, tmp_path,
 
 
 def test_impossible_exports_are_refused_before_any_work(small_model, tmp_path):
-    with pytest.raises(ParameterError, match="format must be 'openvino' or 'onnx', got 'tflite'"):
+    with pytest.raises(ParameterError, match="format must be 'openvino' or 'onnx'"):
         export_model(small_model, tmp_path / "part", format="tflite")
     with pytest.raises(ParameterError, match="dtype must be 'float32' or 'float16'"):
         export_model(small_model, tmp_path / "part", dtype="int8")

@@ -189,7 +189,7 @@ def test_several_threads_may_share_an_inspector(inspector, good_images):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((1, 64, 64, 3), np.uint8), r"images of \(72, 72\) \(height, width\), got \(64, 64\)"),
+        (np.zeros((1, 64, 64, 3), np.uint8), r"\(72, 72\) \(height, width\).* got shape \(1, 64, 64, 3\)"),
         (np.zeros((1, 72, 72, 3), np.float32), "uint8 array .* got float32"),
         (np.zeros((1, 72, 72, 1), np.uint8), "RGB images .* got shape"),
         (np.zeros((1, 3, 72, 72), np.uint8), "RGB images .* got shape"),

@@ -93,7 +93,7 @@ def test_wrong_metadata_are_refused(edit, change, message):
         (b"[]", "wrong at 'document'"),
         (b"{", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
-        (b"\xff\xfe\x00", "is no text"),
+        (b"\xff\xfe\x00", "is not JSON"),
     ],
 )
 def test_a_file_that_is_no_metadata_is_refused(tmp_path, content, message):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -19,7 +18,6 @@ from flawmap.backbones.runtimes import Policy
 from flawmap.backbones.weights import find_weights, fingerprint, load_weights
 from flawmap.errors import BackboneError, ParameterError
 from flawmap.options import PrecisionChoice, Runtime
-from flawmap.prediction import Size
 
 __all__ = ["feature_levels", "load_backbone"]
 
@@ -59,12 +57,12 @@ def load_backbone(
     entry = describe(name)
     with torch.random.fork_rng(devices=[]):  # timm draws initial weights; the caller's generator is left alone
         torch.manual_seed(seed)
-        anatomy = _dissect(name, entry)
-        chosen = _choose_layers(name, entry, anatomy.levels, layers, most_layers)
+        tensors, levels, config = _dissect(name, entry)
+        chosen = _choose_layers(name, entry, levels, layers, most_layers)
         file = find_weights(name, entry, weights) if pretrained else None
-        network = _cut(entry, anatomy.levels, chosen)
+        network = _cut(entry, levels, chosen)
     if file is not None:
-        load_weights(network, file, name, order=anatomy.tensors)
+        load_weights(network, file, name, order=tensors)
     network.eval().requires_grad_(False)
     return Backbone(
         name=name,
@@ -72,40 +70,28 @@ def load_backbone(
         weights=file.path.name if file else None,
         weights_path=str(file.path.resolve()) if file and not file.by_order else None,
         sha256=fingerprint(network),
-        network=OrderedNetwork(network, anatomy.levels, chosen)
+        network=OrderedNetwork(network, levels, chosen)
         .to(target)
         .to(memory_format=torch.channels_last),  # faster on a CPU
-        mean=torch.tensor(anatomy.mean, device=target),
-        std=torch.tensor(anatomy.std, device=target),
-        trained_size=anatomy.trained_size,
+        mean=torch.tensor(config.mean, device=target),
+        std=torch.tensor(config.std, device=target),
+        trained_size=config.input_size[1:],
         policy=policy,
     )
 
 
 def feature_levels(name: str) -> tuple[str, ...]:
     """Every level of a backbone, fine to coarse: of an EfficientNet its stem, its stages and its head, else timm's."""
-    entry = describe(name)
     with torch.random.fork_rng(devices=[]):
-        levels = _dissect(name, entry).levels
-        parts = dict(timm.create_model(entry.architecture, pretrained=False).named_children())
-    stages = parts.get("blocks")
-    if isinstance(stages, nn.Sequential) and {"conv_stem", "bn1", "conv_head", "bn2"} <= set(parts):
-        return ("bn1", *(f"blocks.{i}" for i in range(len(stages))), "bn2")  # bn1 and bn2 hold the activations too
+        tensors, levels, _ = _dissect(name, describe(name))
+    if {"conv_stem", "bn1", "blocks", "conv_head", "bn2"} <= {key.partition(".")[0] for key in tensors}:
+        stages = dict.fromkeys(".".join(key.split(".")[:2]) for key in tensors if key.startswith("blocks."))
+        return ("bn1", *stages, "bn2")  # bn1 and bn2 hold the activations too
     return tuple(levels)
 
 
-@dataclass(frozen=True)
-class _Anatomy:
-    """What a whole network is made of: its tensors' names, the channels of its feature levels, its normalisation."""
-
-    tensors: list[str]
-    levels: dict[str, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    trained_size: Size
-
-
-def _dissect(name: str, entry: CatalogueEntry) -> _Anatomy:
+def _dissect(name: str, entry: CatalogueEntry) -> tuple[list[str], dict[str, int], PretrainedCfg]:
+    """Names of a whole network's tensors, channels of its feature levels, and what it was trained on."""
     if not timm.is_model(entry.architecture):  # a name with a hub prefix would make timm reach for the network
         near = difflib.get_close_matches(name, [*CATALOGUE, *timm.list_models()], 3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists all names"
@@ -113,8 +99,7 @@ def _dissect(name: str, entry: CatalogueEntry) -> _Anatomy:
     whole: Any = timm.create_model(entry.architecture, pretrained=False)
     levels = {level["module"]: level["num_chs"] for level in getattr(whole, "feature_info", None) or []}
     config = timm.get_pretrained_cfg(entry.timm_name, allow_unregistered=True) or PretrainedCfg(**whole.default_cfg)
-    trained_size = config.input_size[1], config.input_size[2]
-    return _Anatomy(list(whole.state_dict()), levels, tuple(config.mean), tuple(config.std), trained_size)
+    return list(whole.state_dict()), levels, config
 
 
 def _choose_layers(

@@ -163,16 +163,11 @@ def _in_caches(entry: CatalogueEntry) -> Path | None:
     config = timm.get_pretrained_cfg(entry.timm_name, allow_unregistered=True)
     if config is None:
         return None
-    if config.hf_hub_id:
-        for file in HUB_FILES:
-            cached = try_to_load_from_cache(config.hf_hub_id, file)
-            if isinstance(cached, str):
-                return Path(cached)
-    if isinstance(config.url, str) and config.url:
-        checkpoint = Path(torch.hub.get_dir()) / "checkpoints" / config.url.rpartition("/")[2]
-        if checkpoint.is_file():
-            return checkpoint
-    return None
+    cached = [try_to_load_from_cache(config.hf_hub_id, file) for file in HUB_FILES] if config.hf_hub_id else []
+    found = [Path(file) for file in cached if isinstance(file, str)]
+    if isinstance(config.url, str):
+        found.append(Path(torch.hub.get_dir()) / "checkpoints" / config.url.rpartition("/")[2])
+    return next((path for path in found if path.is_file()), None)
 
 
 def _fetch(repository: str) -> Path:

@@ -7,14 +7,13 @@ from typing import Annotated
 import typer
 
 import flawmap
-from flawmap.cli import benchmark, benchmark_paper, datasets, demo, evaluate, export, fit, info, predict, threshold
-from flawmap.cli.fit_options import FURTHER, FitCommand
+from flawmap.cli import benchmark, datasets, demo, evaluate, export, fit, info, predict, threshold
+from flawmap.cli.detector_choice import FURTHER, FitCommand
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="flawmap",
-    help="Learns what good parts look like from good images alone, then finds what is wrong in new ones.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -27,8 +26,6 @@ app.command("info")(info.info)
 app.command("threshold")(threshold.threshold)
 app.command("export")(export.export)
 app.command("demo")(demo.demo)
-benchmark.app.command("paper")(benchmark_paper.paper)
-benchmark.app.command("compare")(benchmark_paper.compare)
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(benchmark.app, name="benchmark")
 

@@ -1,4 +1,4 @@
-"""Shared by the subcommands: options, output on the right stream, and errors as one line with an exit code."""
+"""Shared by the subcommands: output on the right stream, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -11,72 +11,34 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec
+from typing import NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from flawmap.decision import Decision
 from flawmap.errors import FlawmapError, ImageError, ParameterError
 from flawmap.files import check_replaceable
-from flawmap.options import Runtime
-from flawmap.prediction import Size
 
 __all__ = [
     "BadImages",
-    "DeviceOption",
-    "JsonOption",
-    "QuietOption",
-    "RuntimeOption",
-    "SkipBadOption",
-    "StrideOption",
-    "WeightsOption",
-    "WorkersOption",
     "check_writable_target",
     "explain_promise",
     "fail",
     "guarded",
     "messages",
-    "parse_size",
+    "note",
     "print_json",
+    "say",
+    "table",
 ]
 
-EXTRAS = {
-    "torch": "train",
-    "torchvision": "train",
-    "timm": "train",
-    "scipy": "train",
-    "sklearn": "train",
-    "matplotlib": "plots",
-}
+EXTRAS = dict.fromkeys(("torch", "torchvision", "timm", "scipy", "sklearn"), "train") | {"matplotlib": "plots"}
 """Modules that only an extra installs."""
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out unusable images and masks.")]
-DeviceOption = Annotated[str, typer.Option("--device", help="Device: auto, cpu, cuda, ...")]
-StrideOption = Annotated[
-    int, typer.Option("--stride", metavar="N", min=1, help="Use every N-th image of each clip of a data set.")
-]
-WeightsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        metavar="PATH",
-        help="Backbone weights: a .safetensors or .pth file, or hf-hub:REPO to download them.",
-    ),
-]
-RuntimeOption = Annotated[Runtime, typer.Option("--runtime", help="Runtime of the backbone.")]
-
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        "--workers", metavar="N", min=1, max=1024, help="Threads that read images. [default: one per processor]"
-    ),
-]
 
 
 class BadImages:
@@ -132,6 +94,16 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
+def say(text: str) -> None:
+    """Print a line on standard error."""
+    messages.print(escape(text))
+
+
+def note(text: str) -> None:
+    """Print a note."""
+    messages.print(f"[yellow]note:[/] {escape(text)}")
+
+
 def print_json(content: Mapping[str, object]) -> None:
     """One JSON object on standard output."""
     if sys.stdout is None:
@@ -139,30 +111,27 @@ def print_json(content: Mapping[str, object]) -> None:
     sys.stdout.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def parse_size(text: str | None, option: str) -> int | Size | None:
-    """`256` or `256x384` (height x width) as a size."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise ParameterError(f"{option} takes a number or HEIGHTxWIDTH, such as 256 or 256x384; got '{text}'")
-    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+def table(title: str, first: str, *figures: str) -> Table:
+    """A table whose first column is text, and whose others are numbers."""
+    made = Table(first, title=escape(title))
+    for heading in figures:
+        made.add_column(heading, justify="right")
+    return made
 
 
 def explain_promise(decision: Decision, asked: float) -> None:
     """Print the promised false-alarm rate, and the number of images for the requested one."""
     rate = decision.false_alarm_rate
     if rate is None:
-        messages.print(f"Threshold {decision.threshold:.4g}, set by hand, without a promised false-alarm rate.")
+        say(f"Threshold {decision.threshold:.4g}, set by hand, without a promised false-alarm rate.")
         return
-    n_images = decision.n_groups
     what = "good images" if decision.group_sizes is None else "groups of good images"
-    messages.print(f"Threshold {decision.threshold:.4g}: at most {rate:.3g} of good parts are flagged.")
+    say(f"Threshold {decision.threshold:.4g}: at most {rate:.3g} of good parts are flagged.")
     if rate > asked:
         needed = math.ceil(1 / asked) - 1
-        messages.print(
-            f"[yellow]note:[/] To promise {asked:g} you need at least {needed} {what}; there are {n_images}. "
-            f"Until then the threshold is the highest score of a good image."
+        note(
+            f"To promise {asked:g} you need at least {needed} {what}; there are {decision.n_groups}. Until then the "
+            f"threshold is the highest score of a good image."
         )
 
 

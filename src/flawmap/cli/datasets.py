@@ -11,21 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flawmap.cli.console import (
-    BadImages,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    RuntimeOption,
-    SkipBadOption,
-    StrideOption,
-    WeightsOption,
-    WorkersOption,
-    check_writable_target,
-    guarded,
-    messages,
-    print_json,
-)
+from flawmap.cli import options
+from flawmap.cli.console import BadImages, check_writable_target, guarded, messages, print_json, say, table
+from flawmap.cli.options import option
 from flawmap.datasets import LAYOUTS, Counts, Problem, Report, check_dataset, write_rd_mvtec_ad
 from flawmap.errors import DatasetError
 from flawmap.progress import report_progress
@@ -35,26 +23,25 @@ FIGURES = ("train", "good", "anomalous", "test")
 app = typer.Typer(
     help="Data sets: list them, check one on disk, make Rd-MVTec AD, draw scores of clips over time.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
 )
 
 
 @app.command("list")
 @guarded
-def list_datasets(as_json: JsonOption = False) -> None:
+def list_datasets(as_json: options.Json = False) -> None:
     """List the data sets that are read by name, with licence and origin. Nothing is downloaded."""
     facts = ("name", "title", "classes", "what", "licence", "origin", "paper")
     rows = [{fact: getattr(layout, fact) for fact in facts} for layout in LAYOUTS.values()]
     if as_json:
         print_json({"datasets": rows})
         return
-    table = Table("name", "classes", show_lines=True)
-    table.add_column("what, and where it comes from", overflow="fold")  # a truncated address is useless
-    table.add_column("licence", max_width=20)
+    shown = Table("name", "classes", show_lines=True)
+    shown.add_column("what, and where it comes from", overflow="fold")  # a truncated address is useless
+    shown.add_column("licence", max_width=20)
     for layout in LAYOUTS.values():
         n_classes = str(len(layout.classes) or 1)
-        table.add_row(layout.name, n_classes, f"{layout.title}: {layout.what}\n{layout.origin}", layout.licence)
-    Console().print(table)
+        shown.add_row(layout.name, n_classes, f"{layout.title}: {layout.what}\n{layout.origin}", layout.licence)
+    Console().print(shown)
 
 
 @app.command("check")
@@ -62,9 +49,9 @@ def list_datasets(as_json: JsonOption = False) -> None:
 def check(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Name, as `list` shows it.")],
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Its folder, or one of its classes ROOT/CLASS.")],
-    names_only: Annotated[bool, typer.Option("--names-only", help="Check file names alone; much faster.")] = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    names_only: Annotated[bool, option("Check file names alone; much faster.", None, "--names-only")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Compare a data set on disk with its published numbers, and name every file that is wrong.
 
@@ -88,10 +75,10 @@ def check(
 @guarded
 def make_rd(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="MVTec AD, or one of its classes.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="New folder to write.")],
-    seed: Annotated[int, typer.Option(help="Random seed of angles and windows; the paper averages five.")] = 0,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    output: Annotated[Path, option("New folder to write.", "OUT", "--output", "-o")],
+    seed: Annotated[int, option("Random seed of angles and windows; the paper averages five.")] = 0,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write Rd-MVTec AD: every image and mask rotated within +-10 degrees, cropped to 224 of 256 pixels at random."""
     with report_progress(not quiet, "Rotating", None) as advance:
@@ -99,25 +86,23 @@ def make_rd(
     if as_json:
         print_json({"output": str(output), "seed": seed, "n_images": counts})
     elif not quiet:
-        messages.print(
-            f"Wrote {sum(counts.values())} images of {len(counts)} classes, seed {seed}: {escape(str(output))}"
-        )
+        say(f"Wrote {sum(counts.values())} images of {len(counts)} classes, seed {seed}: {output}")
 
 
 @app.command("timeline")
 @guarded
 def timeline(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
+    model: options.Model,
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Data set of videos, such as stc:ROOT/01.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Picture: .png, .svg or .pdf.")],
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    runtime: RuntimeOption = "auto",
-    workers: WorkersOption = None,
-    stride: StrideOption = 1,
-    skip_bad: SkipBadOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    output: Annotated[Path, option("Picture: .png, .svg or .pdf.", "FILE", "--output", "-o")],
+    weights: options.Weights = None,
+    device: options.Device = "auto",
+    runtime: options.RuntimeChoice = "auto",
+    workers: options.Workers = None,
+    stride: options.Stride = 1,
+    skip_bad: options.SkipBad = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Draw the scores of each test clip over time, with the threshold and the ground truth."""
     from flawmap import load
@@ -139,19 +124,17 @@ def timeline(
         clips = {name: asdict(clip) for name, clip in timelines.items()}
         print_json({"output": str(output), "threshold": threshold, "clips": clips, "skipped": bad.to_json()})
     elif not quiet:
-        messages.print(f"Drew {len(timelines)} clips: {escape(str(output))}")
+        say(f"Drew {len(timelines)} clips: {output}")
 
 
 def _show(report: Report, quiet: bool) -> None:
     """Counts, found of published, as a table; then one line for each problem and note."""
-    title = LAYOUTS[report.layout].title
-    table = Table("class", title=escape(f"{title}: {report.path}"))
-    for heading in ("train", "good", "anomalous", "all test", "problems"):
-        table.add_column(heading, justify="right")
+    title = f"{LAYOUTS[report.layout].title}: {report.path}"
+    shown = table(title, "class", "train", "good", "anomalous", "all test", "problems")
     for part in report.classes:
         cells = [_of(part.found, part.published, figure) for figure in FIGURES]
-        table.add_row(escape(part.name), *cells, str(len(part.problems)))
-    Console().print(table)
+        shown.add_row(escape(part.name), *cells, str(len(part.problems)))
+    Console().print(shown)
     problems = [*(problem for part in report.classes for problem in part.problems), *report.problems]
     for problem in problems:
         messages.print(f"[bold red]broken[/] {_line(problem)}")
@@ -159,7 +142,7 @@ def _show(report: Report, quiet: bool) -> None:
         return
     for note in [*(note for part in report.classes for note in part.notes), *report.notes]:
         messages.print(f"[yellow]note[/] {_line(note)}")
-    messages.print("Nothing is broken." if report.is_whole else f"{len(problems)} problems.")
+    say("Nothing is broken." if report.is_whole else f"{len(problems)} problems.")
 
 
 def _of(found: Counts, published: Counts | None, figure: str) -> str:

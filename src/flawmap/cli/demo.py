@@ -6,11 +6,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from PIL import Image
-from rich.markup import escape
 
-from flawmap.cli.console import JsonOption, QuietOption, guarded, messages, print_json
+from flawmap.cli import options
+from flawmap.cli.console import guarded, print_json, say
 from flawmap.images import read_image
 from flawmap.results.pictures import Tile, contact_sheet, overlay
 
@@ -23,11 +22,9 @@ N_TILES = 8
 
 @guarded
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the results.")] = Path(
-        "demo-output"
-    ),
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    output: Annotated[Path, options.option("Folder for the results.", "OUT", "--output", "-o")] = Path("demo-output"),
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fit on functional solar cells, score unseen and defective ones, and show the results.
 
@@ -44,7 +41,7 @@ def demo(
     data = open_dataset("elpv:mono")
     output.mkdir(parents=True, exist_ok=True)
     if not quiet:
-        messages.print(f"Fitting on {len(data.train)} functional solar cells and no defective ones.")
+        say(f"Fitting on {len(data.train)} functional solar cells and no defective ones.")
     model = PaDiM().fit(data.train, progress=not quiet)
     model.save(output / "solar-cells.flawmap")
     found = list(score_samples(model, data.test, "Scoring", progress=not quiet))
@@ -53,30 +50,29 @@ def demo(
     sheet = output / "contact-sheet.png"
     _draw(found, model.map_scale or (0.0, 1.0), f"{data.name}: image AUROC {auroc:.3f}").save(sheet)
     seconds = time.perf_counter() - started
-    defective = [prediction for sample, prediction in found if sample.is_anomalous]
-    good = [prediction for sample, prediction in found if not sample.is_anomalous]
-    flagged = {name: sum(p.pred_label or 0 for p in part) for name, part in (("good", good), ("defective", defective))}
+    good, defective = ([p for sample, p in found if sample.is_anomalous == kind] for kind in (False, True))
+    n_good_flagged, n_defective_flagged = (sum(p.pred_label or 0 for p in part) for part in (good, defective))
     if as_json:
         print_json(
             {
                 "image_auroc": auroc,
                 "n_train": len(data.train),
                 "n_good": len(good),
-                "n_good_flagged": flagged["good"],
+                "n_good_flagged": n_good_flagged,
                 "n_defective": len(defective),
-                "n_defective_flagged": flagged["defective"],
+                "n_defective_flagged": n_defective_flagged,
                 "seconds": round(seconds, 1),
                 "contact_sheet": str(sheet),
                 "model": str(output / "solar-cells.flawmap"),
             }
         )
     elif not quiet:
-        messages.print(f"Image AUROC {auroc:.4f} on {len(found)} unseen cells, in {seconds:.0f} s.")
-        messages.print(
-            f"Threshold for {model.false_alarm_rate:g} false alarms, from good images alone: {flagged['good']} of "
-            f"{len(good)} good cells flagged, {flagged['defective']} of {len(defective)} defective ones found."
+        say(f"Image AUROC {auroc:.4f} on {len(found)} unseen cells, in {seconds:.0f} s.")
+        say(
+            f"Threshold for {model.false_alarm_rate:g} false alarms, from good images alone: {n_good_flagged} of "
+            f"{len(good)} good cells flagged, {n_defective_flagged} of {len(defective)} defective ones found."
         )
-        messages.print(f"The most and least conspicuous cells, with heat maps: {escape(str(sheet))}")
+        say(f"The most and least conspicuous cells, with heat maps: {sheet}")
 
 
 def _draw(found: list[tuple[Sample, Prediction]], scale: tuple[float, float], title: str) -> Image.Image:

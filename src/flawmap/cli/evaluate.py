@@ -8,23 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from flawmap.cli.console import (
-    BadImages,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    RuntimeOption,
-    SkipBadOption,
-    StrideOption,
-    WeightsOption,
-    WorkersOption,
-    check_writable_target,
-    guarded,
-    messages,
-    print_json,
-)
+from flawmap.cli import options
+from flawmap.cli.console import BadImages, check_writable_target, guarded, note, print_json, table
 from flawmap.errors import DatasetError
 
 DOUBTFUL = 0.01
@@ -33,7 +19,7 @@ DOUBTFUL = 0.01
 
 @guarded
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
+    model: options.Model,
     dataset: Annotated[
         str,
         typer.Argument(
@@ -43,21 +29,21 @@ def evaluate(
         ),
     ],
     reliability: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Plot realised against promised false-alarm rates.")
+        Path | None, options.option("Plot realised against promised false-alarm rates.", "PNG")
     ] = None,
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    runtime: RuntimeOption = "auto",
-    workers: WorkersOption = None,
-    stride: StrideOption = 1,
-    skip_bad: SkipBadOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    weights: options.Weights = None,
+    device: options.Device = "auto",
+    runtime: options.RuntimeChoice = "auto",
+    workers: options.Workers = None,
+    stride: options.Stride = 1,
+    skip_bad: options.SkipBad = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Score the labelled images of a DATASET and compare with their labels and masks."""
     from flawmap import load
     from flawmap.datasets import open_dataset
-    from flawmap.evaluation import Evaluation, Figures
+    from flawmap.evaluation import Figures
     from flawmap.evaluation import evaluate as run
 
     if reliability is not None:
@@ -68,7 +54,7 @@ def evaluate(
     data = open_dataset(dataset).every(stride)
     bad = BadImages()
     detector = load(model, weights=weights, device=device, runtime=runtime, workers=workers)
-    result: Evaluation = run(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
+    result = run(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
     if reliability is not None:
         if result.reliability is None:
             raise DatasetError(
@@ -79,25 +65,23 @@ def evaluate(
     if as_json:
         print_json({**result.to_json(), "promised_false_alarm_rate": promised, "skipped": bad.to_json()})
     else:
-        table = Table("type", title=escape(data.name))
-        for heading in ("images", "image AUROC", "pixel AUROC", "PRO"):
-            table.add_column(heading, justify="right")
+        shown = table(data.name, "type", "images", "image AUROC", "pixel AUROC", "PRO")
         rows: dict[str, Figures] = {**result.by_type, "all": result}
         for name, row in rows.items():
             figures = (row.image_auroc, row.pixel_auroc, row.pro_score)
-            table.add_row(escape(name), str(row.n_images), *("-" if x is None else f"{x:.4f}" for x in figures))
+            shown.add_row(escape(name), str(row.n_images), *("-" if x is None else f"{x:.4f}" for x in figures))
         console = Console()
-        console.print(table)
+        console.print(shown)
         if (alarms := result.false_alarm_rate) is not None:
             promise = "" if promised is None else f", promised {promised:.3g}"
             console.print(f"good parts flagged: {alarms}{promise}")
         if result.miss_rate is not None:
             console.print(f"anomalous parts missed: {result.miss_rate}")
         if result.reliability is not None and result.reliability.uniformity < DOUBTFUL:
-            messages.print(
-                f"[yellow]note:[/] the scores of these good parts differ from those of the training images (uniformity "
+            note(
+                f"the scores of these good parts differ from those of the training images (uniformity "
                 f"{result.reliability.uniformity:.2g}): their false-alarm rate may exceed the promised one; refit "
                 f"on parts like these"
             )
     for warning in () if quiet else result.warnings:
-        messages.print(f"[yellow]note:[/] {escape(warning)}")
+        note(warning)

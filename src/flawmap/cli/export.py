@@ -5,29 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from rich.markup import escape
-
-from flawmap.cli.console import JsonOption, QuietOption, WeightsOption, guarded, messages, print_json
+from flawmap.cli import options
+from flawmap.cli.console import guarded, note, print_json, say
+from flawmap.cli.options import option
 from flawmap.options import GraphDtype, GraphFormat
 
 
 @guarded
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; an earlier export is replaced.")
-    ],
-    format: Annotated[GraphFormat, typer.Option("--format", help="Format of the graph.")] = "openvino",
-    dtype: Annotated[
-        GraphDtype, typer.Option("--dtype", help="Type of stored constants; float16 halves the files.")
-    ] = "float32",
+    model: options.Model,
+    output: Annotated[Path, option("Folder to write; an earlier export is replaced.", "DIR", "--output", "-o")],
+    format: Annotated[GraphFormat, option("Format of the graph.")] = "openvino",
+    dtype: Annotated[GraphDtype, option("Type of stored constants; float16 halves the files.")] = "float32",
     resize: Annotated[
-        bool, typer.Option("--resize", help="Include the resize: the graph accepts images of any size.")
+        bool, option("Include the resize: the graph accepts images of any size.", None, "--resize")
     ] = False,
-    weights: WeightsOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    weights: options.Weights = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write MODEL as one graph, from uint8 images to anomaly map and score, with metadata.json beside it.
 
@@ -42,6 +37,6 @@ def export(
         print_json({"output": str(folder), "format": format, "dtype": dtype, "files": files})
     elif not quiet:
         megabytes = sum(files.values()) / 1e6
-        messages.print(f"Wrote {escape(str(folder))}: {', '.join(files)}; {megabytes:.0f} MB.")
+        say(f"Wrote {folder}: {', '.join(files)}; {megabytes:.0f} MB.")
         if detector.decision_ is None:
-            messages.print("[yellow]note:[/] this model is not calibrated: the export gives scores, but no labels.")
+            note("this model is not calibrated: the export gives scores, but no labels.")

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import shlex
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 
-from flawmap.cli import fit_options as options
-from flawmap.cli.console import (
-    BadImages,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    SkipBadOption,
-    StrideOption,
-    WorkersOption,
-    check_writable_target,
-    explain_promise,
-    fail,
-    guarded,
-    messages,
-    parse_size,
-    print_json,
-)
-from flawmap.cli.detector_choice import choose_detector, make_detector
+from flawmap.cli import options
+from flawmap.cli.console import BadImages, check_writable_target, explain_promise, fail, guarded, note, print_json, say
+from flawmap.cli.detector_choice import choose_detector, further_parameters, make_detector
+from flawmap.cli.options import option
 from flawmap.datasets import open_dataset, training_images
 from flawmap.errors import ParameterError
 from flawmap.images import SUFFIXES, ImageInput, collect
+from flawmap.options import Aspect, Calibration, FactorDtype, PrecisionChoice, Runtime
+from flawmap.prediction import Size
 
 if TYPE_CHECKING:
     from flawmap.detectors import Detector
@@ -39,98 +27,112 @@ __all__ = ["fit", "parse_regularization"]
 
 SHOWN = 5
 """Outliers that are named one by one."""
+NOT_PARAMETERS = {"ctx", "good", "output", "detector", "preset", "dtype", "stride", "skip_bad", "as_json", "quiet"}
+"""Options of the command alone; the others are parameters of detectors."""
+DETECTORS = "Method: padim, spade, mahalanobis-ad, vae, patch-svdd, ganomaly, itae, or an installed one."
+PRESETS = (
+    "Settings of a paper: padim-r18-rd100, padim-wr50-rd550, padim-effnet-b5, spade-wr50, mahalanobis-ad-effnet-b4, "
+    "vae-paper, patch-svdd-paper, ganomaly-paper, itae-paper."
+)
+of_backbone = partial(option, panel="Backbone")
+of_padim = partial(option, panel="PaDiM")
+of_spade = partial(option, panel="SPADE")
+of_training = partial(option, panel="Training (vae, patch-svdd, ganomaly, itae)")
+of_file = partial(option, panel="Memory and model file")
 
 
 @guarded
 def fit(
     ctx: typer.Context,
     good: Annotated[str, typer.Argument(metavar="GOOD", help="Folder or glob of good images; a data set; elpv:mono.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="Model file to write.")],
-    detector: options.DetectorOption = "",
-    preset: options.Preset = None,
-    backbone: options.BackboneName = None,
-    resize: options.Resize = None,
-    crop: options.Crop = None,
-    aspect: options.AspectOption = "squash",
-    n_features: options.NFeatures = None,
-    regularization: options.Regularization = None,
-    false_alarm_rate: options.FalseAlarmRate = 0.01,
-    calibrate: options.Calibrate = None,
-    groups: options.Groups = None,
-    seed: options.Seed = 0,
-    device: DeviceOption = "auto",
-    workers: WorkersOption = None,
-    stride: StrideOption = 1,
-    skip_bad: SkipBadOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    layers: options.Layers = None,
-    weights: options.Weights = None,
-    random_weights: options.RandomWeights = False,
-    runtime: options.RuntimeChoice = "auto",
-    precision: options.Precision = None,
-    reduction: options.Reduction = None,
-    refit_below: options.RefitBelow = None,
-    variant: options.Variant = None,
-    n_neighbors: options.NNeighbors = None,
-    image_layer: options.ImageLayer = None,
-    coreset: options.Coreset = None,
-    n_mapped: options.NMapped = None,
-    budget: options.Budget = None,
-    epochs: options.Epochs = None,
-    steps: options.Steps = None,
-    batch_size: options.BatchSize = None,
-    learning_rate: options.LearningRate = None,
-    patience: options.Patience = None,
-    width: options.Width = None,
-    checkpoint: options.Checkpoint = None,
-    dtype: options.Dtype = None,
-    cache_mb: options.CacheMb = None,
+    output: Annotated[Path, option("Model file to write.", "MODEL", "--output", "-o")],
+    detector: Annotated[str | None, option(DETECTORS, "NAME", default="padim, or the preset's")] = None,
+    preset: Annotated[str | None, option(PRESETS, "NAME", default="none")] = None,
+    backbone: Annotated[str | None, option("Frozen network.", "NAME", default="efficientnet_lite0")] = None,
+    resize: Annotated[str | None, option("Size of the whole image.", "N|HxW", default="256")] = None,
+    crop: Annotated[str | None, option("Centre crop after that.", "N|HxW", default="none")] = None,
+    aspect: Annotated[Aspect, option("Handling of images of other proportions.")] = "squash",
+    n_features: Annotated[int | None, option("Number of channels, drawn at random.", "N", default="all")] = None,
+    regularization: Annotated[
+        str | None, option("Covariance regularization: auto, paper, EPS or A,EPS.", "RULE", default="auto")
+    ] = None,
+    false_alarm_rate: Annotated[float, option("Share of good parts that may be flagged.", "Q")] = 0.01,
+    calibrate: Annotated[
+        Literal[Calibration, "none"] | None,
+        option("Source of held-out scores.", default="leave-one-out; holdout where a network is trained"),
+    ] = None,
+    groups: Annotated[
+        str | None,
+        option("Groups of near-duplicates: images whose path matches alike.", "REGEX|folder", default="none"),
+    ] = None,
+    seed: Annotated[int, option("Random seed.", "N")] = 0,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    stride: options.Stride = 1,
+    skip_bad: options.SkipBad = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    layers: Annotated[
+        str | None, of_backbone("Layers, one to five; of mahalanobis-ad any.", "A,B,C", default="usual")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        of_backbone(
+            "Weights file (.safetensors, .pth), or hf-hub:REPO to fetch it.", "PATH", default="found on this machine"
+        ),
+    ] = None,
+    random_weights: Annotated[bool, of_backbone("Random weights instead.", None, "--random-weights")] = False,
+    runtime: Annotated[Runtime, of_backbone("Library that runs it.")] = "auto",
+    precision: Annotated[
+        PrecisionChoice | None,
+        of_backbone(
+            "Numbers it computes in, also of a training; auto: 16 bits if the CPU has them.", default="float32"
+        ),
+    ] = None,
+    reduction: Annotated[
+        Literal["random", "pca"] | None, of_padim("Reduction to --n-features.", default="random")
+    ] = None,
+    refit_below: Annotated[
+        int | None, of_padim("Number of good images below which each is left out by a refit.", "N", default="50", min=0)
+    ] = None,
+    variant: Annotated[
+        Literal["paper", "port"] | None, of_spade("The paper's equations, or its public port.", default="paper")
+    ] = None,
+    n_neighbors: Annotated[int | None, of_spade("Number of nearest images.", "K", default="50; port: 5")] = None,
+    image_layer: Annotated[str | None, of_spade("Layer that finds them.", "NAME", default="last level")] = None,
+    coreset: Annotated[float | None, of_spade("Share of patches to keep.", "SHARE", default="all")] = None,
+    n_mapped: Annotated[
+        int | None, of_spade("Number of good images that set the pixel threshold.", "N", default="50")
+    ] = None,
+    budget: Annotated[float | None, of_training("Time limit.", "MINUTES", default="none")] = None,
+    epochs: Annotated[int | None, of_training("Epochs.", default="the paper's")] = None,
+    steps: Annotated[int | None, of_training("Step limit, to repeat a budget's result.", default="none")] = None,
+    batch_size: Annotated[int | None, of_training("Images a step.", default="the paper's")] = None,
+    learning_rate: Annotated[float | None, of_training("Learning rate.", default="the paper's")] = None,
+    patience: Annotated[int | None, of_training("Epochs without a lower loss that end it.", default="none")] = None,
+    width: Annotated[int | None, of_training("Network size.", default="the paper's")] = None,
+    checkpoint: Annotated[
+        Path | None, of_training("File that keeps an unfinished training.", "FILE", default="MODEL.checkpoint")
+    ] = None,
+    dtype: Annotated[
+        FactorDtype | None, of_file("Numbers in which the file stores factors; 16 bits halve it.", default="float32")
+    ] = None,
+    cache_mb: Annotated[
+        float | None,
+        of_file("Memory for images; of spade for its gallery.", "MB", default="448; spade, trainings: 1024"),
+    ] = None,
 ) -> None:
     """Learn what GOOD parts look like and write a MODEL."""
-    given: dict[str, Any] = {
-        "backbone": backbone,
-        "layers": None if layers is None else tuple(name.strip() for name in layers.split(",")),
-        "n_features": n_features,
-        "regularization": None if regularization is None else parse_regularization(regularization),
-        "weights": weights,
-        "resize": parse_size(resize, "--resize"),
-        "crop": parse_size(crop, "--crop"),
-        "runtime": None if runtime == "auto" else runtime,
-        "pretrained": False if random_weights else None,
-        "precision": precision,
-        "reduction": reduction,
-        "refit_below": refit_below,
-        "variant": variant,
-        "n_neighbors": n_neighbors,
-        "image_layer": image_layer,
-        "coreset": coreset,
-        "n_mapped": n_mapped,
-        "cache_mb": cache_mb,
-        "workers": workers,
-        "budget": budget,
-        "epochs": epochs,
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "patience": patience,
-        "width": width,
-        "checkpoint": checkpoint,
-        "groups": groups,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    if calibrate is not None:
-        given["calibrate"] = None if calibrate == "none" else calibrate
-    given |= {"seed": seed, "aspect": aspect, "device": device, "false_alarm_rate": false_alarm_rate}
+    given = _parameters({name: value for name, value in locals().items() if name not in NOT_PARAMETERS})
     _check(output, given)
     kind = choose_detector(detector or None, preset)
-    given |= options.further_parameters(ctx, kind)
+    given |= further_parameters(ctx, kind)
     unfinished = _unfinished(kind, output, given)
     model = make_detector(kind, preset, given)
     if dtype is not None and dtype not in model.factor_dtypes:
         raise ParameterError(f"--dtype is not for {kind.name}; leave it out")
     if unfinished is not None and unfinished.exists() and not quiet:
-        messages.print(f"The training goes on from {escape(str(unfinished))}, where an earlier run stopped.")
+        say(f"The training goes on from {unfinished}, where an earlier run stopped.")
     bad, started = BadImages(), time.perf_counter()
     try:
         model.fit(_every(good, stride), progress=not quiet, on_bad=bad if skip_bad else None)
@@ -149,6 +151,25 @@ def fit(
         _report(model, output, seconds, asked=false_alarm_rate)
 
 
+def _parameters(given: dict[str, Any]) -> dict[str, Any]:
+    """A detector's parameters from the options, without those that were not given."""
+    found = {name: value for name, value in given.items() if value is not None}
+    for name in ("resize", "crop"):
+        if name in found:
+            found[name] = _parse_size(found[name], f"--{name}")
+    if "layers" in found:
+        found["layers"] = tuple(name.strip() for name in found["layers"].split(","))
+    if "regularization" in found:
+        found["regularization"] = parse_regularization(found["regularization"])
+    if found.get("calibrate") == "none":
+        found["calibrate"] = None
+    if found["runtime"] == "auto":
+        del found["runtime"]
+    if found.pop("random_weights"):
+        found["pretrained"] = False
+    return found
+
+
 def _check(output: Path, given: dict[str, Any]) -> None:
     """Refuse what cannot be meant, before minutes of work."""
     check_writable_target(output)
@@ -165,8 +186,7 @@ def _unfinished(kind: type[Detector], output: Path, given: dict[str, Any]) -> Pa
     """The file that keeps a training until the model is written, where there is one and the user named none."""
     if "checkpoint" not in kind.parameters_type.model_fields or "checkpoint" in given:
         return None
-    given["checkpoint"] = output.with_name(f"{output.name}.checkpoint")
-    path: Path = given["checkpoint"]
+    given["checkpoint"] = path = output.with_name(f"{output.name}.checkpoint")
     return path
 
 
@@ -198,24 +218,30 @@ def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> d
 
 
 def _report(model: Detector, output: Path, seconds: float, *, asked: float) -> None:
-    messages.print(
-        f"Learnt from {model.n_images_} good images in {seconds:.1f} s: {escape(str(output))} "
-        f"({output.stat().st_size / 1e6:.1f} MB).\n"
-        f"Next: flawmap predict {escape(shlex.quote(str(output)))} IMAGES -o OUT"
-    )
+    megabytes = output.stat().st_size / 1e6
+    say(f"Learnt from {model.n_images_} good images in {seconds:.1f} s: {output} ({megabytes:.1f} MB).")
+    say(f"Next: flawmap predict {shlex.quote(str(output))} IMAGES -o OUT")
     if isinstance(summary := model.describe().get("training"), dict):
-        messages.print(
+        say(
             f"Trained {summary['steps']} steps in {summary['minutes']:.1f} minutes, ended by its "
             f"{summary['stopped']}; mean loss {summary['final_loss']:.4g}. --steps {summary['steps']} repeats it."
         )
     if model.decision_ is not None:
         explain_promise(model.decision_, asked)
     elif model.calibrate is not None:
-        messages.print(
-            "[yellow]note:[/] too few good images, or groups of them, for a threshold: predictions will have scores "
-            "but no labels. A threshold needs at least 3 images; to guarantee 1 % false alarms you need at least 99."
+        note(
+            "too few good images, or groups of them, for a threshold: predictions will have scores but no labels. A "
+            "threshold needs at least 3 images; to guarantee 1 % false alarms you need at least 99."
         )
     _warn(model)
+
+
+def _parse_size(text: str, option: str) -> int | Size:
+    """`256` or `256x384` (height x width) as a size."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise ParameterError(f"{option} takes a number or HEIGHTxWIDTH, such as 256 or 256x384; got '{text}'")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
 def parse_regularization(text: str) -> str | float | tuple[float, ...]:
@@ -234,19 +260,19 @@ def parse_regularization(text: str) -> str | float | tuple[float, ...]:
 def _warn(model: Detector) -> None:
     """Say what looks wrong with the good images, and what to do."""
     for name in model.outliers_[:SHOWN]:
-        messages.print(f"[yellow]note:[/] {escape(name)} looks unlike the other good images: is it good?")
+        note(f"{name} looks unlike the other good images: is it good?")
     if len(model.outliers_) > SHOWN:
-        messages.print(f"[yellow]note:[/] and {len(model.outliers_) - SHOWN} more; --json names them all")
+        note(f"and {len(model.outliers_) - SHOWN} more; --json names them all")
     if model.copies_:
-        messages.print(
-            f"[yellow]note:[/] {len(model.copies_)} images equal others, such as {escape(model.copies_[0])}. "
-            f"Duplicates make the calibration too optimistic: expect more false alarms. Remove them."
+        note(
+            f"{len(model.copies_)} images equal others, such as {model.copies_[0]}. Duplicates make the calibration "
+            f"too optimistic: expect more false alarms. Remove them."
         )
     near = [pair for pair in model.duplicates_ if pair[1] not in model.copies_]
     if near:
         earlier, later = near[0]
-        messages.print(
-            f"[yellow]note:[/] {len(near)} images nearly equal others, such as {escape(later)} and {escape(earlier)}. "
-            f"Near-duplicates make the calibration too optimistic: expect more false alarms. Keep one of each, or name "
-            f"what belongs together with --groups."
+        note(
+            f"{len(near)} images nearly equal others, such as {later} and {earlier}. Near-duplicates make the "
+            f"calibration too optimistic: expect more false alarms. Keep one of each, or name what belongs together "
+            f"with --groups."
         )

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flawmap.cli.console import JsonOption, guarded, print_json
+from flawmap.cli import options
+from flawmap.cli.console import guarded, print_json
 
 
 @guarded
-def info(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")],
-    as_json: JsonOption = False,
-) -> None:
+def info(model: options.Model, as_json: options.Json = False) -> None:
     """Show the detector of a MODEL, its settings and its training images."""
     from flawmap.detectors import describe_file
 
-    described = describe_file(model)
-    channels = described.pop("channels", None)  # of PaDiM alone
-    content: dict[str, Any] = {"path": str(model), "bytes": model.stat().st_size, **described}
-    if channels is not None:
-        content["n_channels_used"] = len(channels)
+    content: dict[str, Any] = {"path": str(model), "bytes": model.stat().st_size, **describe_file(model)}
+    if "channels" in content:  # of PaDiM alone
+        content["n_channels_used"] = len(content["channels"])
     if as_json:
-        print_json(content if channels is None else {**content, "channels": channels})
+        print_json(content)
         return
+    content.pop("channels", None)
     table = Table("", "", show_header=False, title=escape(str(model)))
     for name, value in content.items():
         if isinstance(value, dict):

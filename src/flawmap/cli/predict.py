@@ -6,21 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
-from flawmap.cli.console import (
-    BadImages,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    RuntimeOption,
-    SkipBadOption,
-    WeightsOption,
-    WorkersOption,
-    guarded,
-    messages,
-    print_json,
-)
+from flawmap.cli import options
+from flawmap.cli.console import BadImages, guarded, note, print_json, say
+from flawmap.cli.options import option
 from flawmap.errors import DatasetError, ParameterError
 from flawmap.images import collect
 from flawmap.options import Runtime
@@ -36,21 +25,19 @@ if TYPE_CHECKING:
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`, or export folder.")],
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Images, folders, globs.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the results.")],
-    maps: Annotated[
-        bool, typer.Option("--maps", help="Write each raw map as .npy, float32 at the input size.")
-    ] = False,
+    output: Annotated[Path, option("Folder for the results.", "OUT", "--output", "-o")],
+    maps: Annotated[bool, option("Write each raw map as .npy, float32 at the input size.", None, "--maps")] = False,
     masks: Annotated[
-        bool, typer.Option("--masks", help="Write each mask as .png at the photo's size, anomalous pixels white.")
+        bool, option("Write each mask as .png at the photo's size, anomalous pixels white.", None, "--masks")
     ] = False,
-    overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Write a picture of each image.")] = True,
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    runtime: RuntimeOption = "auto",
-    workers: WorkersOption = None,
-    skip_bad: SkipBadOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    overlays: Annotated[bool, option("Write a picture of each image.")] = True,
+    weights: options.Weights = None,
+    device: options.Device = "auto",
+    runtime: options.RuntimeChoice = "auto",
+    workers: options.Workers = None,
+    skip_bad: options.SkipBad = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Score IMAGES; write OUT/predictions.csv and .jsonl, an overlay picture each, and raw maps on request.
 
@@ -99,13 +86,13 @@ def _report(detector: Detector | Inspector, writer: ResultsWriter, n_images: int
     """Say what was written, and why something that was asked for was not."""
     is_calibrated = detector.decision_ is not None
     if n_left_out:
-        messages.print(
-            f"[yellow]note:[/] {n_left_out} images were left out: they lie in the folders of results of "
-            f"{escape(str(writer.output))}, where an earlier run leaves its pictures"
+        note(
+            f"{n_left_out} images were left out: they lie in the folders of results of {writer.output}, where an "
+            f"earlier run leaves its pictures"
         )
     if writer.masks and not is_calibrated:
-        messages.print("[yellow]note:[/] the model was not calibrated: without a threshold there are no masks")
+        note("the model was not calibrated: without a threshold there are no masks")
     if detector.map_scale is None and (writer.overlays or writer.maps or writer.masks):
-        messages.print("[yellow]note:[/] the model is image-level: there are no heat maps, overlays or regions")
+        note("the model is image-level: there are no heat maps, overlays or regions")
     labelled = f", {writer.n_anomalous} of them anomalous" if is_calibrated else ""
-    messages.print(f"Scored {n_images} images{labelled}: {escape(str(writer.output / 'predictions.csv'))}")
+    say(f"Scored {n_images} images{labelled}: {writer.output / 'predictions.csv'}")

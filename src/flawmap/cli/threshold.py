@@ -8,20 +8,9 @@ from typing import Annotated
 
 import typer
 
-from flawmap.cli.console import (
-    BadImages,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    RuntimeOption,
-    SkipBadOption,
-    WeightsOption,
-    WorkersOption,
-    explain_promise,
-    guarded,
-    messages,
-    print_json,
-)
+from flawmap.cli import options
+from flawmap.cli.console import BadImages, explain_promise, guarded, print_json, say
+from flawmap.cli.options import option
 from flawmap.errors import ParameterError
 from flawmap.options import Criterion
 
@@ -30,38 +19,28 @@ from flawmap.options import Criterion
 def threshold(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`, changed in place.")],
     false_alarm_rate: Annotated[
-        float | None, typer.Option(metavar="Q", help="False-alarm rate: share of good parts that may be flagged.")
+        float | None, option("False-alarm rate: share of good parts that may be flagged.", "Q")
     ] = None,
-    value: Annotated[
-        float | None, typer.Option(metavar="SCORE", help="Threshold, without a promised false-alarm rate.")
-    ] = None,
+    value: Annotated[float | None, option("Threshold, without a promised false-alarm rate.", "SCORE")] = None,
     pixel_false_alarm_rate: Annotated[
-        float | None,
-        typer.Option(metavar="Q", help="Pixel false-alarm rate: share of good parts' pixels that may be marked."),
+        float | None, option("Pixel false-alarm rate: share of good parts' pixels that may be marked.", "Q")
     ] = None,
-    labelled: Annotated[
-        str | None, typer.Option(metavar="DATASET", help="Labelled images, for their error rates and for --by.")
-    ] = None,
-    by: Annotated[
-        Criterion | None, typer.Option(help="Criterion of the best threshold for the labelled images.")
-    ] = None,
-    miss_cost: Annotated[
-        float | None, typer.Option(metavar="C", help="Cost of a missed defect, for --by cost. [default: 1]")
-    ] = None,
+    labelled: Annotated[str | None, option("Labelled images, for their error rates and for --by.", "DATASET")] = None,
+    by: Annotated[Criterion | None, option("Criterion of the best threshold for the labelled images.")] = None,
+    miss_cost: Annotated[float | None, option("Cost of a missed defect, for --by cost.", "C", default="1")] = None,
     false_alarm_cost: Annotated[
-        float | None, typer.Option(metavar="C", help="Cost of a flagged good part, for --by cost. [default: 1]")
+        float | None, option("Cost of a flagged good part, for --by cost.", "C", default="1")
     ] = None,
     defect_rate: Annotated[
-        float | None,
-        typer.Option(metavar="Q", help="Share of defects in production, for --by cost. [default: as labelled]"),
+        float | None, option("Share of defects in production, for --by cost.", "Q", default="as labelled")
     ] = None,
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    runtime: RuntimeOption = "auto",
-    workers: WorkersOption = None,
-    skip_bad: SkipBadOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    weights: options.Weights = None,
+    device: options.Device = "auto",
+    runtime: options.RuntimeChoice = "auto",
+    workers: options.Workers = None,
+    skip_bad: options.SkipBad = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show or change the threshold of a MODEL without refitting."""
     if by is not None and labelled is None:
@@ -76,7 +55,7 @@ def threshold(
     from flawmap import load
     from flawmap.datasets import open_dataset
     from flawmap.evaluation.evaluate import labelled_scores
-    from flawmap.evaluation.metrics import OperatingPoint, Rate, best_threshold, error_rates
+    from flawmap.evaluation.metrics import Rate, best_threshold, error_rates
 
     if labelled is None:
         runtime = "torch"  # nothing is scored, so nothing need be compiled
@@ -98,7 +77,7 @@ def threshold(
         detector.set_threshold(**changes)
         detector.save(model)
     decision = detector.decision_
-    errors: OperatingPoint | None = error_rates(labels, scores, decision.threshold) if labels else None
+    errors = error_rates(labels, scores, decision.threshold) if labels else None
     if as_json:
         print_json(
             {
@@ -116,13 +95,10 @@ def threshold(
         explain_promise(decision, false_alarm_rate or decision.false_alarm_rate or 1.0)
         flagged = Rate.of(int((decision.scores > decision.threshold).sum()), len(decision.scores))
         scored = "held-out" if detector.calibrate == "holdout" else "leave-one-out"
-        messages.print(f"Good parts, {scored} scores: {flagged} flagged.")
+        say(f"Good parts, {scored} scores: {flagged} flagged.")
         if errors is not None:
-            messages.print(
+            chosen = "" if by is None else "; the threshold was chosen on them, so expect more errors on new images"
+            say(
                 f"Labelled images: good parts flagged {errors.false_alarm_rate}; defects missed {errors.miss_rate}"
-                + (
-                    "; the threshold was chosen on them, so expect more errors on new images."
-                    if by is not None
-                    else "."
-                )
+                f"{chosen}."
             )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
 
 from flawmap.backbones import trace
 from flawmap.detectors import Detector
@@ -50,6 +48,8 @@ def export_model(
     outputs = OUTPUTS if model.localises else OUTPUTS[-1:]
     # the score of a letterbox depends on where its padding lies, which the graph does not know
     decision = None if model.aspect == "letterbox" else model.decision_
+    described = model.describe()
+    described.get("backbone", {}).pop("weights_path", None)  # a path on this machine
     network = GraphNetwork(model.network(for_graph=True), preprocessing.window, decision)
     program = trace(network, preprocessing.resize)
     try:
@@ -62,20 +62,15 @@ def export_model(
                 half=dtype == "float16",
                 resize_inside=resize_inside,
             )
-            names = [name for name in FILES[format] if (temporary / name).exists()]
+            files = {name: digest(temporary / name) for name in FILES[format] if (temporary / name).exists()}
             Metadata(
                 decision=None if model.decision_ is None else DecisionMetadata.of(model.decision_),
                 image_size=preprocessing.resize,
                 map_size=preprocessing.input_size,
                 preprocessing=preprocessing,
                 map_scale=model.map_scale,
-                graph=GraphMetadata(
-                    format=format,
-                    dtype=dtype,
-                    resize_inside=resize_inside,
-                    files={name: digest(temporary / name) for name in names},
-                ),
-                model=_describe(model),
+                graph=GraphMetadata(format=format, dtype=dtype, resize_inside=resize_inside, files=files),
+                model=described,
             ).write(temporary)
     except OSError as error:
         raise ModelFileError(
@@ -85,20 +80,12 @@ def export_model(
     return target
 
 
-def _describe(model: Detector) -> dict[str, Any]:
-    """What was exported, for the record; without the path of the weights on this machine."""
-    described = model.describe()
-    if "backbone" in described:
-        described["backbone"] = {key: value for key, value in described["backbone"].items() if key != "weights_path"}
-    return described
-
-
 def _check(model: Detector, folder: Path, format: str, dtype: str, resize_inside: bool) -> None:
     """Raise before any work is done for what cannot be."""
-    _check_choice("format", format, get_args(GraphFormat))
-    _check_choice("dtype", dtype, get_args(GraphDtype))
-    if dtype not in model.graph_dtypes:
-        raise ParameterError(f"a graph of {model.name} needs {', '.join(model.graph_dtypes)}, got {dtype!r}")
+    for name, value, choices in (("format", format, tuple(WRITERS)), ("dtype", dtype, model.graph_dtypes)):
+        if value not in choices:
+            expected = " or ".join(map(repr, choices))
+            raise ParameterError(f"{name} must be {expected} for {model.name}, got {value!r}")
     if resize_inside and model.aspect == "letterbox":
         raise ParameterError("the resize of a letterbox depends on each image and cannot be inside the graph")
     known = {METADATA_FILE, *(name for files in FILES.values() for name in files)}
@@ -110,8 +97,3 @@ def _check(model: Detector, folder: Path, format: str, dtype: str, resize_inside
             f"{folder} holds other files than an export ({', '.join(others[:3])}), which would be lost; name a new "
             f"folder"
         )
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ParameterError(f"{name} must be {' or '.join(repr(choice) for choice in choices)}, got {value!r}")

@@ -40,12 +40,10 @@ def write_onnx(
         raise MissingDependencyError(
             f"exporting to ONNX needs {error.name}, which is not installed: pip install 'flawmap[onnx]'"
         ) from error
-    exported = torch.onnx.export(
+    exported: Any = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(outputs), external_data=True
     )
-    if exported is None:
-        raise RuntimeError("torch.onnx.export gave no program")
-    model: Any = exported.model
+    model = exported.model
     if half:
         _halve(model.graph)
     if resize_inside:

@@ -18,6 +18,7 @@ MAX_SIDE = 1600
 TILE = 200
 MARGIN = 12
 CAPTION = 22
+HEADING = 34
 INK = (32, 32, 32)
 TURBO = np.frombuffer(
     bytes.fromhex(
@@ -64,15 +65,14 @@ def contact_sheet(title: str, sections: Sequence[tuple[str, Sequence[Tile]]], *,
     """Titled sections of tiles; each tile is an image beside its overlay."""
     font, bold = ImageFont.load_default(14), ImageFont.load_default(18)
     cell = (2 * TILE + MARGIN, TILE + CAPTION + MARGIN)
-    rows = [-(-len(tiles) // columns) for _, tiles in sections]
-    height = 3 * MARGIN + 24 + sum(r * cell[1] + 34 for r in rows)
-    sheet = Image.new("RGB", (columns * cell[0] + 2 * MARGIN, height), "white")
+    parts = [(title, ()), *sections]
+    heights = [HEADING + -(-len(tiles) // columns) * cell[1] for _, tiles in parts]
+    sheet = Image.new("RGB", (columns * cell[0] + 2 * MARGIN, sum(heights) + 2 * MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), _shortened(title, bold, sheet.width - 2 * MARGIN), INK, font=bold)
-    top = 2 * MARGIN + 24
-    for (heading, tiles), n_rows in zip(sections, rows, strict=True):
-        draw.text((MARGIN, top), _shortened(heading, bold, sheet.width - 2 * MARGIN), INK, font=bold)
-        top += 30
+    end = MARGIN
+    for (heading, tiles), height in zip(parts, heights, strict=True):
+        draw.text((MARGIN, end), _shortened(heading, bold, sheet.width - 2 * MARGIN), INK, font=bold)
+        top, end = end + HEADING, end + height
         for i, tile in enumerate(tiles):
             x, y = MARGIN + i % columns * cell[0], top + i // columns * cell[1]
             for j, content in enumerate((tile.picture, tile.overlay)):
@@ -80,7 +80,6 @@ def contact_sheet(title: str, sections: Sequence[tuple[str, Sequence[Tile]]], *,
                 thumbnail.thumbnail((TILE - 2, TILE), Image.Resampling.BICUBIC)
                 sheet.paste(thumbnail, (x + j * TILE, y))
             draw.text((x, y + TILE + 3), _shortened(tile.caption, font, 2 * TILE), INK, font=font)
-        top += n_rows * cell[1] + 4
     return sheet
 
 

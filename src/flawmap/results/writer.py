@@ -25,18 +25,9 @@ from flawmap.results.pictures import overlay
 __all__ = ["ResultsWriter", "without_results"]
 
 COLUMNS = (
-    "path",
-    "pred_score",
-    "pred_label",
-    "p_value",
-    "pred_mask",
-    "n_regions",
-    "regions",
-    "image_height",
-    "image_width",
-    "overlay",
-    "anomaly_map",
-)
+    "path", "pred_score", "pred_label", "p_value", "pred_mask", "n_regions", "regions", "image_height", "image_width",
+    "overlay", "anomaly_map",
+)  # fmt: skip
 TABLE, LINES = "predictions.csv", "predictions.jsonl"
 OVERLAYS, MAPS, MASKS = FOLDERS = ("overlays", "maps", "masks")
 """Folders of each image's files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +29,6 @@ Result = tuple[NDArray[np.float32] | None, NDArray[np.float32]]
 """Anomaly maps (N, h, w), if the graph makes any, and image scores (N,)."""
 
 
-class Graph(Protocol):
-    """A compiled graph; several threads may call it.
-
-    Attributes:
-        device: the device that runs it.
-    """
-
-    device: str
-
-    def run(self, images: NDArray[np.uint8]) -> Result:
-        """Anomaly maps (N, h, w), if the graph makes any, and image scores (N,) of images (N, H, W, 3)."""
-        ...
-
-
 def open_graph(folder: Path, metadata: Metadata, device: str, threads: int | None, precision: PrecisionChoice) -> Graph:
     """The graph of an export folder, compiled. Raises ModelFileError, ParameterError, MissingDependencyError."""
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
@@ -55,30 +41,26 @@ def open_graph(folder: Path, metadata: Metadata, device: str, threads: int | Non
             raise ParameterError("ONNX Runtime computes in float32; export with format 'openvino' for bfloat16")
         return OnnxGraph(path, metadata, device, threads)
     if precision == "auto":
-        precision = "bfloat16" if _fitted_in_bfloat16(metadata) and has_bfloat16() else "float32"
+        backbone = metadata.model.get("backbone")
+        fitted_in = backbone.get("precision") if isinstance(backbone, dict) else None
+        precision = "bfloat16" if fitted_in == "bfloat16" and has_bfloat16() else "float32"
     return OpenVinoGraph(path, metadata, device, threads, precision)
-
-
-def _fitted_in_bfloat16(metadata: Metadata) -> bool:
-    backbone = metadata.model.get("backbone")
-    return isinstance(backbone, dict) and backbone.get("precision") == "bfloat16"
 
 
 class OpenVinoGraph:
     """A compiled OpenVINO graph, in the precision asked for: by itself OpenVINO chooses 16 bits on some processors.
 
-    Attributes:
-        device: the OpenVINO device that runs it.
+    Several threads may call it. `device` is the OpenVINO device that runs it.
     """
 
     def __init__(self, path: Path, metadata: Metadata, device: str, threads: int | None, precision: Precision) -> None:
         openvino = import_openvino()
         core = openvino.Core()
-        self.device = _pick_device(core, device)
-        options: dict[str, object] = {
-            "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
-            "PERFORMANCE_HINT": "LATENCY",
-        }
+        self.device = "CPU" if device == "auto" else str(device).upper()
+        if self.device.split(".")[0] not in {name.split(".")[0] for name in core.available_devices}:
+            raise _no_device(device, core.available_devices)
+        hint = PRECISION_HINTS[precision]
+        options: dict[str, object] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None and self.device == "CPU":
             options["INFERENCE_NUM_THREADS"] = threads
         try:
@@ -104,20 +86,10 @@ class OpenVinoGraph:
         return (maps[0] if maps else None), scores
 
 
-def _pick_device(core: Any, device: str) -> str:  # noqa: ANN401 (openvino.Core)
-    """An OpenVINO device by name, in any case; "auto" is the CPU, whose numbers are those of `PaDiM.predict`."""
-    wanted = "CPU" if device == "auto" else str(device).upper()
-    available: list[str] = core.available_devices
-    if not any(name.split(".")[0] == wanted.split(".")[0] for name in available):
-        raise _no_device(device, available)
-    return wanted
-
-
 class OnnxGraph:
-    """An ONNX Runtime session.
+    """An ONNX Runtime session; several threads may call it.
 
-    Attributes:
-        device: "cpu", or another that this build of ONNX Runtime supports, such as "cuda".
+    `device` is "cpu", or another that this build of ONNX Runtime supports, such as "cuda".
     """
 
     def __init__(self, path: Path, metadata: Metadata, device: str, threads: int | None) -> None:
@@ -128,9 +100,8 @@ class OnnxGraph:
                 f"this export needs ONNX Runtime, which cannot be imported ({error}): pip install onnxruntime"
             ) from error
         self.device = "cpu" if device == "auto" else str(device).lower()
-        providers = {
-            name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_available_providers()
-        }
+        provided = onnxruntime.get_available_providers()
+        providers = {name.removesuffix("ExecutionProvider").lower(): name for name in provided}
         if self.device not in providers:
             raise _no_device(device, list(providers))
         options = onnxruntime.SessionOptions()
@@ -141,10 +112,6 @@ class OnnxGraph:
         except Exception as error:  # its exceptions share no base but this
             raise _not_exported(path, error) from error
         self._outputs = _outputs_of(metadata)
-        self._check(path, metadata)
-
-    def _check(self, path: Path, metadata: Metadata) -> None:
-        """Raise ModelFileError if the metadata describe another graph."""
         inputs = {value.name: value for value in self._session.get_inputs()}
         outputs = {value.name for value in self._session.get_outputs()}
         if set(inputs) != {INPUT} or not set(self._outputs) <= outputs:
@@ -160,6 +127,9 @@ class OnnxGraph:
         return (maps[0] if maps else None), scores
 
 
+Graph = OpenVinoGraph | OnnxGraph
+
+
 def _outputs_of(metadata: Metadata) -> tuple[str, ...]:
     """Outputs that the graph must have."""
     return OUTPUTS if metadata.map_scale is not None else OUTPUTS[-1:]
@@ -171,5 +141,5 @@ def _no_device(device: str, available: list[str]) -> ParameterError:
 
 def _not_exported(path: Path, reason: object) -> ModelFileError:
     """The error for a graph that flawmap did not export."""
-    lines: list[Any] = str(reason).strip().splitlines() or [type(reason).__name__]
+    lines = str(reason).strip().splitlines() or [type(reason).__name__]
     return ModelFileError(f"{path}: is not a graph of `flawmap export` ({lines[-1][:200]}). Export again.")

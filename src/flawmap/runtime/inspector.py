@@ -172,15 +172,13 @@ class Inspector:
 
     def _checked(self, images: NDArray[Any]) -> NDArray[np.uint8]:
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-            got = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+            got = getattr(images, "dtype", type(images).__name__)
             raise ParameterError(f"expected a uint8 array (N, H, W, 3), got {got}")
-        size = "any height and width" if self.metadata.graph.resize_inside else self.metadata.image_size
-        if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-            raise ParameterError(f"expected RGB images (N, H, W, 3) of {size}, at least one; got shape {images.shape}")
-        if not self.metadata.graph.resize_inside and images.shape[1:3] != self.metadata.image_size:
+        fixed = None if self.metadata.graph.resize_inside else self.metadata.image_size
+        if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape or fixed not in (None, images.shape[1:3]):
             raise ParameterError(
-                f"expected images of {size} (height, width), got {images.shape[1:3]}; resize them, use `predict`, or "
-                f"export with the resize inside"
+                f"expected RGB images (N, H, W, 3) of {fixed or 'any'} (height, width), at least one; got shape "
+                f"{images.shape}. Resize them, use `predict`, or export with the resize inside"
             )
         return np.ascontiguousarray(images)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -170,7 +169,16 @@ class Metadata(_Record):
     def read(cls, folder: Path) -> Self:
         """The metadata of an export folder; raises ModelFileError, also where the graph's files are damaged."""
         path = folder / METADATA_FILE
-        metadata = cls._parse(path, _read_text(path))
+        try:
+            metadata = cls.model_validate(_read_json(path))
+            if metadata.decision is not None:
+                metadata.decision.to_decision()
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise ModelFileError(f"{path}: is wrong at '{where}': {first['msg']}; mend it or export again") from error
+        except ParameterError as error:
+            raise ModelFileError(f"{path}: is wrong at 'decision': {error}; mend it or export again") from error
         for name, expected in metadata.graph.files.items():
             try:
                 found = digest(folder / name)
@@ -180,29 +188,6 @@ class Metadata(_Record):
                 raise ModelFileError(f"{folder / name}: is damaged or of another export; copy or export it again")
         return metadata
 
-    @classmethod
-    def _parse(cls, path: Path, text: str) -> Self:
-        try:
-            content = json.loads(text)
-            version = content.get("format_version") if isinstance(content, dict) else None
-            if isinstance(version, int) and version > FORMAT_VERSION:
-                raise ModelFileError(
-                    f"{path}: was written by a newer flawmap (format {version}; this one reads up to "
-                    f"{FORMAT_VERSION}); upgrade flawmap, or export again"
-                )
-            metadata = cls.model_validate(content)
-            if metadata.decision is not None:
-                metadata.decision.to_decision()
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "document"
-            raise ModelFileError(f"{path}: is wrong at '{where}': {first['msg']}; mend it or export again") from error
-        except ParameterError as error:
-            raise ModelFileError(f"{path}: is wrong at 'decision': {error}; mend it or export again") from error
-        except (ValueError, RecursionError) as error:
-            raise ModelFileError(f"{path}: is not JSON ({error}); mend it or export again") from error
-        return metadata
-
 
 def digest(path: Path) -> str:
     """SHA-256 of a file's bytes. Raises OSError."""
@@ -210,16 +195,24 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _read_text(path: Path) -> str:
+def _read_json(path: Path) -> object:
+    """The file's content, of a version that this program reads."""
     try:
-        if (size := os.path.getsize(path)) > MAX_BYTES:  # noqa: PTH202 (one call, one error)
+        if (size := path.stat().st_size) > MAX_BYTES:
             raise ModelFileError(f"{path}: has {size} bytes, no metadata of an export; export again")
-        return path.read_text(encoding="utf-8")
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelFileError(
             f"{path}: no such file; expected a folder of `flawmap export`, with its graph and {METADATA_FILE}"
         ) from error
-    except UnicodeDecodeError as error:
-        raise ModelFileError(f"{path}: is no text; export again") from error
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path}: is not JSON ({error}); mend it or export again") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path}: was written by a newer flawmap (format {version}; this one reads up to {FORMAT_VERSION}); "
+            f"upgrade flawmap, or export again"
+        )
+    return content
