@@ -22,7 +22,8 @@ from flawmap.detectors.passes import FIT_BATCH
 from torch import Tensor
 
 from flawmap.detectors.padim.embedding import Hierarchy, build_hierarchy, draw_channels
-from flawmap.detectors.padim.gaussian import PAPER, Factor, Moments, covariance_at, factorise, squared_distances, update
+from flawmap.detectors.padim.gaussian.factor import Factor, covariance_at, factorise, squared_distances
+from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, update
 
 GRIDS = [(56, 56), (28, 28), (14, 14)]
 CASES = {"resnet18 / 100": ([64, 128, 256], 100), "efficientnet_lite0 / 176": ([24, 40, 112], None)}

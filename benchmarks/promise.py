@@ -25,17 +25,9 @@ from flawmap.decision import Decision
 from flawmap.detectors import passes
 from flawmap.detectors.anomaly_map import anomaly_maps, image_scores
 from flawmap.detectors.padim.embedding import build_hierarchy, draw_channels
-from flawmap.detectors.padim.gaussian import (
-    PAPER,
-    Factor,
-    Moments,
-    Probe,
-    choose_regularization,
-    factorise,
-    leave_one_out,
-    squared_distances,
-    update,
-)
+from flawmap.detectors.padim.gaussian.factor import Factor, factorise, squared_distances
+from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization, leave_one_out
+from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, update
 from flawmap.images import Preprocessing, collect, stream
 
 RATES = (0.01, 0.05, 0.1, 0.2)

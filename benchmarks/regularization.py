@@ -30,18 +30,9 @@ from flawmap.datasets import Dataset, Sample, open_dataset
 from flawmap.detectors import passes
 from flawmap.detectors.anomaly_map import anomaly_maps, image_scores
 from flawmap.detectors.padim.embedding import Hierarchy, build_hierarchy, draw_channels
-from flawmap.detectors.padim.gaussian import (
-    PAPER,
-    Factor,
-    Moments,
-    Probe,
-    Regularization,
-    choose_regularization,
-    factorise,
-    leave_one_out,
-    squared_distances,
-    update,
-)
+from flawmap.detectors.padim.gaussian.factor import Factor, factorise, squared_distances
+from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization, leave_one_out
+from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, update
 from flawmap.evaluation.metrics import PixelScores, image_auroc
 from flawmap.images import Preprocessing, read_image, read_mask, stream
 from flawmap.prediction import Size

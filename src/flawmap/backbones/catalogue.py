@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["CATALOGUE", "DEFAULT_BACKBONE", "CatalogueEntry", "describe"]
-
 DEFAULT_BACKBONE = "efficientnet_lite0"
 
 

@@ -19,8 +19,6 @@ from flawmap.backbones.weights import find_weights, fingerprint, load_weights
 from flawmap.errors import BackboneError, ParameterError
 from flawmap.options import PrecisionChoice, Runtime
 
-__all__ = ["feature_levels", "load_backbone"]
-
 USUAL_MOST = 5
 """Most layers of an embedding."""
 

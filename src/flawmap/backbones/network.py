@@ -16,8 +16,6 @@ from flawmap.errors import BackboneError
 from flawmap.options import Precision
 from flawmap.prediction import Size
 
-__all__ = ["Backbone", "OrderedNetwork"]
-
 AT_ONCE = 4
 """Images that a CPU runs at once: more are no faster, and their feature maps need more memory."""
 

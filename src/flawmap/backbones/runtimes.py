@@ -18,17 +18,6 @@ from flawmap.openvino_module import has_bfloat16, import_openvino
 from flawmap.options import PRECISION_HINTS, Precision, PrecisionChoice, Runtime
 from flawmap.prediction import Size
 
-__all__ = [
-    "COMPILE_FROM",
-    "NETWORKS",
-    "CompiledNetwork",
-    "FeatureNetwork",
-    "NormalisedNetwork",
-    "Policy",
-    "pick_device",
-    "trace",
-]
-
 NETWORKS = threading.RLock()
 """Held while torch runs a network or traces it: tracing swaps tensors and methods that every thread sees."""
 COMPILE_FROM = 33

@@ -24,8 +24,6 @@ from flawmap.backbones.catalogue import CatalogueEntry
 from flawmap.errors import WeightsError
 from flawmap.files import expand_home
 
-__all__ = ["HUB_PREFIX", "WEIGHTS_FOLDER_VARIABLE", "WeightsFile", "find_weights", "fingerprint", "load_weights"]
-
 HUB_PREFIX = "hf-hub:"
 WEIGHTS_FOLDER_VARIABLE = "FLAWMAP_WEIGHTS"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")

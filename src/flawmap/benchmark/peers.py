@@ -10,8 +10,6 @@ from typing import Any, Self
 
 from flawmap.errors import ParameterError
 
-__all__ = ["PEERS", "Peer", "find_peers"]
-
 PEERS = ("anomalib", "anomavision")
 WORKER = Path(__file__).with_name("peer_worker.py")
 

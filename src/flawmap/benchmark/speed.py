@@ -36,8 +36,6 @@ from flawmap.options import Precision, Runtime
 from flawmap.prediction import Size
 from flawmap.runtime import Inspector
 
-__all__ = ["CASES", "PAPER_MEMORY", "PAPER_SECONDS", "Fit", "PlainPaDiM", "SpeedCase", "SpeedReport", "measure_speed"]
-
 T = TypeVar("T")
 
 CASES: dict[str, tuple[str, int | None]] = {

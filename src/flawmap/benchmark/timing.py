@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Latency", "interleaved"]
-
 BLOCK = 6
 """Consecutive calls; the first, whose caches are cold, is not counted."""
 

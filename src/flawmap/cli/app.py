@@ -10,8 +10,6 @@ import flawmap
 from flawmap.cli import benchmark, datasets, demo, evaluate, export, fit, info, predict, threshold
 from flawmap.cli.detector_choice import FURTHER, FitCommand
 
-__all__ = ["app"]
-
 app = typer.Typer(
     name="flawmap",
     no_args_is_help=True,

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from flawmap.benchmark.paper.tables import Table
     from flawmap.benchmark.speed import SpeedCase, SpeedReport
 
-__all__ = ["app"]
-
 app = typer.Typer(help="Measure flawmap on this machine.", no_args_is_help=True)
 
 IN_PAPER = {"resnet18-100": "PaDiM-R18-Rd100", "wide_resnet50_2-550": "PaDiM-WR50-Rd550"}

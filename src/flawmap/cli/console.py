@@ -22,19 +22,6 @@ from flawmap.decision import Decision
 from flawmap.errors import FlawmapError, ImageError, ParameterError
 from flawmap.files import check_replaceable
 
-__all__ = [
-    "BadImages",
-    "check_writable_target",
-    "explain_promise",
-    "fail",
-    "guarded",
-    "messages",
-    "note",
-    "print_json",
-    "say",
-    "table",
-]
-
 EXTRAS = dict.fromkeys(("torch", "torchvision", "timm", "scipy", "sklearn"), "train") | {"matplotlib": "plots"}
 """Modules that only an extra installs."""
 

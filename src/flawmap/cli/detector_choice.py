@@ -20,8 +20,6 @@ from flawmap.errors import ParameterError
 if TYPE_CHECKING:
     from flawmap.detectors import Detector
 
-__all__ = ["FURTHER", "FitCommand", "choose_detector", "further_parameters", "make_detector"]
-
 FURTHER = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings by which the command also gets options that it does not declare."""
 

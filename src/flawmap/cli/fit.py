@@ -23,8 +23,6 @@ from flawmap.prediction import Size
 if TYPE_CHECKING:
     from flawmap.detectors import Detector
 
-__all__ = ["fit", "parse_regularization"]
-
 SHOWN = 5
 """Outliers that are named one by one."""
 NOT_PARAMETERS = {"ctx", "good", "output", "detector", "preset", "dtype", "stride", "skip_bad", "as_json", "quiet"}

@@ -11,8 +11,6 @@ from typer.models import OptionInfo
 
 from flawmap.options import Runtime
 
-__all__ = ["Device", "Json", "Model", "Quiet", "RuntimeChoice", "SkipBad", "Stride", "Weights", "Workers", "option"]
-
 
 def option(
     help: str,

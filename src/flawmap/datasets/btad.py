@@ -8,8 +8,6 @@ from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, expect_folder
 from flawmap.datasets.layout import Layout, folders_that
 from flawmap.images.source import find_images
 
-__all__ = ["BTAD"]
-
 
 def _holds(path: Path) -> bool:
     return (path / "train" / "ok").is_dir()

@@ -19,8 +19,6 @@ from flawmap.errors import DatasetError
 from flawmap.files import expand_home
 from flawmap.images.source import ImageInput
 
-__all__ = ["LAYOUTS", "find_classes", "find_layout", "open_dataset", "training_images"]
-
 LAYOUTS = {layout.name: layout for layout in (MVTEC_AD, VISA, BTAD, MAGNETIC_TILE, ELPV, STC, UCSD, MANIFEST)}
 """Known layouts, by name."""
 

@@ -18,8 +18,6 @@ from flawmap.images.source import SUFFIXES, find_images
 from flawmap.images.stream import stream
 from flawmap.prediction import Size
 
-__all__ = ["ClassReport", "Problem", "Report", "check_dataset"]
-
 SIDE_FILES = frozenset({".txt", ".md", ".csv", ".m", ".json", ".html", ".pdf", ".db", ".ini"})
 """Licences, tables and files of file managers, which are ignored."""
 MASK_FOLDERS = frozenset({"ground_truth", "masks", "test_pixel_mask", "test_frame_mask"})

@@ -15,23 +15,6 @@ from flawmap.files import expand_home
 from flawmap.images.masks import ClassMask, MaskFrame, MaskSource
 from flawmap.images.video import VideoFrame
 
-__all__ = [
-    "ANOMALOUS",
-    "GOOD",
-    "Dataset",
-    "Sample",
-    "Tell",
-    "check_folder",
-    "clip_samples",
-    "expect_folder",
-    "file_of",
-    "is_folder",
-    "on_another_level",
-    "refuse",
-    "subfolders",
-    "why_no_file",
-]
-
 GOOD = "good"
 """The type of normal images, as MVTec AD calls it."""
 ANOMALOUS = "anomalous"

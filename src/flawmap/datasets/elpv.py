@@ -13,8 +13,6 @@ from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell
 from flawmap.datasets.layout import Layout, hold_out, no_files
 from flawmap.errors import DatasetError, MissingDependencyError
 
-__all__ = ["ELPV", "Cells", "packaged_folder", "read_elpv"]
-
 Cells = Literal["mono", "poly"]
 """Monocrystalline or polycrystalline."""
 

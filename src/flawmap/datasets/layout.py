@@ -14,8 +14,6 @@ import numpy as np
 
 from flawmap.datasets.dataset import Dataset, Tell, subfolders
 
-__all__ = ["Counts", "Layout", "files_below", "folders_that", "hold_out", "no_files"]
-
 TRAIN_SHARE = 0.8
 """Share of the good images for training, where the authors publish no split."""
 

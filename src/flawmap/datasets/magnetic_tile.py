@@ -13,8 +13,6 @@ from flawmap.datasets.layout import Layout, hold_out
 from flawmap.errors import DatasetError
 from flawmap.images.source import find_images
 
-__all__ = ["MAGNETIC_TILE", "read_magnetic_tile"]
-
 PREFIX = "MT_"
 FREE = "MT_Free"
 

@@ -16,8 +16,6 @@ from flawmap.datasets.layout import Layout, no_files
 from flawmap.errors import DatasetError
 from flawmap.images.video import VideoFrame
 
-__all__ = ["MANIFEST", "read_table"]
-
 REQUIRED = ("path", "label", "split")
 COLUMNS = (*REQUIRED, "mask", "group")
 GOOD_LABELS = frozenset({GOOD, "ok", "normal", "0"})

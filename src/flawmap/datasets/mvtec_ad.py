@@ -13,8 +13,6 @@ from flawmap.datasets.layout import Layout
 from flawmap.errors import DatasetError
 from flawmap.images.source import find_images
 
-__all__ = ["MVTEC_AD", "find_class_folders", "read_mvtec_ad"]
-
 
 def read_mvtec_ad(root: str | os.PathLike[str]) -> Dataset:
     """Data set below a folder in MVTec AD layout. Raises DatasetError."""

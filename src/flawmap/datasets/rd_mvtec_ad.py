@@ -28,8 +28,6 @@ from flawmap.files import expand_home
 from flawmap.images.masks import read_mask
 from flawmap.images.read import read_image
 
-__all__ = ["RESIZE", "RdImage", "rd_images", "write_rd_mvtec_ad"]
-
 RESIZE = 256
 CROP = 224
 MAX_DEGREES = 10.0

@@ -21,8 +21,6 @@ from flawmap.images.masks import MaskFrame, is_marked, load_array
 from flawmap.images.source import find_images
 from flawmap.images.video import VideoFrame, count_frames
 
-__all__ = ["STC"]
-
 VIDEOS = Path("training", "videos")
 FRAMES = Path("testing", "frames")
 FRAME_MASKS = Path("testing", "test_frame_mask")

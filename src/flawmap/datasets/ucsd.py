@@ -18,8 +18,6 @@ from flawmap.images.masks import read_mask
 from flawmap.images.source import find_images
 from flawmap.images.video import VideoFrame
 
-__all__ = ["UCSD"]
-
 TRAIN_CLIP = re.compile(r"Train(\d{3})")
 TEST_CLIP = re.compile(r"Test(\d{3})")
 GT_FRAMES = re.compile(r"^[^%\n]*gt_frame\s*=\s*\[([^\]]*)\]", re.MULTILINE)

@@ -17,8 +17,6 @@ from flawmap.datasets.mvtec_ad import find_class_folders, read_mvtec_ad
 from flawmap.errors import DatasetError
 from flawmap.images.masks import ClassMask
 
-__all__ = ["VISA"]
-
 SPLIT = Path("split_csv", "1cls.csv")
 COLUMNS = ("object", "split", "label", "image", "mask")
 

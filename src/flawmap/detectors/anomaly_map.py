@@ -16,8 +16,6 @@ from torch.nn.functional import interpolate
 
 from flawmap.prediction import Size
 
-__all__ = ["SIGMA", "anomaly_maps", "image_scores"]
-
 SIGMA = 4.0
 """Standard deviation of the Gaussian filter in pixels of the model's input (PaDiM section IV-B)."""
 

@@ -16,8 +16,6 @@ from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.images import Loaded
 from flawmap.prediction import Size
 
-__all__ = ["Batch", "batch_size", "check_finite", "check_size", "in_batches", "make_batch"]
-
 BATCH_PIXELS = 32 * 256 * 256
 """Input pixels of a batch: 32 images of 256 x 256, fewer of larger ones."""
 

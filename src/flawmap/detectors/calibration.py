@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from flawmap.decision import PIXEL_RATES, Decision
 from flawmap.prediction import Placement
 
-__all__ = ["HeldOutScores", "PixelHistogram", "all_scores"]
-
 
 class PixelHistogram:
     """Counts of anomaly-map values in bins of equal ratio, from which any quantile follows within 0.3 %.

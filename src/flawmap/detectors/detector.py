@@ -36,8 +36,6 @@ from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, GraphD
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress
 
-__all__ = ["Detector"]
-
 
 class Detector(Parametrised, ABC):
     """Learns from good images alone, then scores new ones; higher means more anomalous.

@@ -24,22 +24,6 @@ from flawmap.model_file import ModelFile, damaged
 from flawmap.options import MAX_LAYERS, MAX_SIDE, Calibration, FactorDtype, Precision, Runtime
 from flawmap.prediction import Size
 
-__all__ = [
-    "BackboneRecord",
-    "DecisionRecord",
-    "Document",
-    "FileSize",
-    "Record",
-    "Stored",
-    "decision_shapes",
-    "decision_tensors",
-    "describe_document",
-    "library_versions",
-    "matching_backbone",
-    "read_document",
-    "restore_decision",
-]
-
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 FileSize = tuple[Side, Side]
 SCORES, PIXEL_QUANTILES, GROUP_SIZES = (f"calibration.{name}" for name in ("scores", "pixel_quantiles", "group_sizes"))

@@ -30,8 +30,6 @@ from flawmap.errors import ModelFileError, NotFittedError, ParameterError
 from flawmap.options import PrecisionChoice, Runtime
 from flawmap.prediction import Size
 
-__all__ = ["FeatureDetector", "feature_maps"]
-
 MAX_POSITIONS = 2**22
 """Finest grid that a model file may ask for."""
 

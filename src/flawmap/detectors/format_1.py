@@ -6,8 +6,6 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["upgrade"]
-
 USUAL_RATE = 0.01
 """False-alarm rate of a file that does not say which one was asked for."""
 

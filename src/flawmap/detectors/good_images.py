@@ -23,8 +23,6 @@ from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, colle
 from flawmap.options import Groups, OnBad
 from flawmap.progress import Progress, report_progress
 
-__all__ = ["FOLDER", "HELD_OUT", "GoodImages", "Grouping", "HoldOut", "Replay", "reserve_memory"]
-
 FOLDER = "folder"
 """Images of one folder belong together, as the frames of a clip do."""
 HELD_OUT = 4

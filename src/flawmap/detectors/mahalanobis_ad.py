@@ -38,8 +38,6 @@ from flawmap.images import ImageInput, collect, stream
 from flawmap.model_file import Streamed
 from flawmap.options import MAX_LAYERS, MIN_IMAGES, FactorDtype
 
-__all__ = ["MahalanobisAD", "PooledGaussian", "learn_pooled"]
-
 SMALLEST = 1e-12
 """Least variance, as a share of the largest: what is left of it after taking out an image that alone had it."""
 

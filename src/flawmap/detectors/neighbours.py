@@ -18,8 +18,6 @@ from torch import Tensor
 
 from flawmap.prediction import Size
 
-__all__ = ["PatchSearch", "Pyramid", "build_pyramid", "greedy_coreset", "nearest_distances", "nearest_images"]
-
 BLOCK_VALUES = 16 * 2**20
 """Products computed at a time, or for each image, 64 MB."""
 

@@ -19,23 +19,6 @@ from typing_extensions import dataclass_transform
 
 from flawmap.errors import ParameterError
 
-__all__ = [
-    "CacheMegabytes",
-    "DeviceName",
-    "GroupRule",
-    "LayerNames",
-    "Number",
-    "Parameters",
-    "Parametrised",
-    "Pixels",
-    "Share",
-    "WeightsPath",
-    "Workers",
-    "check",
-    "explain",
-    "whole_number",
-]
-
 MAX_CACHE_MB = 2**22
 
 

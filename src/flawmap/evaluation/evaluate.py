@@ -23,19 +23,6 @@ from flawmap.options import OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress, report_progress
 
-__all__ = [
-    "ClassMean",
-    "Evaluation",
-    "Figures",
-    "ImageGroup",
-    "evaluate",
-    "evaluate_classes",
-    "group_figures",
-    "labelled_scores",
-    "mean_figures",
-    "score_samples",
-]
-
 
 @dataclass(frozen=True)
 class Figures:

@@ -22,8 +22,6 @@ from flawmap.progress import Progress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Timeline", "check_picture", "plot_reliability", "save_timelines", "score_timelines"]
-
 PANEL_INCHES = (9.0, 1.8)
 MAX_PANELS = 40
 """Most clips of one picture; a taller one is more than programs show."""

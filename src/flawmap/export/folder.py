@@ -16,8 +16,6 @@ from flawmap.options import GraphDtype, GraphFormat
 from flawmap.runtime.graphs import JUDGEMENTS, OUTPUTS
 from flawmap.runtime.metadata import FILES, METADATA_FILE, DecisionMetadata, GraphMetadata, Metadata, digest
 
-__all__ = ["export_model"]
-
 WRITERS = {"openvino": write_openvino, "onnx": write_onnx}
 
 

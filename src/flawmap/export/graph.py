@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from flawmap.decision import Decision
 
-__all__ = ["GraphNetwork"]
-
 
 class GraphNetwork(nn.Module):
     """Images (N, H, W, 3) uint8, resized or letterboxed, to what a detector's network and its decision say of them.

@@ -15,8 +15,6 @@ from flawmap.prediction import Size
 from flawmap.runtime.graphs import INPUT, OUTPUTS
 from flawmap.runtime.metadata import FILES
 
-__all__ = ["write_onnx"]
-
 ONE_FILE_BYTES = 2**30
 """Constants of more bytes go into a file of their own; protobuf ends at 2 GB."""
 SMALL = 1024

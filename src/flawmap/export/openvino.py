@@ -15,8 +15,6 @@ from flawmap.prediction import Size
 from flawmap.runtime.graphs import INPUT, OUTPUTS
 from flawmap.runtime.metadata import FILES
 
-__all__ = ["write_openvino"]
-
 
 def write_openvino(
     program: torch.export.ExportedProgram,

@@ -14,8 +14,6 @@ from PIL import Image
 from flawmap.errors import ImageError
 from flawmap.images.read import SIXTEEN_BIT_MODES, convert, decode, scale_to_8_bits
 
-__all__ = ["ClassMask", "MaskFrame", "MaskSource", "is_marked", "load_array", "read_mask"]
-
 
 @dataclass(frozen=True)
 class MaskFrame:

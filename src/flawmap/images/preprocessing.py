@@ -13,8 +13,6 @@ from flawmap.errors import ParameterError
 from flawmap.options import MAX_SIDE, Aspect
 from flawmap.prediction import Placement, Size
 
-__all__ = ["Preprocessing"]
-
 PADDING = 127
 """Grey level of a letterbox's padding."""
 

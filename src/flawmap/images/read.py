@@ -24,8 +24,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from flawmap.errors import ImageError
 from flawmap.images.video import FrameReader, VideoFrame
 
-__all__ = ["MAX_PIXELS", "SIXTEEN_BIT_MODES", "ImageSource", "convert", "decode", "read_image", "scale_to_8_bits"]
-
 ImageSource = str | os.PathLike[str] | NDArray[Any] | Image.Image | VideoFrame
 """One image: a path, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL image, or a frame of a video."""
 

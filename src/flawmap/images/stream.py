@@ -21,8 +21,6 @@ from flawmap.images.video import FrameReader, VideoFrame
 from flawmap.options import OnBad
 from flawmap.prediction import Placement
 
-__all__ = ["Loaded", "load_image", "stream"]
-
 MOST_WORKERS = 1024
 LOOK_AHEAD = 4
 """Images per worker that are read before the caller asks for them."""

@@ -19,8 +19,6 @@ from flawmap.errors import ImageError, MissingDependencyError
 # FFmpeg would write its own remarks on damaged videos to standard error; they are told as ImageError
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
-__all__ = ["FrameReader", "VideoFrame", "count_frames"]
-
 
 @dataclass(frozen=True, slots=True)
 class VideoFrame:

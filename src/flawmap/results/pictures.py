@@ -11,8 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from flawmap.prediction import Prediction
 
-__all__ = ["Tile", "contact_sheet", "overlay"]
-
 MAX_SIDE = 1600
 """Longest side of an overlay; larger images are shown smaller."""
 TILE = 200

@@ -22,8 +22,6 @@ from flawmap.images import read_image
 from flawmap.prediction import Prediction
 from flawmap.results.pictures import overlay
 
-__all__ = ["ResultsWriter", "without_results"]
-
 COLUMNS = (
     "path", "pred_score", "pred_label", "p_value", "pred_mask", "n_regions", "regions", "image_height", "image_width",
     "overlay", "anomaly_map",

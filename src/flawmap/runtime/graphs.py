@@ -14,8 +14,6 @@ from flawmap.openvino_module import has_bfloat16, import_openvino
 from flawmap.options import PRECISION_HINTS, Precision, PrecisionChoice
 from flawmap.runtime.metadata import FILES, Metadata
 
-__all__ = ["INPUT", "JUDGEMENTS", "OUTPUTS", "Graph", "open_graph"]
-
 INPUT = "images"
 OUTPUTS = ("anomaly_map", "pred_score")
 """Of a graph; the last one alone if it makes no maps."""

@@ -19,8 +19,6 @@ from flawmap.prediction import Prediction
 from flawmap.runtime.graphs import open_graph
 from flawmap.runtime.metadata import Metadata
 
-__all__ = ["Inspector"]
-
 BATCH = 8
 """Images per step if all are known from the start: more of them read the model's factors less often."""
 

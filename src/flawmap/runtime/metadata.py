@@ -20,8 +20,6 @@ from flawmap.images import Preprocessing
 from flawmap.options import GraphDtype, GraphFormat
 from flawmap.prediction import Size
 
-__all__ = ["FILES", "FORMAT_VERSION", "METADATA_FILE", "DecisionMetadata", "GraphMetadata", "Metadata", "digest"]
-
 FORMAT_VERSION = 1
 METADATA_FILE = "metadata.json"
 MAX_BYTES = 256 * 2**20

@@ -10,7 +10,9 @@ from flawmap import PaDiM, load
 from flawmap.datasets import open_dataset
 from flawmap.detectors.batches import in_batches
 from flawmap.detectors.padim.embedding import embed
-from flawmap.detectors.padim.gaussian import PAPER, Moments, factorise, leave_one_out, squared_distances, update
+from flawmap.detectors.padim.gaussian.factor import factorise, squared_distances
+from flawmap.detectors.padim.gaussian.leave_one_out import leave_one_out
+from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, update
 from flawmap.evaluation.evaluate import evaluate
 from flawmap.images import stream
 

@@ -8,7 +8,7 @@ from flawmap import PaDiM, load
 from flawmap.backbones import COMPILE_FROM, CompiledNetwork
 from flawmap.detectors.anomaly_map import anomaly_maps
 from flawmap.detectors.padim.embedding import embed
-from flawmap.detectors.padim.gaussian import squared_distances
+from flawmap.detectors.padim.gaussian.factor import squared_distances
 from flawmap.errors import ModelFileError
 from flawmap.images import stream
 

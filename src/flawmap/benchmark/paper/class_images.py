@@ -18,8 +18,6 @@ from flawmap.images import ImageSource, MaskSource, Preprocessing, VideoFrame, r
 from flawmap.options import OnBad
 from flawmap.prediction import Placement
 
-__all__ = ["RD", "ClassImages", "LabelledImage", "open_class", "readable", "rotated"]
-
 RD = "rd_mvtec_ad"
 Mask = MaskSource | NDArray[np.bool_]
 

@@ -10,8 +10,6 @@ import numpy as np
 from flawmap.benchmark.paper.results import Run
 from flawmap.benchmark.paper.tables import MEASURES, Table
 
-__all__ = ["Difference", "changed_classes", "compare_runs", "comparison_table"]
-
 
 @dataclass(frozen=True)
 class Difference:

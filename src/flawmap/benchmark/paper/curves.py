@@ -15,8 +15,6 @@ from flawmap.benchmark.paper.scores import RATES
 from flawmap.benchmark.paper.tables import BY_CLASS, MEASURES, summarise
 from flawmap.files import replace_atomically
 
-__all__ = ["plot_results"]
-
 CURVES = {
     "image_roc": ("ROC, images", "true-positive rate"),
     "pixel_roc": ("ROC, pixels", "true-positive rate"),

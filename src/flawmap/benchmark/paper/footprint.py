@@ -20,8 +20,6 @@ from flawmap.export import export_model
 from flawmap.images import Preprocessing
 from flawmap.runtime import Inspector
 
-__all__ = ["GROWING", "measure_footprint"]
-
 GROWING = ("SPADE", "PaDiM-R18-Rd100")
 """Systems measured at several numbers of good images: one that stores all images, and one that does not."""
 STEADY, FEW = (VAE, GANomaly, ITAE), 8

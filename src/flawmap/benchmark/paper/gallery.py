@@ -14,8 +14,6 @@ from flawmap.images import FrameReader, VideoFrame, read_image
 from flawmap.prediction import Prediction
 from flawmap.results import Tile, contact_sheet, overlay
 
-__all__ = ["Gallery"]
-
 PER_TYPE = 4
 MAX_TYPES = 12
 

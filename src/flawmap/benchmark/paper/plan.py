@@ -14,10 +14,8 @@ from flawmap.benchmark.paper.published import PAPER_TABLES, PaperTable
 from flawmap.benchmark.paper.results import RunKey
 from flawmap.benchmark.paper.systems import TRAINED, Settings, System, systems
 from flawmap.datasets import LAYOUTS
-from flawmap.detectors.padim.gaussian import Regularization
+from flawmap.detectors.padim.gaussian.moments import Regularization
 from flawmap.errors import ParameterError
-
-__all__ = ["INPUTS", "Group", "Plan", "asked_classes", "class_paths", "classes_on_disk", "groups", "left_out"]
 
 MOST_SEEDS = 1000
 UNTRAINED = "left out: on a CPU its training takes hours; --budget MINUTES limits it for each class"

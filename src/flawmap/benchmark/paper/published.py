@@ -10,8 +10,6 @@ from importlib.resources import files
 from flawmap.benchmark.paper.systems import OWN, Settings, own_name
 from flawmap.datasets import LAYOUTS
 
-__all__ = ["GROUPS", "OBJECTS", "PAPER_TABLES", "TEXTURES", "PaperTable"]
-
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 OBJECTS = tuple(name for name in LAYOUTS["mvtec_ad"].classes if name not in TEXTURES)
 GROUPS = {"textures": TEXTURES, "objects": OBJECTS, "all": TEXTURES + OBJECTS}

@@ -14,8 +14,6 @@ from flawmap.benchmark.paper.tables import Table
 from flawmap.errors import ParameterError
 from flawmap.files import remove_leftovers, replace_atomically
 
-__all__ = ["check_format", "to_html", "to_latex", "to_markdown", "write_report", "write_table"]
-
 LATEX = str.maketrans(
     {
         **{letter: f"\\{letter}" for letter in "&%#_${}"},

@@ -20,8 +20,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from flawmap.errors import ParameterError
 
-__all__ = ["RUNS_FILE", "Results", "Run", "RunKey", "read_runs"]
-
 RUNS_FILE = "runs.jsonl"
 BEGINNING = b'{"format": '
 """First bytes of every results file."""

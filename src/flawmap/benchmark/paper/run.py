@@ -25,8 +25,6 @@ from flawmap.options import OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress, report_progress
 
-__all__ = ["Outcome", "run_plan"]
-
 FOR_GALLERY = ("Rd100", "all")
 """Systems for the pictures of heat maps: the first of them that is run, or else any other."""
 

@@ -12,8 +12,6 @@ from flawmap.evaluation.evaluate import ImageGroup, group_figures
 from flawmap.evaluation.metrics import PixelScores
 from flawmap.evaluation.metrics.pixel_scores import MAX_FPR
 
-__all__ = ["RATES", "run_curves", "run_figures"]
-
 RATES: Mapping[str, NDArray[np.float64]] = {
     "image_roc": np.linspace(0, 1, 101),
     "pixel_roc": np.linspace(0, 1, 101),

@@ -26,22 +26,13 @@ from flawmap.detectors.anomaly_map import anomaly_maps
 from flawmap.detectors.batches import batch_size, in_batches
 from flawmap.detectors.padim.embedding import draw_channels
 from flawmap.detectors.padim.fit import FIT_BATCH, reduced_hierarchy
-from flawmap.detectors.padim.gaussian import (
-    Factor,
-    Moments,
-    Probe,
-    Regularization,
-    choose_regularization,
-    factorise,
-    squared_distances,
-    update,
-)
+from flawmap.detectors.padim.gaussian.factor import Factor, factorise, squared_distances
+from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization
+from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, update
 from flawmap.errors import BackboneError, ParameterError
 from flawmap.images import Preprocessing, stream
 from flawmap.options import Runtime
 from flawmap.prediction import Placement, Prediction
-
-__all__ = ["Advance", "SharedFeatures", "score_shared", "steady_backbone"]
 
 SCORE_BATCH = 8
 FEW_IMAGES = 32

@@ -14,8 +14,6 @@ from flawmap.backbones import load_backbone, pick_device
 from flawmap.detectors import ITAE, SPADE, VAE, Detector, GANomaly, MahalanobisAD, PaDiM, PatchSVDD
 from flawmap.detectors.trained.detector import TrainedDetector
 
-__all__ = ["OWN", "TRAINED", "Settings", "System", "own_name", "systems", "systems_without_data"]
-
 OWN = {
     "Rd100": "PaDiM-{}-Rd100",
     "all": "PaDiM-{}-all",

@@ -16,21 +16,6 @@ from flawmap.benchmark.paper.run import Outcome
 from flawmap.benchmark.paper.systems import Settings
 from flawmap.datasets import LAYOUTS
 
-__all__ = [
-    "BY_CLASS",
-    "MEASURES",
-    "Summary",
-    "Table",
-    "absent_classes",
-    "build_tables",
-    "class_table",
-    "growth_table",
-    "paper_notes",
-    "paper_table",
-    "run_notes",
-    "summarise",
-]
-
 MEASURES = {
     "image_auroc": ("image AUROC", 100, 1),
     "pixel_auroc": ("pixel AUROC", 100, 1),

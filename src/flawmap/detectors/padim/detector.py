@@ -19,7 +19,8 @@ from flawmap.detectors.feature_detector import FeatureDetector
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.padim.embedding import Hierarchy, Level, build_hierarchy, project_hierarchy
 from flawmap.detectors.padim.fit import choose_channels, learn, reduced_hierarchy
-from flawmap.detectors.padim.gaussian import Factor, Regularization, covariance_at, mean_at, typical_distance
+from flawmap.detectors.padim.gaussian.factor import Factor, covariance_at, mean_at, typical_distance
+from flawmap.detectors.padim.gaussian.moments import Regularization
 from flawmap.detectors.padim.graph import PaDiMHead
 from flawmap.detectors.padim.leave_one_out import REFIT_BELOW
 from flawmap.detectors.parameters import CacheMegabytes, GroupRule, whole_number
@@ -27,8 +28,6 @@ from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, collect, stream
 from flawmap.model_file import Streamed, is_finite
 from flawmap.options import Calibration, FactorDtype, PrecisionChoice
-
-__all__ = ["PaDiM"]
 
 MAX_LAYERS = 5
 COMPONENTS = "pca.components"

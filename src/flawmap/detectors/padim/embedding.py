@@ -26,20 +26,6 @@ from flawmap.backbones import Backbone
 from flawmap.errors import ParameterError
 from flawmap.prediction import Size
 
-__all__ = [
-    "Hierarchy",
-    "Level",
-    "Projection",
-    "build_hierarchy",
-    "concatenate",
-    "draw_channels",
-    "embed",
-    "finest_grid",
-    "nearest_positions",
-    "project_hierarchy",
-    "spread_positions",
-]
-
 CHUNK_BYTES = 32 * 2**20
 """How large a block of intermediate results may be."""
 

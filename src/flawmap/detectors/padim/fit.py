@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,22 +22,13 @@ from flawmap.detectors.padim.embedding import (
     embed,
     project_hierarchy,
 )
-from flawmap.detectors.padim.gaussian import (
-    Factor,
-    Moments,
-    Probe,
-    Regularization,
-    choose_regularization,
-    factorise,
-    principal_components,
-    update,
-)
+from flawmap.detectors.padim.gaussian.factor import Factor, factorise
+from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization
+from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, principal_components, update
 from flawmap.detectors.padim.leave_one_out import Calibrator, KeptEmbeddings, is_large
 from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.options import MIN_IMAGES, Calibration
 from flawmap.prediction import Size
-
-__all__ = ["FIT_BATCH", "Learnt", "choose_channels", "learn", "learn_components", "reduced_hierarchy"]
 
 FIT_BATCH = 64
 """Embeddings that are gathered before the moments take them in; fewer make it slower."""
@@ -127,20 +118,6 @@ def _learn_moments(
 ) -> Moments:
     """Moments of all images; the probe and what is kept get every batch too."""
     moments = Moments.empty(hierarchy, backbone.device)
-    for gathered in _gathered(good, backbone, hierarchy, size, probe=probe, kept=kept):
-        update(moments, gathered)
-    if moments.count < 2:
-        raise TrainingSetError(
-            f"PaDiM learns a spread and needs at least 2 good images, got {moments.count} usable; "
-            f"a few dozen are a good start"
-        )
-    return moments
-
-
-def _gathered(
-    good: GoodImages, backbone: Backbone, hierarchy: Hierarchy, size: int, *, probe: Probe | None, kept: KeptEmbeddings
-) -> Iterator[list[Tensor]]:
-    """Embeddings per level (positions, B, d) of as many images at a time as make an update fast."""
     pending: list[Sequence[Tensor]] = []
     for batch in good.first(size):
         columns = embed(backbone, hierarchy, batch.pixels)
@@ -151,10 +128,16 @@ def _gathered(
         pending.append(columns)
         n_bytes = sum(part.nbytes for part in columns)
         if sum(part[0].shape[1] for part in pending) >= FIT_BATCH or (len(pending) + 1) * n_bytes > FIT_BYTES:
-            yield _join(pending)
+            update(moments, _join(pending))
             pending = []
     if pending:
-        yield _join(pending)
+        update(moments, _join(pending))
+    if moments.count < 2:
+        raise TrainingSetError(
+            f"PaDiM learns a spread and needs at least 2 good images, got {moments.count} usable; "
+            f"a few dozen are a good start"
+        )
+    return moments
 
 
 def _join(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from flawmap.detectors.anomaly_map import smoothing_operator
 from flawmap.detectors.padim.embedding import Level, Projection, finest_grid, nearest_positions
-from flawmap.detectors.padim.gaussian import Factor
+from flawmap.detectors.padim.gaussian.factor import Factor
 from flawmap.prediction import Size
-
-__all__ = ["PaDiMHead"]
 
 
 class PaDiMHead(nn.Module):

@@ -22,25 +22,11 @@ from flawmap.detectors.batches import Batch
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.padim.embedding import embed
-from flawmap.detectors.padim.gaussian import (
-    Factor,
-    Moments,
-    Regularization,
-    Sketcher,
-    factorise,
-    inner_products,
-    leave_group_out,
-    leave_one_out,
-    merge,
-    near_duplicates,
-    squared_distances,
-    subtract,
-    update,
-)
+from flawmap.detectors.padim.gaussian.factor import Factor, factorise, inner_products, squared_distances
+from flawmap.detectors.padim.gaussian.leave_one_out import Sketcher, leave_group_out, leave_one_out, near_duplicates
+from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, merge, subtract, update
 from flawmap.options import MIN_IMAGES
 from flawmap.prediction import Size
-
-__all__ = ["REFIT_BELOW", "Calibrator", "KeptEmbeddings", "is_large"]
 
 REFIT_BELOW = 50
 """Images of which a single one is no longer negligible."""

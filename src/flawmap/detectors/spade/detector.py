@@ -25,8 +25,6 @@ from flawmap.images import ImageInput, collect, stream
 from flawmap.model_file import Streamed
 from flawmap.options import MIN_IMAGES, FactorDtype
 
-__all__ = ["SPADE"]
-
 MAX_LAYERS = 5
 USUAL_NEIGHBORS: dict[Variant, int] = {"paper": 50, "port": 5}
 

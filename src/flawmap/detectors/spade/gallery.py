@@ -22,8 +22,6 @@ from torch import Tensor
 from flawmap.detectors.good_images import reserve_memory
 from flawmap.errors import ModelFileError
 
-__all__ = ["Gallery"]
-
 
 class Gallery:
     """Rows (N, n_values) of float32, appended to and then read in any order; safe to read from several threads.

@@ -22,19 +22,6 @@ from flawmap.detectors.spade.gallery import Gallery
 from flawmap.images import Loaded
 from flawmap.prediction import Size
 
-__all__ = [
-    "QUERY_IMAGES",
-    "Known",
-    "Layout",
-    "Sample",
-    "Variant",
-    "calibrate",
-    "learn",
-    "mean_maps",
-    "patch_distances",
-    "typical_distance",
-]
-
 Variant = Literal["paper", "port"]
 
 QUERY_IMAGES = 4

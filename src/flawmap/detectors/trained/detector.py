@@ -22,14 +22,12 @@ from flawmap.detectors.detector import Detector
 from flawmap.detectors.document import Record, Stored
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.parameters import CacheMegabytes, GroupRule, whole_number
-from flawmap.detectors.trained.images import TrainingImages, TrainingPixels
+from flawmap.detectors.trained.images import TrainingImages
 from flawmap.detectors.trained.training import Schedule, Trainee, TrainingRecord, train
 from flawmap.errors import ParameterError, TrainingError, TrainingSetError
 from flawmap.model_file import Streamed
 from flawmap.options import FactorDtype, Precision
 from flawmap.prediction import Size
-
-__all__ = ["TrainedDetector"]
 
 MAX_WIDTH = 4096
 MAX_SIDE = 4096
@@ -137,8 +135,13 @@ class TrainedDetector(Detector, Generic[Scorer]):
         """
 
     @abstractmethod
-    def _trainee(self, scorer: Scorer, images: TrainingPixels, device: torch.device) -> Trainee:
+    def _trainee(self, scorer: Scorer, images: TrainingImages, device: torch.device) -> Trainee:
         """The scorer's network with what it learns from and by."""
+
+    def _options(self, device: torch.device) -> dict[str, Any]:
+        """What every training needs to know."""
+        names = ("learning_rate", "batch_size", "seed")
+        return {"device": device, **{name: getattr(self, name) for name in names}}
 
     def _complete(self, scorer: Scorer, images: TrainingImages, device: torch.device) -> None:
         """Learn what is not trained, from the images that were learnt."""

@@ -21,21 +21,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, mse_loss
 
 from flawmap.detectors.trained.detector import TrainedDetector
-from flawmap.detectors.trained.images import TrainingPixels, to_planes, upload
+from flawmap.detectors.trained.images import TrainingImages, to_planes, upload
 from flawmap.detectors.trained.training import Mixed, Shuffle, Trainee
 from flawmap.errors import ParameterError
 from flawmap.prediction import Size
-
-__all__ = [
-    "SIDES",
-    "Discriminator",
-    "GANomaly",
-    "GANomalyScorer",
-    "GANomalyTraining",
-    "Generator",
-    "discriminator_loss",
-    "generator_loss",
-]
 
 SIDES = (16, 32, 64, 128, 256, 512)
 """Sides of the square images that the networks can be built for."""
@@ -148,7 +137,7 @@ class GANomalyTraining:
         self,
         generator: Generator,
         discriminator: Discriminator,
-        images: TrainingPixels,
+        images: TrainingImages,
         *,
         learning_rate: float,
         batch_size: int,
@@ -228,13 +217,10 @@ class GANomaly(TrainedDetector[GANomalyScorer]):
         """The generator."""
         return GANomalyScorer(Generator(input_size, width=self.width))
 
-    def _trainee(self, scorer: GANomalyScorer, images: TrainingPixels, device: torch.device) -> Trainee:
+    def _trainee(self, scorer: GANomalyScorer, images: TrainingImages, device: torch.device) -> Trainee:
         return GANomalyTraining(
             scorer.generator,
             Discriminator(self.preprocessing.input_size, width=self.width),
             images,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            device=device,
+            **self._options(device),
         )

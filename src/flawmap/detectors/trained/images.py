@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,23 +11,9 @@ from torch import Tensor
 
 from flawmap.detectors.good_images import GoodImages
 
-__all__ = ["TrainingImages", "TrainingPixels", "to_planes", "upload"]
-
-
-class TrainingPixels(Protocol):
-    """Good images, resized, that a network learns from."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-        ...
-
-    def take(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
-        """Some of them, (B, H, W, 3)."""
-        ...
-
 
 class TrainingImages:
-    """Good images to learn from, by their number; a `TrainingPixels`.
+    """Good images to learn from, by their number.
 
     Args:
         good: the images, before their crop.

@@ -21,12 +21,10 @@ from torch.nn.functional import l1_loss
 
 from flawmap.detectors.batches import batch_size
 from flawmap.detectors.trained.detector import TrainedDetector
-from flawmap.detectors.trained.images import TrainingImages, TrainingPixels, to_planes, upload
+from flawmap.detectors.trained.images import TrainingImages, to_planes, upload
 from flawmap.detectors.trained.training import Mixed, Shuffle, Trainee, random_numbers
 from flawmap.errors import ParameterError
 from flawmap.prediction import Size
-
-__all__ = ["ITAE", "N_ROTATIONS", "ITAEScorer", "ITAETraining", "UNet", "rotation_errors", "take_away"]
 
 N_ROTATIONS = 4
 DEPTH = 4
@@ -102,7 +100,7 @@ class ITAETraining:
     def __init__(
         self,
         network: UNet,
-        images: TrainingPixels,
+        images: TrainingImages,
         *,
         learning_rate: float,
         batch_size: int,
@@ -183,16 +181,8 @@ class ITAE(TrainedDetector[ITAEScorer]):
         check_size(input_size)
         return ITAEScorer(UNet(width=self.width))
 
-    def _trainee(self, scorer: ITAEScorer, images: TrainingPixels, device: torch.device) -> Trainee:
-        return ITAETraining(
-            scorer.network,
-            images,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            epoch_steps=self.epoch_steps(len(images)),
-            seed=self.seed,
-            device=device,
-        )
+    def _trainee(self, scorer: ITAEScorer, images: TrainingImages, device: torch.device) -> Trainee:
+        return ITAETraining(scorer.network, images, epoch_steps=self.epoch_steps(len(images)), **self._options(device))
 
     @torch.inference_mode()
     def _complete(self, scorer: ITAEScorer, images: TrainingImages, device: torch.device) -> None:

@@ -30,29 +30,10 @@ from torch.nn.functional import conv2d, cross_entropy, leaky_relu, linear
 from flawmap.detectors.anomaly_map import image_scores
 from flawmap.detectors.neighbours import nearest_distances
 from flawmap.detectors.trained.detector import TrainedDetector
-from flawmap.detectors.trained.images import TrainingImages, TrainingPixels
+from flawmap.detectors.trained.images import TrainingImages
 from flawmap.detectors.trained.training import Mixed, Shuffle, Trainee, random_numbers
 from flawmap.errors import ParameterError, TrainingError
 from flawmap.prediction import Size
-
-__all__ = [
-    "DIRECTIONS",
-    "LARGE",
-    "SMALL",
-    "LargeEncoder",
-    "PatchSVDD",
-    "PatchSVDDNetwork",
-    "PatchSVDDScorer",
-    "PatchSVDDTraining",
-    "PositionClassifier",
-    "SmallEncoder",
-    "embed_patches",
-    "nearby_corners",
-    "neighbour_corners",
-    "patch_grid",
-    "spread_operator",
-    "svdd_loss",
-]
 
 SMALL, LARGE = 32, 64
 """Sides of the patches, in pixels."""
@@ -201,7 +182,7 @@ class PatchSVDDTraining:
     def __init__(
         self,
         network: PatchSVDDNetwork,
-        images: TrainingPixels,
+        images: TrainingImages,
         mean: NDArray[np.float32],
         *,
         learning_rate: float,
@@ -384,7 +365,7 @@ class PatchSVDD(TrainedDetector[PatchSVDDScorer]):
         """The encoders, and room for the patches of so many images."""
         return PatchSVDDScorer(LargeEncoder(self.width), input_size, n_images)
 
-    def _trainee(self, scorer: PatchSVDDScorer, images: TrainingPixels, device: torch.device) -> Trainee:
+    def _trainee(self, scorer: PatchSVDDScorer, images: TrainingImages, device: torch.device) -> Trainee:
         network = PatchSVDDNetwork(self.width)
         network.encoder = scorer.encoder
         mean = np.zeros((*self.preprocessing.input_size, 3))
@@ -393,14 +374,7 @@ class PatchSVDD(TrainedDetector[PatchSVDDScorer]):
         mean /= len(images)
         scorer.mean.copy_(torch.from_numpy(mean.astype(np.float32)))
         return PatchSVDDTraining(
-            network,
-            images,
-            mean.astype(np.float32),
-            learning_rate=self.learning_rate,
-            svdd_weight=SVDD_WEIGHT,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            device=device,
+            network, images, mean.astype(np.float32), svdd_weight=SVDD_WEIGHT, **self._options(device)
         )
 
     @torch.inference_mode()

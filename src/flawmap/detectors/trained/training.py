@@ -28,8 +28,6 @@ from flawmap.errors import ParameterError, TrainingError
 from flawmap.files import replace_atomically
 from flawmap.progress import report_progress
 
-__all__ = ["Mixed", "Schedule", "Shuffle", "Trainee", "TrainingRecord", "random_numbers", "torch_numbers", "train"]
-
 CHECKPOINT_SECONDS = 120.0
 """Longest time between two checkpoints, where an epoch takes longer."""
 MOST_MINUTES = 10**7

@@ -31,22 +31,9 @@ from torch.nn.functional import interpolate
 from flawmap.backbones import CATALOGUE
 from flawmap.detectors.anomaly_map import image_scores, smoothing_operator
 from flawmap.detectors.trained.detector import TrainedDetector
-from flawmap.detectors.trained.images import TrainingPixels, to_planes, upload
+from flawmap.detectors.trained.images import TrainingImages, to_planes, upload
 from flawmap.detectors.trained.training import Mixed, Shuffle, Trainee, random_numbers, torch_numbers
 from flawmap.prediction import Size
-
-__all__ = [
-    "MAX_ROTATION",
-    "VAE",
-    "VAENetwork",
-    "VAEScorer",
-    "VAETraining",
-    "augment",
-    "error_map",
-    "evidence_bound",
-    "latent_stride",
-    "window_offsets",
-]
 
 LATENT_SIDE = 8
 STRIDES = (4, 8, 16, 32)
@@ -175,7 +162,7 @@ class VAETraining:
     def __init__(
         self,
         network: VAENetwork,
-        images: TrainingPixels,
+        images: TrainingImages,
         *,
         learning_rate: float,
         batch_size: int,
@@ -249,12 +236,5 @@ class VAE(TrainedDetector[VAEScorer]):
         """The encoder, the decoder and the smoothing."""
         return VAEScorer(VAENetwork(input_size, latent_channels=self.width))
 
-    def _trainee(self, scorer: VAEScorer, images: TrainingPixels, device: torch.device) -> Trainee:
-        return VAETraining(
-            scorer.network,
-            images,
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            device=device,
-        )
+    def _trainee(self, scorer: VAEScorer, images: TrainingImages, device: torch.device) -> Trainee:
+        return VAETraining(scorer.network, images, **self._options(device))

@@ -1,7 +1,6 @@
 """Figures of merit: image AUROC, pixel AUROC, PRO score, error rates, thresholds from labels, reliability."""
 
 from flawmap.evaluation.metrics.image_scores import (
-    Criterion,
     OperatingPoint,
     Rate,
     Reliability,
@@ -13,7 +12,6 @@ from flawmap.evaluation.metrics.image_scores import (
 from flawmap.evaluation.metrics.pixel_scores import PixelScores, pixel_auroc, pro_score
 
 __all__ = [
-    "Criterion",
     "OperatingPoint",
     "PixelScores",
     "Rate",

@@ -12,17 +12,6 @@ from scipy.stats import binomtest, kstest, rankdata
 from flawmap.errors import DatasetError, ParameterError
 from flawmap.options import Criterion
 
-__all__ = [
-    "Criterion",
-    "OperatingPoint",
-    "Rate",
-    "Reliability",
-    "best_threshold",
-    "error_rates",
-    "image_auroc",
-    "reliability",
-]
-
 ASKED = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """False-alarm rates at which reliability is measured."""
 

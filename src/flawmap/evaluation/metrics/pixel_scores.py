@@ -17,8 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 from flawmap.errors import ParameterError
 from flawmap.evaluation.metrics.score_counts import ScoreCounts, ranked
 
-__all__ = ["MAX_FPR", "PixelScores", "pixel_auroc", "pro_score"]
-
 MAX_FPR = 0.3
 """False-positive rate up to which PRO is integrated."""
 

@@ -19,8 +19,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from flawmap.errors import ParameterError
 
-__all__ = ["ScoreCounts", "keys_of", "ranked", "scores_of"]
-
 BUFFER = 2**22
 MAX_RAW = 2**12
 """Arrays of scores in the buffer, however short."""

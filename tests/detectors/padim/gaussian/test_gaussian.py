@@ -6,19 +6,14 @@ import torch
 
 import naive
 from flawmap.detectors.padim.embedding import build_hierarchy, draw_channels
-from flawmap.detectors.padim.gaussian import (
-    PAPER,
-    Moments,
-    Regularization,
+from flawmap.detectors.padim.gaussian.factor import (
     covariance_at,
     factorise,
     mean_at,
-    merge,
     squared_distances,
-    subtract,
     typical_distance,
-    update,
 )
+from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, merge, subtract, update
 from flawmap.errors import ParameterError, TrainingSetError
 
 N_IMAGES = 45

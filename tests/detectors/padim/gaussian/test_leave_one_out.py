@@ -6,17 +6,9 @@ import torch
 
 import naive
 from flawmap.detectors.padim.embedding import build_hierarchy, draw_channels
-from flawmap.detectors.padim.gaussian import (
-    PAPER,
-    Moments,
-    Regularization,
-    factorise,
-    inner_products,
-    leave_group_out,
-    leave_one_out,
-    squared_distances,
-    update,
-)
+from flawmap.detectors.padim.gaussian.factor import factorise, inner_products, squared_distances
+from flawmap.detectors.padim.gaussian.leave_one_out import leave_group_out, leave_one_out
+from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, update
 
 
 @pytest.mark.parametrize(("n_images", "tolerance"), [(90, 1e-2), (320, 3e-3)])

@@ -7,17 +7,15 @@ from scipy.stats import multivariate_normal
 
 import naive
 from flawmap.detectors.padim.embedding import build_hierarchy, draw_channels
-from flawmap.detectors.padim.gaussian import (
-    PAPER,
-    Moments,
+from flawmap.detectors.padim.gaussian.factor import factorise
+from flawmap.detectors.padim.gaussian.leave_one_out import (
     Probe,
     Sketcher,
     choose_regularization,
-    factorise,
     log_likelihoods,
     near_duplicates,
-    update,
 )
+from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, update
 
 GRIDS, CHANNELS = [(8, 8), (4, 4)], [6, 9]
 

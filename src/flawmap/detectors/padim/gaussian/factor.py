@@ -22,17 +22,6 @@ from flawmap.detectors.padim.embedding import Hierarchy, Level
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, shared_scatter
 from flawmap.errors import TrainingSetError
 
-__all__ = [
-    "Factor",
-    "covariance_at",
-    "factorise",
-    "inner_products",
-    "mean_at",
-    "squared_distances",
-    "triangles",
-    "typical_distance",
-]
-
 
 @dataclass(frozen=True)
 class Factor:

@@ -45,16 +45,6 @@ from flawmap.detectors.padim.gaussian.factor import Factor, triangles
 from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, shared_scatter
 from flawmap.options import MIN_IMAGES
 
-__all__ = [
-    "Probe",
-    "Sketcher",
-    "choose_regularization",
-    "leave_group_out",
-    "leave_one_out",
-    "log_likelihoods",
-    "near_duplicates",
-]
-
 SMALLEST = 1e-6
 """What remains of an image's weight stays above it: rounding may take it lower where the ridge is small."""
 SHARINGS = (0.0, 0.05, 0.1)

@@ -26,17 +26,6 @@ from torch import Tensor
 from flawmap.detectors.padim.embedding import Hierarchy
 from flawmap.errors import ParameterError, TrainingSetError
 
-__all__ = [
-    "PAPER",
-    "Moments",
-    "Regularization",
-    "merge",
-    "principal_components",
-    "shared_scatter",
-    "subtract",
-    "update",
-]
-
 
 @dataclass
 class Moments:
