@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flawmap.decision import PIXEL_RATES, Decision, PixelHistogram, find_regions, judge
+from flawmap.decision import PIXEL_RATES, Decision, find_regions, judge
+from flawmap.detectors.calibration import PixelHistogram
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Preprocessing, stream
 

@@ -46,6 +46,11 @@ class Decision:
         pixel_false_alarm_rate: share of good images' pixels above the pixel threshold.
         group_sizes: (N,) images in the group of each score; None if every image stands alone.
         pixel_value: the pixel threshold, if the user set its value; None if it follows from the rate.
+
+    Example:
+        >>> decision = Decision(np.arange(1, 20, dtype=np.float32), np.zeros(0, np.float32)).at_rate(0.1)
+        >>> decision.threshold, decision.label(20.0), decision.p_value(20.0)
+        (18.0, 1, 0.05)
     """
 
     scores: NDArray[np.float32]

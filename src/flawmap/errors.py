@@ -29,11 +29,21 @@ __all__ = [
     "TrainingError",
     "TrainingSetError",
     "WeightsError",
+    "first_line",
 ]
 
 
 class FlawmapError(Exception):
-    """Base of every error flawmap raises on purpose; the command prints it in one line, without a traceback."""
+    """Base of every error flawmap raises on purpose; the command prints it in one line, without a traceback.
+
+    Example:
+        >>> from flawmap import PaDiM
+        >>> try:
+        ...     PaDiM(false_alarm_rate=2)
+        ... except FlawmapError as error:
+        ...     print(error)
+        false_alarm_rate must lie between 0 and 1, got 2.0
+    """
 
 
 class ImageError(FlawmapError):
@@ -79,3 +89,10 @@ class ParameterError(FlawmapError, ValueError):
 
 class MissingDependencyError(FlawmapError, ImportError):
     """An optional package is needed for what was asked."""
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line: of a system's error its reason, of others the first line of their text."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["check_replaceable", "expand_home", "remove_leftovers", "replace_atomically", "replace_folder_atomically"]
-
 _unfinished: set[tuple[int, Path]] = set()  # (process, temporary path): what an interrupt can leave at any instruction
 
 

@@ -21,10 +21,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from flawmap.errors import ModelFileError
+from flawmap.errors import ModelFileError, first_line
 from flawmap.files import replace_atomically
-
-__all__ = ["FORMAT_VERSION", "ModelFile", "Streamed", "damaged", "is_finite", "write_model_file"]
 
 FORMAT_VERSION = 2
 """Of the document. Format 1 had another layout (`flawmap.detectors.format_1`)."""
@@ -92,7 +90,7 @@ class ModelFile:
                     # a copy: a mapped tensor would change, or end the process, if the file is overwritten in place
                     tensors[name] = file.get_tensor(name).to(torch.float32, copy=True)
         except (OSError, SafetensorError) as error:
-            raise damaged(self.path, _reason(error)) from error
+            raise damaged(self.path, first_line(error)) from error
         for name, tensor in tensors.items():
             if not is_finite(tensor):
                 raise damaged(self.path, f"tensor '{name}' holds NaN or infinite values")
@@ -116,7 +114,7 @@ class ModelFile:
                 f"`Inspector`"
             ) from error
         except OSError as error:
-            raise ModelFileError(f"{self.path}: cannot be read ({_reason(error)})") from error
+            raise ModelFileError(f"{self.path}: cannot be read ({first_line(error)})") from error
         return self._parse("header", text), 8 + length, size
 
     def _read_document(self, header: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +158,7 @@ def write_model_file(
             _write_tensors(temporary, tensors, streamed or {}, text)
     except OSError as error:
         raise ModelFileError(
-            f"{path}: cannot be written ({_reason(error)}). Check that the folder exists, is writable and has room. "
+            f"{path}: cannot be written ({first_line(error)}). Check that the folder exists, is writable and has room. "
             f"Nothing was changed"
         ) from error
 
@@ -205,9 +203,3 @@ def _bits(tensor: Tensor) -> NDArray[Any]:
 
 def _are_numbers(values: object) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,8 +7,6 @@ from typing import Any, cast
 
 from flawmap.errors import MissingDependencyError
 
-__all__ = ["has_bfloat16", "import_openvino"]
-
 TELEMETRY = "openvino_telemetry"
 
 

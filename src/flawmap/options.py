@@ -7,24 +7,6 @@ from typing import Literal
 
 from flawmap.errors import ImageError
 
-__all__ = [
-    "MAX_LAYERS",
-    "MAX_SIDE",
-    "MIN_IMAGES",
-    "PRECISION_HINTS",
-    "Aspect",
-    "Calibration",
-    "Criterion",
-    "FactorDtype",
-    "GraphDtype",
-    "GraphFormat",
-    "Groups",
-    "OnBad",
-    "Precision",
-    "PrecisionChoice",
-    "Runtime",
-]
-
 Aspect = Literal["squash", "letterbox"]
 """What happens to images of other proportions: they are squashed, or padded with grey."""
 Runtime = Literal["auto", "openvino", "torch"]

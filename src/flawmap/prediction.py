@@ -28,6 +28,11 @@ class Placement:
         offset: (top, left) of the window on the resized image.
         input_size: (height, width) of the window.
         content: part of the window that shows image and not padding: (top, left, bottom, right) in input pixels.
+
+    Example:
+        >>> letterbox = Placement(image_size=(100, 200), resized_size=(32, 64), offset=(-16, 0), input_size=(64, 64))
+        >>> letterbox.content
+        (16, 0, 48, 64)
     """
 
     image_size: Size
@@ -94,6 +99,10 @@ class Region:
         peak: highest value of the anomaly map in it.
         peak_at: (y, x) of that.
         centroid: (y, x) of its middle.
+
+    Example:
+        >>> Region(box=(2, 3, 6, 9), area=20.0, peak=7.5, peak_at=(4.0, 5.0), centroid=(4.0, 6.0)).peak_at
+        (4.0, 5.0)
     """
 
     box: tuple[int, int, int, int]
@@ -119,6 +128,11 @@ class Prediction:
         p_value: share of good images that would score as high.
         pred_mask: (H, W) bool at the model's input size, the pixels above the pixel threshold.
         regions: connected regions of the mask, highest peak first.
+
+    Example:
+        >>> placement = Placement((8, 6), (4, 3), (0, 0), (4, 3))
+        >>> Prediction("part.png", 2.0, np.ones((4, 3), np.float32), placement).original_map().shape
+        (8, 6)
     """
 
     path: str | None

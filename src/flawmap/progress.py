@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Progress", "report_progress"]
-
 Progress = bool | Callable[[int, int | None], None]
 """True shows a progress bar; a function is called with the images done and, where known, how many there are."""
 

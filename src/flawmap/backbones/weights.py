@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flawmap.backbones.catalogue import CatalogueEntry
-from flawmap.errors import WeightsError
+from flawmap.errors import WeightsError, first_line
 from flawmap.files import expand_home
 
 HUB_PREFIX = "hf-hub:"
@@ -98,7 +98,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise WeightsError(
-            f"{path}: cannot be read as weights ({_first_line(error)}); the file may be damaged"
+            f"{path}: cannot be read as weights ({first_line(error)}); the file may be damaged"
         ) from error
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -176,7 +176,7 @@ def _fetch(repository: str) -> Path:
         return Path(hf_hub_download(repository, HUB_FILES[0]))
     except Exception as error:  # the hub's client raises many kinds, of several libraries
         raise WeightsError(
-            f"{HUB_PREFIX}{repository}: {HUB_FILES[0]} could not be fetched ({_first_line(error)}); fetch it on "
+            f"{HUB_PREFIX}{repository}: {HUB_FILES[0]} could not be fetched ({first_line(error)}); fetch it on "
             f"another machine and give it with --weights PATH"
         ) from error
 
@@ -196,7 +196,3 @@ def _what_to_do(name: str, entry: CatalogueEntry) -> str:
         f"network, --weights {HUB_PREFIX}timm/{entry.timm_name} fetches {HUB_FILES[0]} of that repository from the "
         f"Hugging Face Hub; efficientnet_lite0 needs no download at all"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

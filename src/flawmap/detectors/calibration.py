@@ -50,6 +50,12 @@ class HeldOutScores:
         groups: the group of each image; empty if every image stands alone.
         pixels: how often the values of their anomaly maps occur.
         duplicates: pairs of indices of near-duplicates in different groups, the earlier first.
+
+    Example:
+        >>> held_out = HeldOutScores()
+        >>> held_out.add(index=0, score=1.5)
+        >>> held_out.in_order()[1].scores.tolist()
+        [1.5]
     """
 
     indices: list[int] = field(default_factory=list)

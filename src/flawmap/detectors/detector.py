@@ -51,6 +51,11 @@ class Detector(Parametrised, ABC):
         outliers_: names of good images that look unlike the others.
         copies_: names of good images that equal an earlier one.
         duplicates_: pairs of names of near-duplicates. The last three are not saved.
+
+    Example:
+        >>> from flawmap import PaDiM
+        >>> isinstance(PaDiM.from_preset("padim-r18-rd100", seed=3), Detector)
+        True
     """
 
     name: ClassVar[str]

@@ -39,6 +39,11 @@ class FeatureDetector(Detector):
 
     Attributes after `fit`:
         shapes_: channels and grid (h, w) of each layer.
+
+    Example:
+        >>> from flawmap import MahalanobisAD
+        >>> MahalanobisAD(layers=["blocks.1"]).parameters.backbone
+        'efficientnet_lite0'
     """
 
     name = ""
@@ -96,17 +101,9 @@ class FeatureDetector(Detector):
         self, layers: Sequence[str] | None, *, n_images: int, most_layers: int, precision: PrecisionChoice = "float32"
     ) -> Backbone:
         """The backbone for a fit on so many images; sets `shapes_`."""
+        own = {name: getattr(self, name) for name in ("pretrained", "weights", "seed", "device", "runtime")}
         backbone = load_backbone(
-            self.backbone,
-            layers=layers,
-            pretrained=self.pretrained,
-            weights=self.weights,
-            seed=self.seed,
-            device=self.device,
-            runtime=self.runtime,
-            precision=precision,
-            n_images=n_images,
-            most_layers=most_layers,
+            self.backbone, layers=layers, precision=precision, n_images=n_images, most_layers=most_layers, **own
         )
         self.shapes_ = backbone.shapes(self.preprocessing.input_size)
         return backbone

@@ -34,17 +34,8 @@ ALIGNMENT = 64
 class GoodImages:
     """What a detector learns from. `first` reads every image once; the attributes below then say what was read.
 
-    Args:
-        images: as `Detector.fit` gets them.
-        preprocessing: what makes the model's input of them.
-        groups: which images belong together.
-        hold_out: seed of the draw of images to hold out, one group of four; None to learn from all.
-        cache_mb: memory for images between the passes.
-        whole: whether images come before their crop.
-        batch_size: images per step; None for the detector's choice.
-        on_bad: called with each image that cannot be used; None raises ImageError.
-        workers: threads that read images.
-        progress: as for `Detector.fit`.
+    `hold_out` is the seed of a draw that holds out one group of four; None to learn from all. With `whole`, images come
+    before their crop. The other arguments are those of `Detector.fit` and the parameters of detectors.
 
     Attributes:
         count: how many images there are, bad ones included; None where only reading on will tell.

@@ -57,16 +57,10 @@ def learn(
     calibrate: Calibration | None,
     refit_below: int,
 ) -> Learnt:
-    """Learn from good images.
+    """Learn from good images, with an embedding that is on the backbone's device.
 
-    Args:
-        good: the images.
-        backbone: gives their features.
-        hierarchy: the embedding, on the backbone's device.
-        input_size: (height, width) of the model's input.
-        regularization: None to choose it by the leave-one-out likelihood.
-        calibrate: how held-out scores are made; None for none.
-        refit_below: of fewer images each is left out by a refit.
+    `regularization` None: it is chosen by the leave-one-out likelihood. Of fewer than `refit_below` images each is left
+    out by a refit.
     """
     size = _step(input_size, hierarchy)
     kept = KeptEmbeddings(good.replay.reserve if calibrate == "leave-one-out" else None)

@@ -87,17 +87,9 @@ class KeptEmbeddings:
 
 
 class Calibrator:
-    """Scores good images by the model without them.
+    """Scores good images by the model without them, which was fitted on `count` images.
 
-    Args:
-        backbone, factor, regularization: of the model.
-        count: number of images it was fitted on.
-        good: the images.
-        input_size: (height, width) of the model's input.
-        step: images per step.
-        kept: embeddings that need not be computed again.
-        moments: those of all images that were learnt; needed where a group `is_large`, and as they were afterwards.
-        refit_below: of fewer images each is left out by a refit.
+    `moments` are those of all images that were learnt, for groups that are large; they are as they were afterwards.
     """
 
     def __init__(

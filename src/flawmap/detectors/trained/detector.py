@@ -77,6 +77,11 @@ class TrainedDetector(Detector, Generic[Scorer]):
 
     Attributes after `fit`, beside those of every detector:
         record_: what the training came to. usual_score_: median score of some training images.
+
+    Example:
+        >>> from flawmap import VAE
+        >>> VAE().epoch_steps(n_images=320)
+        313
     """
 
     name = ""
