@@ -18,10 +18,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from flawmap.detectors.passes import FIT_BATCH
 from torch import Tensor
 
 from flawmap.detectors.padim.embedding import Hierarchy, build_hierarchy, draw_channels
+from flawmap.detectors.padim.fit import FIT_BATCH
 from flawmap.detectors.padim.gaussian.factor import Factor, covariance_at, factorise, squared_distances
 from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, update
 

@@ -18,11 +18,10 @@ from typing import get_args
 import numpy as np
 
 from flawmap import Inspector, PaDiM, export_model, load
-from flawmap.backbones import Precision
 from flawmap.datasets import Dataset, open_dataset
 from flawmap.evaluation.evaluate import Evaluation, evaluate
 from flawmap.images import ImageInput
-from flawmap.model_file import FactorDtype
+from flawmap.options import FactorDtype, Precision
 from flawmap.prediction import Prediction
 
 

@@ -22,9 +22,9 @@ from flawmap import PaDiM
 from flawmap.backbones import load_backbone
 from flawmap.datasets import training_images
 from flawmap.decision import Decision
-from flawmap.detectors import passes
 from flawmap.detectors.anomaly_map import anomaly_maps, image_scores
-from flawmap.detectors.padim.embedding import build_hierarchy, draw_channels
+from flawmap.detectors.batches import in_batches as group
+from flawmap.detectors.padim.embedding import build_hierarchy, draw_channels, embed
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise, squared_distances
 from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization, leave_one_out
 from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, update
@@ -62,7 +62,7 @@ def main() -> None:
     channels = draw_channels(sum(n for n, _ in shapes), options.n_features, 0)
     hierarchy = build_hierarchy([grid for _, grid in shapes], [n for n, _ in shapes], channels)
     loaded = stream(collect(training_images(options.good)).items, preprocessing)
-    parts = [passes.embed(backbone, hierarchy, batch) for batch in passes.batches(loaded, 32)]
+    parts = [embed(backbone, hierarchy, batch.pixels) for batch in group(loaded, 32)]
     columns = [torch.cat(level, dim=1) for level in zip(*parts, strict=True)]
     n_images = columns[0].shape[1]
     rng = np.random.default_rng(0)

@@ -27,9 +27,10 @@ from torch import Tensor
 from flawmap import PaDiM
 from flawmap.backbones import Backbone, load_backbone
 from flawmap.datasets import Dataset, Sample, open_dataset
-from flawmap.detectors import passes
 from flawmap.detectors.anomaly_map import anomaly_maps, image_scores
-from flawmap.detectors.padim.embedding import Hierarchy, build_hierarchy, draw_channels
+from flawmap.detectors.batches import in_batches as group
+from flawmap.detectors.padim.embedding import Hierarchy, build_hierarchy, draw_channels, embed
+from flawmap.detectors.padim.fit import FIT_BATCH
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise, squared_distances
 from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization, leave_one_out
 from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, update
@@ -66,13 +67,13 @@ class Study:
         """Embeddings, per level (positions, N, d)."""
         images = (unaligned(path, i) for i, path in enumerate(paths)) if self.augment else paths
         loaded = stream(images, self.preprocessing)  # type: ignore[arg-type]
-        parts = [passes.embed(self.backbone, self.hierarchy, batch) for batch in passes.batches(loaded, 32)]
+        parts = [embed(self.backbone, self.hierarchy, batch.pixels) for batch in group(loaded, 32)]
         return [torch.cat(level, dim=1) for level in zip(*parts, strict=True)]
 
     def learn(self) -> tuple[Moments, Probe]:
         """Moments of the good images, and the sample that `auto` looks at."""
         moments, probe = Moments.empty(self.hierarchy), Probe(self.hierarchy)
-        for start, columns in in_batches(self.good, passes.FIT_BATCH):
+        for start, columns in in_batches(self.good, FIT_BATCH):
             update(moments, columns)
             probe.take(columns, range(start, start + columns[0].shape[1]))
         return moments, probe

@@ -49,12 +49,12 @@ def measure(detector: TrainedDetector[Any], parts: Parts) -> dict[str, float | N
 def main() -> None:
     """Train, score and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--detector", choices=[kind.kind for kind in SETTINGS])
+    parser.add_argument("--detector", choices=[kind.name for kind in SETTINGS])
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     for kind, (parts_of, options, image_bar, pixel_bar) in SETTINGS.items():
-        if arguments.detector not in (None, kind.kind):
+        if arguments.detector not in (None, kind.name):
             continue
         parts = generate_parts(seed=arguments.seed, **parts_of)
         options = {"resize": parts_of["side"], "budget": MINUTES, "seed": arguments.seed, **options}
@@ -64,7 +64,7 @@ def main() -> None:
         seconds = time.monotonic() - started
         figures = measure(model, parts)
         reached = figures["image_auroc"] >= image_bar and (pixel_bar is None or figures["pixel_auroc"] >= pixel_bar)
-        results[kind.kind] = {
+        results[kind.name] = {
             **figures,
             "untrained": untrained,
             "bars": [image_bar, pixel_bar],

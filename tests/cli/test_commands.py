@@ -17,7 +17,17 @@ from typer.testing import CliRunner
 from flawmap import load
 from flawmap.cli.app import app
 
-FIT = ["--backbone", "resnet10t", "--random-weights", "--resize", "64", "--regularization", "paper"]
+FIT = [
+    "--backbone",
+    "resnet10t",
+    "--random-weights",
+    "--resize",
+    "64",
+    "--refit-below",
+    "0",
+    "--regularization",
+    "paper",
+]
 
 
 def run(*arguments):

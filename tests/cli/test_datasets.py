@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from flawmap.cli.app import app
 from flawmap.datasets import open_dataset
 
-FIT = ["--backbone", "resnet10t", "--random-weights", "--resize", "64"]
+FIT = ["--backbone", "resnet10t", "--random-weights", "--resize", "64", "--n-features", "60"]
 SIZE = (64, 64)
 
 

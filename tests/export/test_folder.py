@@ -161,11 +161,17 @@ def test_metadata_says_what_was_exported(exported, small_model):
     assert metadata["model"]["versions"]["flawmap"] == flawmap.__version__
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_real_images(screw, resnet18_weights, tmp_path, format):
-    model = PaDiM.from_preset("padim-r18-rd100", weights=resnet18_weights).fit(
+@pytest.fixture(scope="module")
+def screws(screw, resnet18_weights):
+    """A model of forty real screws."""
+    return PaDiM.from_preset("padim-r18-rd100", weights=resnet18_weights, refit_below=0).fit(
         sorted((screw / "train" / "good").iterdir())[:40]
     )
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_real_images(screw, screws, tmp_path, format):
+    model = screws
     images = sorted((screw / "test").rglob("*.png"))[::20]
     assert_same(
         Inspector(export_model(model, tmp_path / "part", format=format)).predict(images), model.predict(images), 1e-4

@@ -52,7 +52,13 @@ def overlay(
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of a contact sheet: the picture (H, W, 3), its overlay of the same size, and a line below them."""
+    """One image of a contact sheet: the picture (H, W, 3), its overlay of the same size, and a line below them.
+
+    Example:
+        >>> grey = np.full((40, 60, 3), 128, np.uint8)
+        >>> contact_sheet("Parts", [("Good", [Tile(grey, grey, "part.png")])]).mode
+        'RGB'
+    """
 
     picture: NDArray[np.uint8]
     overlay: NDArray[np.uint8]

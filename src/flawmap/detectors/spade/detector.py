@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -206,9 +208,16 @@ class SPADE(FeatureDetector):
         tensors = stored.read(expected, leave=("gallery",))
         if file.dtypes["gallery"] != "F32":
             raise ModelFileError(f"{file.path}: its gallery is of {file.dtypes['gallery']}, expected F32; fit again")
-        gallery = Gallery.open(file.path, file.starts["gallery"], n_images, layout.n_values, cache_mb=self.cache_mb)
-        self._layout, self._known = layout, Known(tensors["pooled"], gallery)
+        where = file.path, file.starts["gallery"], n_images, layout.n_values
+        self._layout, self._stored = layout, partial(self._open_gallery, tensors["pooled"], *where)
         self._layers, self._image_layer, self.n_neighbors_ = layers, image_layer, learnt.n_neighbors
+
+    def _open_gallery(self, pooled: Tensor, path: Path, start: int, n_images: int, n_values: int) -> Known:
+        return Known(pooled, Gallery.open(path, start, n_images, n_values, cache_mb=self.cache_mb))
+
+    def _make_ready(self) -> None:
+        super()._make_ready()
+        self._known = self._stored()  # last: a file stays open from here on
 
     def _layout_of(self, layers: tuple[str, ...], image_layer: str, read: tuple[str, ...]) -> Layout:
         """How images become rows of the gallery, of the layers that the backbone reads."""
