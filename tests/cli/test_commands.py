@@ -490,6 +490,29 @@ def test_an_interrupted_predict_leaves_no_half_table(model, good_folder, tmp_pat
             picture.load()
 
 
+@pytest.mark.parametrize(("lost", "code"), [("KeyboardInterrupt", 130), ("SystemExit(143)", 143)])
+def test_an_interrupt_within_a_destructor_is_not_lost(lost, code):
+    script = f"""
+import time
+from flawmap.cli import app, main
+
+class Dropped:
+    def __del__(self):
+        raise {lost}
+
+def command():
+    Dropped()
+    for _ in range(200):
+        time.sleep(0.1)
+
+app.app = command
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=25, check=False)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
 def open_files(process, folder):
     """Whether the process is reading images of the folder."""
     return any(str(folder) in str(fd.readlink()) for fd in Path(f"/proc/{process.pid}/fd").iterdir())

@@ -1,6 +1,5 @@
 """Frozen pretrained networks: their catalogue, their weights, and what runs them."""
 
-from flawmap.backbones.catalogue import CATALOGUE, DEFAULT_BACKBONE
 from flawmap.backbones.loading import feature_levels, load_backbone
 from flawmap.backbones.network import AT_ONCE, Backbone
 from flawmap.backbones.runtimes import (
@@ -13,6 +12,7 @@ from flawmap.backbones.runtimes import (
     pick_device,
     trace,
 )
+from flawmap.backbones.weights import CATALOGUE, DEFAULT_BACKBONE
 
 __all__ = [
     "AT_ONCE",

@@ -12,10 +12,9 @@ import torch
 from timm.models import PretrainedCfg, create_feature_extractor
 from torch import nn
 
-from flawmap.backbones.catalogue import CATALOGUE, CatalogueEntry, describe
 from flawmap.backbones.network import Backbone, OrderedNetwork
 from flawmap.backbones.runtimes import Policy
-from flawmap.backbones.weights import find_weights, fingerprint, load_weights
+from flawmap.backbones.weights import CATALOGUE, CatalogueEntry, describe, find_weights, fingerprint, load_weights
 from flawmap.errors import BackboneError, ParameterError
 from flawmap.options import PrecisionChoice, Runtime
 
