@@ -368,7 +368,7 @@ def test_groups_by_folder_and_by_expression(burst, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{i % 3}.png")
     by_function = PaDiM(**FEW, groups=part_of).fit(burst)
-    for groups in ("folder", r"clip(\d+)", r"clip\d+"):
+    for groups in ("folder", r"clip(\d+)"):
         model = PaDiM(**FEW, groups=groups).fit(tmp_path / "clips")
         np.testing.assert_allclose(model.leave_one_out_scores_, by_function.leave_one_out_scores_, rtol=1e-4)
     model.save(tmp_path / "m.flawmap")
