@@ -70,16 +70,12 @@ def folder(good_images, tmp_path_factory):
     return folder
 
 
-def fit(folder, runtime):
-    """A model's file, and the walk that made it."""
-    path = folder / f"{runtime}.flawmap"
-    model = PaDiM(resize=64, n_features=20, runtime=runtime)
-    return path, Walk(lambda: model.fit(folder / "good").save(path))
-
-
 @pytest.fixture(scope="module")
 def fitted(folder):
-    return fit(folder, "torch")
+    """A model's file, and the walk that made it."""
+    path = folder / "part.flawmap"
+    model = PaDiM(resize=64, n_features=20)
+    return path, Walk(lambda: model.fit(folder / "good").save(path))
 
 
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
@@ -100,8 +96,6 @@ def test_an_inspection_enters_each_file_once_and_goes_down(fitted, folder):
     assert len(walk.files) <= 12
 
 
-def test_a_fit_walks_through_the_files_that_are_listed(fitted, folder):
-    _, compiled = fit(folder, "openvino")
+def test_a_fit_walks_through_the_files_that_are_listed(fitted):
     assert set(fitted[1].files) == set(listed("fit and save"))
-    assert set(compiled.files) == set(listed("fit and save")) | {"openvino_module.py"}
-    assert len(compiled.files) <= 28
+    assert len(fitted[1].files) < 28  # and one more where OpenVINO runs the backbone
