@@ -94,3 +94,10 @@ def test_a_name_is_not_given_twice():
     with pytest.raises(ParameterError, match="cell-colour already"):
         register(Other)
     assert "cell-colour" not in BUILT_IN
+
+
+def test_a_detector_without_a_scale_for_pictures_says_so(good_images, monkeypatch):
+    monkeypatch.delattr(CellColour, "_usual_scale")
+    assert CellColour(resize=64).fit(good_images).map_scale is not None
+    with pytest.raises(ParameterError, match="_usual_scale"):
+        _ = CellColour(resize=64, calibrate=None).fit(good_images).map_scale

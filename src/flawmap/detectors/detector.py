@@ -143,6 +143,7 @@ class Detector(Parametrised, ABC):
             progress=progress,
         )
         held_out = self._learn(good)
+        self._stored_dtype = "float32"
         self.n_images_, self.copies_ = len(good.learnt), good.copies()
         self.decision_, self.outliers_, self.duplicates_ = None, (), ()
         if held_out is not None and held_out.scores:
@@ -291,8 +292,8 @@ class Detector(Parametrised, ABC):
         return (maps[0], None) if maps else (None, scores)
 
     def _usual_scale(self) -> tuple[float, float]:
-        """`map_scale` of a model that was not calibrated."""
-        raise NotImplementedError
+        """`map_scale` of a model that was not calibrated. Raises ParameterError for a detector without one."""
+        raise ParameterError(f"{self.name} has no scale for pictures without a threshold; write _usual_scale")
 
     def _check(self) -> None:
         """Raise ParameterError for parameters that `fit` cannot use, before anything is read."""

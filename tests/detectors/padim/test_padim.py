@@ -476,3 +476,10 @@ def test_in_bfloat16_a_score_does_not_depend_on_how_many_images_came_before(good
 def test_runtimes_and_precisions_that_are_none(good_images, wrong):
     with pytest.raises(ParameterError, match="must be"):
         PaDiM(**FEW, **wrong).fit(good_images)
+
+
+def test_a_model_that_is_fitted_again_is_stored_whole(model, good_images, tmp_path):
+    model.save(tmp_path / "half.flawmap", dtype="float16")
+    again = load(tmp_path / "half.flawmap")
+    assert again.describe()["factor_dtype"] == "float16"
+    assert again.fit(good_images).describe()["factor_dtype"] == "float32"
