@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from flawmap.backbones import CATALOGUE, load_backbone
+from flawmap.backbones import CATALOGUE, Policy, load_backbone
 from flawmap.errors import BackboneError, ParameterError, WeightsError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
@@ -206,6 +210,20 @@ def test_an_input_size_the_network_cannot_take_is_said():
     backbone = load_backbone("vit_tiny_patch16_224", pretrained=False)
     with pytest.raises(BackboneError, match=r"cannot take images of 64 x 64 .*\(224, 224\) pixels it was trained at"):
         backbone.shapes((64, 64))
+
+
+def test_an_interrupt_while_compiling_is_not_lost(monkeypatch):
+    def drops_it(*_):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+        except KeyboardInterrupt as error:
+            raise RuntimeError("conversion failed: KeyboardInterrupt") from error  # as OpenVINO does
+
+    monkeypatch.setattr("flawmap.backbones.runtimes.CompiledNetwork", drops_it)
+    policy = Policy.choose("cpu", "auto", "float32", n_images=100)
+    with pytest.raises(KeyboardInterrupt):
+        policy.compile(torch.nn.Identity(), (32, 32), "identity")
 
 
 def test_an_unknown_device_is_refused():

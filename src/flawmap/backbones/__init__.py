@@ -9,8 +9,8 @@ from flawmap.backbones.runtimes import (
     FeatureNetwork,
     NormalisedNetwork,
     Policy,
+    convert,
     pick_device,
-    trace,
 )
 from flawmap.backbones.weights import CATALOGUE, DEFAULT_BACKBONE
 
@@ -25,8 +25,8 @@ __all__ = [
     "FeatureNetwork",
     "NormalisedNetwork",
     "Policy",
+    "convert",
     "feature_levels",
     "load_backbone",
     "pick_device",
-    "trace",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -71,7 +72,8 @@ class Policy:
         if not self.compiles:
             return None
         try:
-            return CompiledNetwork(network, size, self.precision)
+            with NETWORKS, ThreadPoolExecutor(1) as apart:  # where Ctrl-C cannot reach OpenVINO, which drops it
+                return apart.submit(CompiledNetwork, network, size, self.precision).result()
         except Exception as error:  # converting runs the network's own code, which may fail in any way
             if self.required:
                 raise BackboneError(f"{name} cannot be compiled by OpenVINO ({error}); use runtime='torch'") from error
@@ -120,14 +122,10 @@ class CompiledNetwork:
     """
 
     def __init__(self, network: nn.Module, size: Size, precision: Precision) -> None:
-        openvino = import_openvino()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tracers warn of what is constant here, such as the number of channels
-            model = openvino.convert_model(trace(network, size))
-        model.reshape([-1, *size, 3])
+        model = convert(network, size)
         hint = PRECISION_HINTS[precision if has_bfloat16() else "float32"]
         options = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-        self._request: Any = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+        self._request: Any = import_openvino().Core().compile_model(model, "CPU", options).create_infer_request()
         self._n_outputs = len(model.outputs)
         self._lock = threading.Lock()
 
@@ -138,12 +136,21 @@ class CompiledNetwork:
         return [torch.from_numpy(results[i]) for i in range(self._n_outputs)]
 
 
-def trace(network: nn.Module, size: Size) -> torch.export.ExportedProgram:
-    """A network's operations for any number of images (N, H, W, 3) uint8 of one size (height, width)."""
-    example = torch.zeros(2, *size, 3, dtype=torch.uint8)  # a batch of one would be taken for a constant
-    batch = torch.export.Dim("batch", min=1)
-    with NETWORKS:
-        return torch.export.export(network.eval(), (example,), dynamic_shapes=({0: batch},))
+def convert(network: nn.Module, size: Size) -> Any:  # noqa: ANN401 (openvino.Model)
+    """A network as OpenVINO's graph, for any number of images (N, H, W, 3) uint8 of one size (height, width).
+
+    To be called under NETWORKS. By TorchScript, which takes a third of the time of `torch.export`. Raises whatever
+    torch or OpenVINO raise, and BackboneError for a network that keeps the number of images it was traced with.
+    """
+    example = torch.zeros(2, *size, 3, dtype=torch.uint8)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracers warn of what is constant here, such as the number of channels
+        traced = torch.jit.trace(network.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
+        model = import_openvino().convert_model(traced)
+    model.reshape([-1, *size, 3])
+    if any(output.partial_shape[0].is_static for output in model.outputs):
+        raise BackboneError("its graph is for one number of images alone")
+    return model
 
 
 def pick_device(device: torch.device | str) -> torch.device:

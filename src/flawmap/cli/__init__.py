@@ -9,8 +9,6 @@ import threading
 import warnings
 from types import FrameType
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Entry point of the command."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flawmap.backbones import trace
 from flawmap.detectors import Detector
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.export.graph import GraphNetwork
@@ -49,11 +48,10 @@ def export_model(
     described = model.describe()
     described.get("backbone", {}).pop("weights_path", None)  # a path on this machine
     network = GraphNetwork(model.network(for_graph=True), preprocessing.window, decision)
-    program = trace(network, preprocessing.resize)
     try:
         with replace_folder_atomically(target) as temporary:
             WRITERS[format](
-                program,
+                network,
                 temporary,
                 image_size=preprocessing.resize,
                 outputs=outputs if decision is None else (*outputs, *JUDGEMENTS),

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from flawmap.backbones import NETWORKS
 from flawmap.errors import MissingDependencyError
 from flawmap.prediction import Size
 from flawmap.runtime.graphs import INPUT, OUTPUTS
@@ -22,7 +24,7 @@ SMALL = 1024
 
 
 def write_onnx(
-    program: torch.export.ExportedProgram,
+    network: nn.Module,
     folder: Path,
     *,
     image_size: Size,
@@ -30,7 +32,7 @@ def write_onnx(
     half: bool,
     resize_inside: bool,
 ) -> None:
-    """Write the traced network, for images of `image_size` or of any size, with 16-bit constants if `half`."""
+    """Write the network, for images of `image_size` or of any size, with 16-bit constants if `half`."""
     try:
         import onnx_ir
         import onnxscript  # noqa: F401 (torch's exporter needs it)
@@ -38,6 +40,10 @@ def write_onnx(
         raise MissingDependencyError(
             f"exporting to ONNX needs {error.name}, which is not installed: pip install 'flawmap[onnx]'"
         ) from error
+    example = torch.zeros(2, *image_size, 3, dtype=torch.uint8)  # a batch of one would be taken for a constant
+    batch = torch.export.Dim("batch", min=1)
+    with NETWORKS:
+        program = torch.export.export(network.eval(), (example,), dynamic_shapes=({0: batch},))
     exported: Any = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(outputs), external_data=True
     )

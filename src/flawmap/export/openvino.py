@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from torch import nn
 
+from flawmap.backbones import NETWORKS, convert
 from flawmap.openvino_module import import_openvino
 from flawmap.prediction import Size
 from flawmap.runtime.graphs import INPUT, OUTPUTS
@@ -17,7 +18,7 @@ from flawmap.runtime.metadata import FILES
 
 
 def write_openvino(
-    program: torch.export.ExportedProgram,
+    network: nn.Module,
     folder: Path,
     *,
     image_size: Size,
@@ -25,10 +26,10 @@ def write_openvino(
     half: bool,
     resize_inside: bool,
 ) -> None:
-    """Write the traced network, for images of `image_size` or of any size, with 16-bit constants if `half`."""
+    """Write the network, for images of `image_size` or of any size, with 16-bit constants if `half`."""
     openvino = import_openvino()
-    model = openvino.convert_model(program)
-    model.reshape([-1, *image_size, 3])
+    with NETWORKS:
+        model = convert(network, image_size)
     model.input(0).get_tensor().set_names({INPUT})
     for output, name in zip(model.outputs, outputs, strict=True):
         output.get_tensor().set_names({name})
