@@ -17,21 +17,6 @@ A message says what was expected, what came, and what to do.
 
 from __future__ import annotations
 
-__all__ = [
-    "BackboneError",
-    "DatasetError",
-    "FlawmapError",
-    "ImageError",
-    "MissingDependencyError",
-    "ModelFileError",
-    "NotFittedError",
-    "ParameterError",
-    "TrainingError",
-    "TrainingSetError",
-    "WeightsError",
-    "first_line",
-]
-
 
 class FlawmapError(Exception):
     """Base of every error flawmap raises on purpose; the command prints it in one line, without a traceback.

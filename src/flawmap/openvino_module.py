@@ -16,8 +16,7 @@ def import_openvino() -> Any:  # noqa: ANN401 (a module)
     Raises MissingDependencyError.
     """
     modules = cast(dict[str, Any], sys.modules)
-    absent = TELEMETRY not in modules
-    before = modules.get(TELEMETRY)
+    before = {TELEMETRY: modules[TELEMETRY]} if TELEMETRY in modules else {}
     modules[TELEMETRY] = None  # openvino then does without
     try:
         import openvino
@@ -26,9 +25,8 @@ def import_openvino() -> Any:  # noqa: ANN401 (a module)
             f"this needs OpenVINO, which cannot be imported ({error}): pip install openvino"
         ) from error
     finally:
-        modules[TELEMETRY] = before
-        if absent:
-            del modules[TELEMETRY]
+        del modules[TELEMETRY]
+        modules.update(before)
     return openvino
 
 

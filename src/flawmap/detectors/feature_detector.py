@@ -141,8 +141,7 @@ class FeatureDetector(Detector):
         self._graph, self._may_compile = None, pays and self._head_bytes() <= self.most_graph_bytes
 
     def _make_ready(self) -> None:
-        if self._may_compile:
-            self._compile()
+        self._compile()
         if self._graph is None:
             self.backbone_.compile_for(self.preprocessing.input_size)
             if self.has_head:
