@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from flawmap.backbones import CATALOGUE, Policy, load_backbone
+from flawmap.backbones import CATALOGUE, Policy, convert, load_backbone, uninterrupted
 from flawmap.errors import BackboneError, ParameterError, WeightsError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
@@ -224,6 +224,23 @@ def test_an_interrupt_while_compiling_is_not_lost(monkeypatch):
     policy = Policy.choose("cpu", "auto", "float32", n_images=100)
     with pytest.raises(KeyboardInterrupt):
         policy.compile(torch.nn.Identity(), (32, 32), "identity")
+    with pytest.raises(KeyboardInterrupt):
+        uninterrupted(drops_it)
+
+
+class Paired(torch.nn.Module):
+    """Keeps the number of images that it was traced with."""
+
+    def forward(self, images):
+        return (images.float().reshape(int(images.shape[0]), -1),)
+
+
+def test_a_network_that_keeps_its_number_of_images_runs_by_torch_or_is_refused():
+    with pytest.raises(BackboneError, match="one number of images"):
+        uninterrupted(lambda: convert(Paired(), (32, 32)))
+    assert Policy.choose("cpu", "auto", "float32", n_images=100).compile(Paired(), (32, 32), "paired") is None
+    with pytest.raises(BackboneError, match="paired cannot be compiled"):
+        Policy.choose("cpu", "openvino", "float32", n_images=100).compile(Paired(), (32, 32), "paired")
 
 
 def test_an_unknown_device_is_refused():

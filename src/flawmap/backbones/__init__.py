@@ -11,6 +11,7 @@ from flawmap.backbones.runtimes import (
     Policy,
     convert,
     pick_device,
+    uninterrupted,
 )
 from flawmap.backbones.weights import CATALOGUE, DEFAULT_BACKBONE
 
@@ -29,4 +30,5 @@ __all__ = [
     "feature_levels",
     "load_backbone",
     "pick_device",
+    "uninterrupted",
 ]

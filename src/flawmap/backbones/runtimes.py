@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from flawmap.errors import BackboneError, ParameterError
 from flawmap.openvino_module import has_bfloat16, import_openvino
 from flawmap.options import PRECISION_HINTS, Precision, PrecisionChoice, Runtime
 from flawmap.prediction import Size
+
+T = TypeVar("T")
 
 NETWORKS = threading.RLock()
 """Held while torch runs a network or traces it: tracing swaps tensors and methods that every thread sees."""
@@ -72,8 +74,7 @@ class Policy:
         if not self.compiles:
             return None
         try:
-            with NETWORKS, ThreadPoolExecutor(1) as apart:  # where Ctrl-C cannot reach OpenVINO, which drops it
-                return apart.submit(CompiledNetwork, network, size, self.precision).result()
+            return uninterrupted(lambda: CompiledNetwork(network, size, self.precision))
         except Exception as error:  # converting runs the network's own code, which may fail in any way
             if self.required:
                 raise BackboneError(f"{name} cannot be compiled by OpenVINO ({error}); use runtime='torch'") from error
@@ -136,11 +137,17 @@ class CompiledNetwork:
         return [torch.from_numpy(results[i]) for i in range(self._n_outputs)]
 
 
+def uninterrupted(call: Callable[[], T]) -> T:
+    """What a call gives, and what it raises, from a thread that no Ctrl-C reaches: C++ code would drop it or abort."""
+    with NETWORKS, ThreadPoolExecutor(1) as apart:
+        return apart.submit(call).result()
+
+
 def convert(network: nn.Module, size: Size) -> Any:  # noqa: ANN401 (openvino.Model)
     """A network as OpenVINO's graph, for any number of images (N, H, W, 3) uint8 of one size (height, width).
 
-    To be called under NETWORKS. By TorchScript, which takes a third of the time of `torch.export`. Raises whatever
-    torch or OpenVINO raise, and BackboneError for a network that keeps the number of images it was traced with.
+    By TorchScript, which takes less than half the time of `torch.export`; to be called by `uninterrupted`. Raises
+    whatever torch or OpenVINO raise, and BackboneError for a network that keeps the number of images of its trace.
     """
     example = torch.zeros(2, *size, 3, dtype=torch.uint8)
     with torch.no_grad(), warnings.catch_warnings():

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from flawmap.backbones import NETWORKS
+from flawmap.backbones import uninterrupted
 from flawmap.errors import MissingDependencyError
 from flawmap.prediction import Size
 from flawmap.runtime.graphs import INPUT, OUTPUTS
@@ -42,8 +42,7 @@ def write_onnx(
         ) from error
     example = torch.zeros(2, *image_size, 3, dtype=torch.uint8)  # a batch of one would be taken for a constant
     batch = torch.export.Dim("batch", min=1)
-    with NETWORKS:
-        program = torch.export.export(network.eval(), (example,), dynamic_shapes=({0: batch},))
+    program = uninterrupted(lambda: torch.export.export(network.eval(), (example,), dynamic_shapes=({0: batch},)))
     exported: Any = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(outputs), external_data=True
     )

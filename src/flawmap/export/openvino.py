@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from flawmap.backbones import NETWORKS, convert
+from flawmap.backbones import convert, uninterrupted
 from flawmap.openvino_module import import_openvino
 from flawmap.prediction import Size
 from flawmap.runtime.graphs import INPUT, OUTPUTS
@@ -28,8 +28,7 @@ def write_openvino(
 ) -> None:
     """Write the network, for images of `image_size` or of any size, with 16-bit constants if `half`."""
     openvino = import_openvino()
-    with NETWORKS:
-        model = convert(network, image_size)
+    model = uninterrupted(lambda: convert(network, image_size))
     model.input(0).get_tensor().set_names({INPUT})
     for output, name in zip(model.outputs, outputs, strict=True):
         output.get_tensor().set_names({name})
