@@ -44,7 +44,7 @@ def test_a_model_predicts_as_it_did_and_is_saved_in_the_new_format(name, written
     images = [written["good"], written["bad"]]
     check(model.predict(images), written, name)
     model.save(tmp_path / "new.flawmap")
-    assert ModelFile(tmp_path / "new.flawmap").document["format_version"] == 2
+    assert ModelFile(tmp_path / "new.flawmap").document["format_version"] == 3
     again = load(tmp_path / "new.flawmap", runtime="torch")
     check(again.predict(images), written, name)
     assert again.describe() == model.describe()
@@ -79,7 +79,7 @@ def test_the_command_reads_and_changes_an_old_file(tmp_path):
     for arguments in (["info", str(path), "--json"], ["threshold", str(path), "--false-alarm-rate", "0.5", "--json"]):
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
-    assert ModelFile(path).document["format_version"] == 2
+    assert ModelFile(path).document["format_version"] == 3
     assert load(path, runtime="torch").decision_.false_alarm_rate == 0.5
 
 

@@ -162,7 +162,7 @@ def test_hostile_backbones_are_refused_without_a_look_at_the_network(path, name,
 
 
 def test_a_newer_format_says_to_upgrade(path):
-    rewrite(path, set_in("format_version", value=3))
+    rewrite(path, set_in("format_version", value=4))
     with pytest.raises(ModelFileError, match=r"newer flawmap \(format 3; this one reads up to 2\)"):
         load(path)
 

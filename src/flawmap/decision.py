@@ -224,7 +224,7 @@ def _prediction(
     image: Loaded, anomaly_map: NDArray[np.float32] | None, score: float, decision: Decision | None
 ) -> Prediction:
     if decision is None:
-        return Prediction(image.path, score, anomaly_map, image.placement)
+        return Prediction(image.path, score, anomaly_map, image.placement, remarks=image.remarks)
     mask = None if anomaly_map is None else decision.mask(anomaly_map)
     return Prediction(
         path=image.path,
@@ -235,6 +235,7 @@ def _prediction(
         p_value=decision.p_value(score),
         pred_mask=mask,
         regions=() if mask is None or anomaly_map is None else find_regions(mask, anomaly_map, image.placement),
+        remarks=image.remarks,
     )
 
 

@@ -8,9 +8,11 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 _unfinished: set[tuple[int, Path]] = set()  # (process, temporary path): what an interrupt can leave at any instruction
 
@@ -18,6 +20,23 @@ _unfinished: set[tuple[int, Path]] = set()  # (process, temporary path): what an
 def expand_home(path: str | os.PathLike[str]) -> Path:
     """The path with the home folder in the place of `~`; as it is where there is no such home."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for users that do not exist)
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file, opened to read its bytes; its descriptor stays with this very file if the path is replaced.
+
+    Raises OSError, which names the path: also for a folder, and for a device or pipe, which could go on for ever.
+    """
+    # without O_NONBLOCK a pipe would wait for a writer
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    raise OSError(errno.EINVAL, "is a device or pipe, not a file", os.fspath(path))
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from torch import Tensor
 from flawmap.errors import ModelFileError, first_line
 from flawmap.files import replace_atomically
 
-FORMAT_VERSION = 2
-"""Of the document. Format 1 had another layout (`flawmap.detectors.format_1`)."""
+FORMAT_VERSION = 3
+"""Of the document. Format 1 had another layout (`flawmap.detectors.format_1`); format 2 did not describe its images."""
 DOCUMENT_KEY = "flawmap"
 DTYPES = {torch.float32: ("F32", 4), torch.float16: ("F16", 2), torch.bfloat16: ("BF16", 2)}
 """Numbers that a file may hold, with their names and bytes; all become float32 when read."""
@@ -45,7 +45,7 @@ class ModelFile:
 
     Attributes:
         path: where the file lies.
-        document: what the file says of itself, a JSON object of format 1 or 2.
+        document: what the file says of itself, a JSON object of format 1, 2 or 3.
         shapes, dtypes: shape of each tensor, and its type as safetensors calls it.
         starts: first byte of each tensor in the file; reliable once `read` has checked the shapes.
 

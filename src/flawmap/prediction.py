@@ -128,6 +128,7 @@ class Prediction:
         p_value: share of good images that would score as high.
         pred_mask: (H, W) bool at the model's input size, the pixels above the pixel threshold.
         regions: connected regions of the mask, highest peak first.
+        remarks: what is unusual about the image, in words; none in most cases.
 
     Example:
         >>> placement = Placement((8, 6), (4, 3), (0, 0), (4, 3))
@@ -143,6 +144,7 @@ class Prediction:
     p_value: float | None = None
     pred_mask: NDArray[np.bool_] | None = None
     regions: tuple[Region, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> Size:

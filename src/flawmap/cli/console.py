@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn, ParamSpec
 
@@ -42,6 +42,24 @@ class BadImages:
     def to_json(self) -> list[dict[str, str]]:
         """Path and reason of each."""
         return [{"path": error.name, "error": error.reason} for error in self.errors]
+
+
+class Remarks:
+    """Collects what is unusual about images, in words, and prints each remark once, with the number of its images."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, list[str]] = {}
+
+    def add(self, name: str | None, remarks: Iterable[str]) -> None:
+        """Add an image."""
+        for remark in remarks:
+            self.names.setdefault(remark, []).append(name or "an image")
+
+    def show(self) -> None:
+        """Print all remarks."""
+        for remark, names in self.names.items():
+            others = "" if len(names) == 1 else f" and {len(names) - 1} more"
+            note(f"{names[0]}{others}: {remark}")
 
 
 P = ParamSpec("P")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flawmap.cli import options
-from flawmap.cli.console import BadImages, guarded, note, print_json, say
+from flawmap.cli.console import BadImages, Remarks, guarded, note, print_json, say
 from flawmap.cli.options import option
 from flawmap.errors import DatasetError, ParameterError
 from flawmap.images import collect
@@ -50,18 +50,20 @@ def predict(
         raise DatasetError(f"{output}: all {len(everything)} images lie where its results go; name another folder")
     detector = _open(model, weights, device, runtime, workers)
     writer = ResultsWriter(output, paths, map_scale=detector.map_scale, overlays=overlays, maps=maps, masks=masks)
-    bad = BadImages()
+    bad, remarks = BadImages(), Remarks()
     with writer as results, report_progress(not quiet, "Predicting", len(paths)) as advance:
         for prediction in detector.iter_predict(paths, on_bad=bad):
             results.write(prediction)
+            remarks.add(prediction.path, prediction.remarks)
             advance(1)
         if len(bad.errors) == len(paths):
             raise DatasetError(f"none of the {len(paths)} images could be used; no predictions were written")
     n_images, n_left_out = len(paths) - len(bad.errors), len(everything) - len(paths)
     if as_json:
         counts = {"n_images": n_images, "n_anomalous": writer.n_anomalous, "n_results_left_out": n_left_out}
-        print_json({"output": str(output), **counts, "skipped": bad.to_json()})
+        print_json({"output": str(output), **counts, "skipped": bad.to_json(), "remarks": remarks.names})
     elif not quiet:
+        remarks.show()
         _report(detector, writer, n_images, n_left_out)
     if bad.errors and not skip_bad:
         raise typer.Exit(1)

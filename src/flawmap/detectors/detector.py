@@ -18,9 +18,11 @@ from flawmap.decision import FALSE_ALARM_RATE, Decision, judge
 from flawmap.detectors.batches import Batch, batch_size, in_batches, make_batch
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import (
+    MAX_SIZES,
     BackboneRecord,
     DecisionRecord,
     Document,
+    ImagesRecord,
     Stored,
     decision_tensors,
     describe_document,
@@ -101,6 +103,7 @@ class Detector(Parametrised, ABC):
         self.outliers_: tuple[str, ...] = ()
         self.copies_: tuple[str, ...] = ()
         self.duplicates_: tuple[tuple[str, str], ...] = ()
+        self._images: ImagesRecord | None = None
         self._input: Preprocessing | None = None
         self._network: nn.Module | None = None
         self._stored_dtype: FactorDtype = "float32"
@@ -145,6 +148,7 @@ class Detector(Parametrised, ABC):
         held_out = self._learn(good)
         self._stored_dtype = "float32"
         self.n_images_, self.copies_ = len(good.learnt), good.copies()
+        self._images = ImagesRecord(digests=good.digests(), sizes=good.sizes(MAX_SIZES))
         self.decision_, self.outliers_, self.duplicates_ = None, (), ()
         if held_out is not None and held_out.scores:
             (indices, decision), names = held_out.in_order(), good.names
@@ -253,6 +257,7 @@ class Detector(Parametrised, ABC):
         except ParameterError as error:
             raise damaged(file.path, error) from error
         model.n_images_, model._stored_dtype = document.n_images, document.factor_dtype
+        model._images = document.images
         model.decision_ = restore_decision(file.path, document.decision, stored.tensors)
         model._prepare()
         model._make_ready()
@@ -329,6 +334,7 @@ class Detector(Parametrised, ABC):
             learnt=self._learnt(),
             factor_dtype=dtype,
             n_images=self.n_images_,
+            images=self._images,
             decision=None if self.decision_ is None else DecisionRecord.of(self.decision_, method),
             versions=library_versions(*self.libraries),
         )

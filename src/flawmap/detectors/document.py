@@ -1,4 +1,4 @@
-"""The JSON document of a model file, format 2: what a detector is, what it was fitted on, what it decides by."""
+"""The JSON document of a model file, formats 2 and 3: what a detector is, what it was fitted on, what it decides by."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ from flawmap.prediction import Size
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 FileSize = tuple[Side, Side]
+PhotoSide = Annotated[int, Field(ge=1, le=2**31)]
+MAX_SIZES = 16
+"""Sizes of photos that a model file names."""
 SCORES, PIXEL_QUANTILES, GROUP_SIZES = (f"calibration.{name}" for name in ("scores", "pixel_quantiles", "group_sizes"))
 
 
@@ -76,6 +79,18 @@ class BackboneRecord(Record):
         )
 
 
+class ImagesRecord(Record):
+    """The good images of a fit, as far as later images are compared with them.
+
+    Attributes:
+        digests: of the pixels of each image, made ready for the model (`flawmap.images.digest`), in the training order.
+        sizes: distinct sizes (height, width) of the photos, most frequent first, at most `MAX_SIZES`.
+    """
+
+    digests: tuple[Annotated[str, Field(pattern="^[0-9a-f]{32}$")], ...]
+    sizes: tuple[tuple[PhotoSide, PhotoSide], ...] = Field(max_length=MAX_SIZES)
+
+
 class DecisionRecord(Record):
     """What the model decides by; the scores themselves are a tensor."""
 
@@ -109,16 +124,18 @@ class Document(Record):
         learnt: what the detector keeps beside its tensors.
         factor_dtype: how factors are stored; they are float32 once read.
         n_images: number of good images it was fitted on.
+        images: what is kept of them; None in files of format 2 and earlier.
         versions: libraries that wrote the file.
     """
 
-    format_version: Literal[2] = 2
+    format_version: Literal[2, 3] = 3
     detector: str = Field(min_length=1, max_length=200)
     parameters: dict[str, Any]
     backbone: BackboneRecord | None
     learnt: dict[str, Any]
     factor_dtype: FactorDtype = "float32"
     n_images: int = Field(ge=2, le=10**7)
+    images: ImagesRecord | None = None
     decision: DecisionRecord | None
     versions: dict[str, str]
 
@@ -190,6 +207,8 @@ def restore_decision(
 def describe_document(document: Document) -> dict[str, Any]:
     """A document as plain JSON values on one level: parameters, with what was learnt in their place."""
     content = document.model_dump(mode="json")
+    images = content.pop("images")
+    content["photo_sizes"] = None if images is None else images["sizes"]
     parameters, learnt = content.pop("parameters"), content.pop("learnt")
     if content["backbone"] is None:
         del content["backbone"]

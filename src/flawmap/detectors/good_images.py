@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -19,8 +20,9 @@ from flawmap.backbones import COMPILE_FROM
 from flawmap.datasets import training_images
 from flawmap.detectors.batches import Batch, check_size, in_batches, make_batch
 from flawmap.errors import ParameterError
-from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, stream
+from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, digest, stream
 from flawmap.options import Groups, OnBad
+from flawmap.prediction import Size
 from flawmap.progress import Progress, report_progress
 
 FOLDER = "folder"
@@ -88,6 +90,14 @@ class GoodImages:
     def digest(self) -> str:
         """Fingerprint of the pixels of the images to learn from."""
         return hashlib.sha256(b"".join(self.replay.digests[index] for index in self.learnt)).hexdigest()
+
+    def digests(self) -> tuple[str, ...]:
+        """Digest of the pixels of every image that was read, in the training order."""
+        return tuple(seen.hex() for seen in self.replay.digests)
+
+    def sizes(self, most: int) -> tuple[Size, ...]:
+        """Distinct sizes of the photos that were read, most frequent first."""
+        return tuple(size for size, _ in self.replay.sizes.most_common(most))
 
     def look_ahead(self, size: int) -> Iterator[Batch]:
         """All images, before the first pass; bad ones are left out without a word, since the first pass names them."""
@@ -171,6 +181,7 @@ class Replay:
 
     Attributes:
         names, digests: of the images of the first pass, in its order; a digest is of the pixels made ready.
+        sizes: how many photos have each size (height, width).
         copies: indices (earlier, later) of images whose pixels, made ready for the model, are equal.
     """
 
@@ -194,6 +205,7 @@ class Replay:
         self._again: dict[int, Loaded | ImageSource] = {}  # index in the first pass: what was kept, or its source
         self._seen: dict[bytes, int] = {}
         self.digests: list[bytes] = []
+        self.sizes: Counter[Size] = Counter()
         self.names: list[str] = []
         self.copies: list[tuple[int, int]] = []
 
@@ -201,9 +213,10 @@ class Replay:
         """All images; bad ones raise, or are reported to `on_bad` and left out."""
         options: dict[str, Any] = {"on_bad": self._on_bad, "workers": self._workers, "whole": self._whole}
         for image in stream(self._items, self._preprocessing, **options):
-            digest = hashlib.blake2b(image.pixels.tobytes(), digest_size=16).digest()
-            self.digests.append(digest)
-            if (earlier := self._seen.setdefault(digest, len(self.names))) < len(self.names):
+            seen = digest(image.pixels)
+            self.digests.append(seen)
+            self.sizes[image.placement.image_size] += 1
+            if (earlier := self._seen.setdefault(seen, len(self.names))) < len(self.names):
                 self.copies.append((earlier, len(self.names)))
             if (memory := self.reserve(image.pixels.size)) is not None:
                 kept = memory.reshape(image.pixels.shape)

@@ -4,7 +4,7 @@ from flawmap.images.masks import ClassMask, MaskFrame, MaskSource, read_mask
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource, read_image
 from flawmap.images.source import SUFFIXES, ImageCollection, ImageInput, collect
-from flawmap.images.stream import Loaded, load_image, stream
+from flawmap.images.stream import Loaded, digest, load_image, stream
 from flawmap.images.video import FrameReader, VideoFrame
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Preprocessing",
     "VideoFrame",
     "collect",
+    "digest",
     "load_image",
     "read_image",
     "read_mask",

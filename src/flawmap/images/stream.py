@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -28,6 +29,8 @@ AHEAD_BYTES = 16 * 2**20
 """Memory up to which more are read ahead, if all images are known from the start: a caller that is busy for a while,
 such as compiling a network, then finds them ready."""
 
+DIGEST_BYTES = 16
+
 Load = Callable[[], "Loaded"]
 """Gives an image, or raises its ImageError."""
 
@@ -42,6 +45,7 @@ class Loaded:
         source: its path, or a frame of a video: what it can be read from again; None if it came from memory.
         pixels: (h, w, 3) uint8, the model's input, or the canvas before the crop.
         placement: where the model's input lies on the original.
+        remarks: what is unusual about the image, in words.
         path: its path, `path#index` for a frame of a video, or None.
     """
 
@@ -50,10 +54,16 @@ class Loaded:
     source: str | VideoFrame | None
     pixels: NDArray[np.uint8]
     placement: Placement
+    remarks: tuple[str, ...] = ()
     path: str | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", None if self.source is None else str(self.source))
+
+
+def digest(pixels: NDArray[np.uint8]) -> bytes:
+    """A fingerprint of an image's pixels, made ready for the model (BLAKE2b, 16 bytes)."""
+    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=DIGEST_BYTES).digest()
 
 
 def load_image(

@@ -24,7 +24,7 @@ from flawmap.results.pictures import overlay
 
 COLUMNS = (
     "path", "pred_score", "pred_label", "p_value", "pred_mask", "n_regions", "regions", "image_height", "image_width",
-    "overlay", "anomaly_map",
+    "overlay", "anomaly_map", "remarks",
 )  # fmt: skip
 TABLE, LINES = "predictions.csv", "predictions.jsonl"
 OVERLAYS, MAPS, MASKS = FOLDERS = ("overlays", "maps", "masks")
@@ -138,10 +138,11 @@ class ResultsWriter:
             "image_height": height,
             "image_width": width,
             "regions": [asdict(region) for region in prediction.regions],
+            "remarks": list(prediction.remarks),
         }
         self._write_files(prediction, path, row)
         table, lines = self._table
-        table.writerow({**row, "regions": json.dumps(row["regions"])})
+        table.writerow({**row, "regions": json.dumps(row["regions"]), "remarks": "; ".join(prediction.remarks)})
         lines.write(json.dumps(row) + "\n")
         return row
 
