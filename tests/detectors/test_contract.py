@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import pickle
 import resource
@@ -12,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from flawmap import SPADE, MahalanobisAD, PaDiM, Prediction, load
 from flawmap.detectors import DETECTORS, TrainedDetector
 from flawmap.errors import FlawmapError, ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
+from model_files import assemble, contents
 from own_detector import own_detector
 
 CellColour = own_detector()
@@ -264,24 +262,20 @@ def test_a_file_cut_short_anywhere_is_refused(path):
 
 
 def test_a_file_with_a_part_of_another_model_is_refused(kind, path, good_images, tmp_path):
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
+    document, tensors = contents(path)
     for name in tensors:
-        save_file({other: tensor for other, tensor in tensors.items() if other != name}, path, metadata)
+        assemble(path, document, {other: tensor for other, tensor in tensors.items() if other != name})
         with pytest.raises(ModelFileError, match="tensor"):
             load(path)
     change = {"cells": 4} if kind == "your-own" else {"layers": ["layer1"]}
     make(kind, **change).fit(good_images).save(tmp_path / "other.flawmap")
-    save_file(load_file(tmp_path / "other.flawmap"), path, metadata)
+    assemble(path, document, contents(tmp_path / "other.flawmap")[1])
     with pytest.raises(ModelFileError, match="tensor"):
         load(path)
 
 
 def test_a_description_that_contradicts_itself_is_refused(path):
-    with safe_open(path, framework="pt") as file:
-        document = json.loads(file.metadata()["flawmap"])
-    tensors = load_file(path)
+    document, tensors = contents(path)
     backbone, learnt, parameters = document["backbone"], document["learnt"], document["parameters"]
     is_spade = document["detector"] == "spade"
     changes = [
@@ -305,7 +299,7 @@ def test_a_description_that_contradicts_itself_is_refused(path):
             {"learnt": {**learnt, "image_layer": "layer9"} if is_spade else {}},
         ]
     for change in changes:
-        save_file(tensors, path, {"flawmap": json.dumps({**document, **change})})
+        assemble(path, {**document, **change}, tensors)
         with pytest.raises(FlawmapError, match=r"part\.flawmap"):
             load(path)
 

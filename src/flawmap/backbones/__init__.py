@@ -1,6 +1,6 @@
 """Frozen pretrained networks: their catalogue, their weights, and what runs them."""
 
-from flawmap.backbones.loading import feature_levels, load_backbone
+from flawmap.backbones.loading import Claim, feature_levels, load_backbone
 from flawmap.backbones.network import AT_ONCE, Backbone
 from flawmap.backbones.runtimes import (
     COMPILE_FROM,
@@ -22,6 +22,7 @@ __all__ = [
     "DEFAULT_BACKBONE",
     "NETWORKS",
     "Backbone",
+    "Claim",
     "CompiledNetwork",
     "FeatureNetwork",
     "NormalisedNetwork",

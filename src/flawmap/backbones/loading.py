@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import timm
@@ -15,8 +17,9 @@ from torch import nn
 from flawmap.backbones.network import Backbone, OrderedNetwork
 from flawmap.backbones.runtimes import Policy
 from flawmap.backbones.weights import CATALOGUE, CatalogueEntry, describe, find_weights, fingerprint, load_weights
-from flawmap.errors import BackboneError, ParameterError
+from flawmap.errors import BackboneError, ParameterError, first_line
 from flawmap.options import PrecisionChoice, Runtime
+from flawmap.prediction import Size
 
 USUAL_MOST = 5
 """Most layers of an embedding."""
@@ -34,6 +37,7 @@ def load_backbone(
     precision: PrecisionChoice = "float32",
     n_images: int = 0,
     most_layers: int = USUAL_MOST,
+    claim: Claim | None = None,
 ) -> Backbone:
     """A frozen backbone with its weights.
 
@@ -48,18 +52,26 @@ def load_backbone(
             does so where it has.
         n_images: good images that the model learns from, by which "auto" chooses.
         most_layers: how many `layers` there may be.
+        claim: what the layers must give, which is checked before weights are read or memory is taken.
+
+    Raises BackboneError for an unknown network or layer, ParameterError for a wrong claim, WeightsError for weights.
     """
     policy = Policy.choose(device, runtime, precision, n_images=n_images)
     target = policy.device
     entry = describe(name)
-    with torch.random.fork_rng(devices=[]):  # timm draws initial weights; the caller's generator is left alone
-        torch.manual_seed(seed)
+    with torch.device("meta"):  # without memory: whatever is claimed can be compared first
         tensors, levels, config = _dissect(name, entry)
         chosen = _choose_layers(name, entry, levels, layers, most_layers)
-        file = find_weights(name, entry, weights) if pretrained else None
         network = _cut(entry, levels, chosen)
+        if claim is not None:
+            claim.check(name, OrderedNetwork(network, levels, chosen).eval())
+    file = find_weights(name, entry, weights) if pretrained else None
     if file is not None:
         load_weights(network, file, name, order=tensors)
+    if file is None or not _is_whole(network):
+        network = _drawn(entry, levels, chosen, seed)
+        if file is not None:
+            load_weights(network, file, name, order=tensors)
     network.eval().requires_grad_(False)
     return Backbone(
         name=name,
@@ -77,9 +89,33 @@ def load_backbone(
     )
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What a model file says of its backbone.
+
+    Attributes:
+        input_size: (height, width) of the images.
+        shapes: channels and grid (h, w) of each layer for them.
+    """
+
+    input_size: Size
+    shapes: Sequence[tuple[int, Size]]
+
+    def check(self, name: str, network: nn.Module) -> None:
+        """Run a network without memory. Raises ParameterError if it gives other shapes."""
+        try:
+            with torch.inference_mode():
+                maps = network(torch.zeros(1, 3, *self.input_size))
+        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+            raise ParameterError(f"{name} cannot take images of {self.input_size} ({first_line(error)})") from error
+        found = [(features.shape[1], (features.shape[2], features.shape[3])) for features in maps]
+        if found != list(self.shapes):
+            raise ParameterError(f"{name} gives {found} for images of {self.input_size}, not {list(self.shapes)}")
+
+
 def feature_levels(name: str) -> tuple[str, ...]:
     """Every level of a backbone, fine to coarse: of an EfficientNet its stem, its stages and its head, else timm's."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):
         tensors, levels, _ = _dissect(name, describe(name))
     if {"conv_stem", "bn1", "blocks", "conv_head", "bn2"} <= {key.partition(".")[0] for key in tensors}:
         stages = dict.fromkeys(".".join(key.split(".")[:2]) for key in tensors if key.startswith("blocks."))
@@ -112,6 +148,20 @@ def _choose_layers(
             f"layers must be one to {most_layers} distinct names, got {list(chosen)}; {name} has {list(info)}"
         )
     return chosen
+
+
+def _drawn(entry: CatalogueEntry, info: dict[str, int], layers: Sequence[str], seed: int) -> nn.Module:
+    """The network with random weights; the caller's generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        timm.create_model(entry.architecture, pretrained=False)  # its draws come first, as they always have
+        return _cut(entry, info, layers)
+
+
+def _is_whole(network: nn.Module) -> bool:
+    """Whether nothing of a network is without memory still: neither weights nor constants that no file holds."""
+    held = (value for module in network.modules() for value in vars(module).values() if isinstance(value, torch.Tensor))
+    return not any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers(), held))
 
 
 def _cut(entry: CatalogueEntry, info: dict[str, int], layers: Sequence[str]) -> nn.Module:

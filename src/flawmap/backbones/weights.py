@@ -15,14 +15,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flawmap.errors import WeightsError, first_line
-from flawmap.files import expand_home
+from flawmap.files import expand_home, open_file
+from flawmap.tensor_file import TensorFile
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
 HUB_PREFIX = "hf-hub:"
@@ -104,7 +104,7 @@ def find_weights(name: str, entry: CatalogueEntry, weights: str | os.PathLike[st
 
 
 def load_weights(network: nn.Module, file: WeightsFile, name: str, *, order: Iterable[str] = ()) -> None:
-    """Copy a file's tensors into a network, which may be a part of the network the file was made for.
+    """Give a network a file's tensors; it may be without memory, and a part of the network the file was made for.
 
     Args:
         network: feature network; every tensor of it must be in the file, of the same shape.
@@ -120,6 +120,7 @@ def load_weights(network: nn.Module, file: WeightsFile, name: str, *, order: Ite
         source = next((candidate for candidate in _source_names(key) if candidate in state), None)
         if source is None:
             if key.endswith("num_batches_tracked"):
+                chosen[key] = torch.zeros((), dtype=tensor.dtype)
                 continue
             raise WeightsError(
                 f"{file.path}: holds no '{key}', which the layers used of {name} need; give a file that holds "
@@ -132,18 +133,15 @@ def load_weights(network: nn.Module, file: WeightsFile, name: str, *, order: Ite
             )
         if state[source].is_floating_point() and not bool(torch.isfinite(state[source]).all()):
             raise WeightsError(f"{file.path}: '{source}' holds NaN or infinite values; the file is damaged")
-        chosen[key] = state[source]
-    network.load_state_dict(chosen, strict=False)
+        chosen[key] = state[source].to(tensor.dtype)
+    network.load_state_dict(chosen, assign=True)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Named tensors of a .safetensors or .pth file (read weights-only: no code of the file is run)."""
     try:
-        if path.suffix == ".safetensors":
-            content: object = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        content: object = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+    except (OSError, UnpicklingError, BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise WeightsError(
             f"{path}: cannot be read as weights ({first_line(error)}); the file may be damaged"
         ) from error
@@ -156,6 +154,22 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not state:
         raise WeightsError(f"{path}: holds no tensors")
     return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    file = TensorFile(path)
+    return {name: entry.tensor(file.read(name)) for name, entry in file.entries.items()}
+
+
+def _read_pth(path: Path) -> object:
+    """What `torch.save` wrote. ValueError for an archive that is to become larger than its file: torch's never is."""
+    with open_file(path) as stream:
+        if is_zipfile(stream):
+            size = os.fstat(stream.fileno()).st_size
+            if sum(entry.file_size for entry in ZipFile(stream).infolist()) > size:
+                raise ValueError("its archive is packed")
+        stream.seek(0)
+        return torch.load(stream, map_location="cpu", weights_only=True)
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -90,7 +90,8 @@ def load(
 
     Args:
         path: the model file.
-        weights: the backbone's weights file, if it is no longer where it was when the model was fitted.
+        weights: the backbone's weights file, if it was given to the fit and does not lie beside the model. A path that
+            the model file names is never opened.
         device: "auto": a GPU where there is one, else the CPU.
         runtime: what runs the backbone: "torch", or "openvino" on the CPU; "auto" as in `PaDiM`. Torch runs a network
             that was trained.
@@ -109,10 +110,15 @@ def load(
 
 
 def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a model file says of itself, as plain JSON values, without its tensors. Raises ModelFileError."""
-    document = read_document(ModelFile(path))
+    """What a model file says of itself, as plain JSON values, and whether it has checksums, which are checked.
+
+    Raises ModelFileError.
+    """
+    file = ModelFile(path)
+    document = read_document(file)
     localises = _kind_of(path, document).localises
-    return {"localises": localises, **describe_document(document)}
+    checksums = "right" if file.has_right_checksums() else "none: written by an older flawmap; fit again to get them"
+    return {"localises": localises, "checksums": checksums, **describe_document(document)}
 
 
 def _kind_of(path: str | os.PathLike[str], document: Document) -> type[Detector]:

@@ -31,7 +31,7 @@ from flawmap.detectors.document import (
 )
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.parameters import DeviceName, Parametrised, Pixels, Share, Workers, check, whole_number
-from flawmap.errors import ImageError, NotFittedError, ParameterError
+from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
 from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, GraphDtype, OnBad
@@ -255,7 +255,12 @@ class Detector(Parametrised, ABC):
             stored = Stored(file, document, pick_device(model.device), cls.localises, {})
             model._restore(stored)
         except ParameterError as error:
+            file.check()  # of a damaged file that says more
             raise damaged(file.path, error) from error
+        except ModelFileError:
+            file.check()
+            raise
+        file.check()
         model.n_images_, model._stored_dtype = document.n_images, document.factor_dtype
         model._images = document.images
         model.decision_ = restore_decision(file.path, document.decision, stored.tensors)

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from flawmap.backbones import Backbone, load_backbone
+from flawmap.backbones import Backbone, Claim, load_backbone
 from flawmap.decision import PIXEL_FALSE_ALARM_RATE, PIXEL_RATES, Decision
 from flawmap.detectors.format_1 import upgrade
 from flawmap.detectors.parameters import explain
@@ -251,19 +251,21 @@ class Stored:
         return self.tensors
 
 
-def matching_backbone(stored: Stored, weights: str | os.PathLike[str] | None, runtime: Runtime) -> Backbone:
+def matching_backbone(
+    stored: Stored, weights: str | os.PathLike[str] | None, runtime: Runtime, claim: Claim
+) -> Backbone:
     """The backbone with the very weights the model was fitted with; others would give wrong scores in silence.
 
-    Raises WeightsError if they are not found.
+    Raises ParameterError if the network does not give what the file claims, WeightsError if the weights are not found.
     """
     record = stored.document.backbone
     if record is None:
         raise damaged(stored.file.path, "its description names no backbone")
     candidates: list[str | os.PathLike[str] | None] = [weights]
     if weights is None and record.weights_path is not None:
-        recorded = Path(record.weights_path)
-        beside = stored.file.path.parent / recorded.name
-        candidates = [*(path for path in (recorded, beside) if os.path.isfile(path)), None]  # noqa: PTH113 (too long?)
+        # never the recorded path itself: whoever made the file would choose what is opened here
+        beside = stored.file.path.parent / Path(record.weights_path).name
+        candidates = [*([beside] if os.path.isfile(beside) else []), None]  # noqa: PTH113 (too long?)
     problem = ""
     for candidate in candidates:
         try:
@@ -278,6 +280,7 @@ def matching_backbone(stored: Stored, weights: str | os.PathLike[str] | None, ru
                 precision=record.precision,
                 n_images=stored.document.n_images,
                 most_layers=len(record.layers),
+                claim=claim,
             )
         except WeightsError as error:
             problem = str(error)
@@ -285,8 +288,9 @@ def matching_backbone(stored: Stored, weights: str | os.PathLike[str] | None, ru
         if backbone.sha256 == record.sha256:
             return backbone
         problem = f"those found ({backbone.weights or 'random, of another torch version'}) are others"
+    where = "" if record.weights_path is None else f" (it was {record.weights_path})"
     raise WeightsError(
         f"{stored.file.path}: was fitted with the {record.name} weights of '{record.weights or 'a random draw'}' "
-        f"(SHA-256 of its layers {record.sha256[:12]}...), which are needed again: {problem}. Give that file with "
-        f"--weights PATH, put it beside the model, or fit again"
+        f"(SHA-256 of its layers {record.sha256[:12]}...), which are needed again: {problem}. Give that file"
+        f"{where} with --weights PATH, put it beside the model, or fit again"
     )

@@ -17,6 +17,7 @@ from flawmap.backbones import (
     DEFAULT_BACKBONE,
     NETWORKS,
     Backbone,
+    Claim,
     CompiledNetwork,
     FeatureNetwork,
     NormalisedNetwork,
@@ -26,7 +27,7 @@ from flawmap.detectors.batches import Batch, check_finite
 from flawmap.detectors.detector import Detector
 from flawmap.detectors.document import BackboneRecord, Stored, matching_backbone
 from flawmap.detectors.parameters import LayerNames, WeightsPath
-from flawmap.errors import ModelFileError, NotFittedError, ParameterError
+from flawmap.errors import NotFittedError, ParameterError
 from flawmap.options import PrecisionChoice, Runtime
 from flawmap.prediction import Size
 
@@ -164,9 +165,7 @@ class FeatureDetector(Detector):
             raise ParameterError("a grid is finer than the images")
         self.shapes_ = list(zip(record.n_channels, record.grids, strict=True))
         self._unpack(stored)
-        self._backbone = matching_backbone(stored, self.weights, self.runtime)
-        if self._backbone.shapes(input_size) != self.shapes_:
-            raise ModelFileError(f"{stored.file.path}: its grids are not those of {record.name}; fit again")
+        self._backbone = matching_backbone(stored, self.weights, self.runtime, Claim(input_size, self.shapes_))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the graph, which belongs to this process and is made anew in another."""

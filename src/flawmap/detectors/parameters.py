@@ -65,7 +65,14 @@ def _check_cache(value: float) -> float:
 def _check_layers(value: object) -> object:
     if isinstance(value, str):
         raise ValueError(f"layers must be a list of names, got the text {value!r}; write [{value!r}]")
-    return value if value is None else tuple(value)  # type: ignore[arg-type]
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def _check_device(value: object) -> object:
+    """A name or a torch.device, which has one; torch says of a name whether there is such a device."""
+    if not isinstance(value, str) and not hasattr(value, "type"):
+        raise ValueError(f"must be 'auto' or the name of a device, such as 'cpu' or 'cuda', got {value!r}")
+    return value
 
 
 def _check_groups(value: object) -> object:
@@ -84,7 +91,7 @@ CacheMegabytes = Annotated[float, AfterValidator(_check_cache), Field(exclude=Tr
 """Memory in megabytes."""
 WeightsPath = Annotated[str | os.PathLike[str] | None, Field(exclude=True)]
 """A weights file."""
-DeviceName = Annotated[Any, Field(exclude=True)]
+DeviceName = Annotated[Any, BeforeValidator(_check_device), Field(exclude=True)]
 """A device by its name, or a torch.device."""
 Workers = Annotated[int | None, Field(exclude=True)]
 """Threads that read images."""

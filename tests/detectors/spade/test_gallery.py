@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from flawmap.detectors.spade.gallery import Gallery
 from flawmap.errors import ModelFileError
-from flawmap.model_file import Streamed, write_model_file
+from flawmap.model_file import ModelFile, Streamed, write_model_file
 
 ROW = 4096
 MB = 2**20 / 4
@@ -61,20 +61,34 @@ def test_a_gallery_streamed_into_a_file_is_a_safetensors_file(tmp_path, cache_mb
     tensors = load_file(path)
     assert tensors["gallery"][:, 7].tolist() == [0, 1, 2, 3, 4]
     assert tensors["b"].tolist() == [0, 1, 2]
-    opened = Gallery.open(path, path.stat().st_size - 5 * 4 * ROW, 5, ROW, cache_mb=cache_mb)
+    opened = Gallery.open(ModelFile(path), "gallery", cache_mb=cache_mb)
     assert [float(opened.row(i)[0]) for i in range(5)] == [0, 1, 2, 3, 4]
 
 
-def test_a_file_that_is_damaged_under_its_reader_is_named(tmp_path):
-    path = tmp_path / "rows"
+@pytest.mark.parametrize("cache_mb", [0, 100])
+def test_a_row_that_is_damaged_under_its_reader_is_named(tmp_path, cache_mb):
+    path = tmp_path / "part"
+    values = np.arange(3 * ROW, dtype=np.float32).reshape(3, ROW)
+    write_model_file(path, {"key": "value"}, {}, {"gallery": Streamed((3, ROW), values)})
+    opened = Gallery.open(ModelFile(path), "gallery", cache_mb=0)
+    assert opened.row(2).tolist() == values[2].tolist()
+    changed = bytearray(path.read_bytes())
+    changed[-ROW * 4 + 2] ^= 1  # in the last row
+    path.write_bytes(bytes(changed))
+    with pytest.raises(ModelFileError, match="checksum of tensor 'gallery' is wrong"):
+        opened.row(2)
+    assert opened.row(1).tolist() == values[1].tolist()
+    reopened = ModelFile(path)
+    with pytest.raises(ModelFileError, match="checksum"):
+        list(Gallery.open(reopened, "gallery", cache_mb=cache_mb).rows())
+    path.write_bytes(bytes(changed[:-4]))
+    with pytest.raises(ModelFileError, match="was cut short while it was read"):
+        opened.row(2)
+
+
+def test_a_row_that_is_not_finite_is_named(tmp_path):
     values = np.zeros((3, ROW), np.float32)
     values[1, 5] = np.nan
-    path.write_bytes(values.tobytes())
-    gallery = Gallery.open(path, 0, 3, ROW, cache_mb=0)
-    with pytest.raises(ModelFileError, match="image 2 of the gallery holds NaN"):
-        gallery.row(1)
-    path.write_bytes(values.tobytes()[:-4])
-    with pytest.raises(ModelFileError, match="was changed while it was in use"):
-        gallery.row(2)
-    with pytest.raises(ModelFileError, match="cannot be read"):
-        Gallery.open(tmp_path / "gone", 0, 3, ROW, cache_mb=0)
+    write_model_file(tmp_path / "part", {"key": "value"}, {}, {"gallery": Streamed((3, ROW), values)})
+    with pytest.raises(ModelFileError, match="row 2 of tensor 'gallery' holds NaN"):
+        Gallery.open(ModelFile(tmp_path / "part"), "gallery", cache_mb=100)

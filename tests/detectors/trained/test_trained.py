@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from flawmap import Inspector, export_model
@@ -32,6 +32,7 @@ from flawmap.errors import (
     TrainingSetError,
 )
 from flawmap.evaluation.metrics import image_auroc
+from model_files import assemble, contents
 from parts import generate_parts
 
 KINDS = {
@@ -256,26 +257,22 @@ def test_a_file_that_is_not_whole_is_refused(path):
 
 
 def test_a_file_with_other_tensors_is_refused(path):
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
+    document, tensors = contents(path)
     for name in (next(iter(tensors)), "calibration.scores"):
-        save_file({other: tensor for other, tensor in tensors.items() if other != name}, path, metadata)
+        assemble(path, document, {other: tensor for other, tensor in tensors.items() if other != name})
         with pytest.raises(ModelFileError, match="tensor"):
             load(path)
     broken = dict(tensors)
     name = next(iter(tensors))
     broken[name] = torch.full_like(tensors[name], torch.nan)
-    save_file(broken, path, metadata)
+    assemble(path, document, broken)
     with pytest.raises(ModelFileError, match="NaN"):
         load(path)
 
 
 def test_a_description_that_contradicts_itself_is_refused(path):
-    with safe_open(path, framework="pt") as file:
-        document = json.loads(file.metadata()["flawmap"])
+    document, tensors = contents(path)
     parameters, learnt = document["parameters"], document["learnt"]
-    tensors = load_file(path)
     changes = [
         {"detector": "os.system"},
         {"surprise": 1},
@@ -291,7 +288,7 @@ def test_a_description_that_contradicts_itself_is_refused(path):
     if document["detector"] == "patch-svdd":
         changes += [{"n_images": 10**7}, {"parameters": {**parameters, "resize": [128, 128], "crop": None}}]
     for change in changes:
-        save_file(tensors, path, {"flawmap": json.dumps({**document, **change})})
+        assemble(path, {**document, **change}, tensors)
         with pytest.raises(FlawmapError, match=r"part\.flawmap"):
             load(path)
 

@@ -181,7 +181,7 @@ def test_checkpoints_that_contradict_themselves_are_refused(tmp_path):
     def resume(changes, dropped=None, epochs=4, **values):
         record = {**document["record"], **changes}
         kept = {name: value for name, value in {**tensors, **values}.items() if name != dropped}
-        save_file(kept, path, {"training": json.dumps({**document, "record": record})})
+        save_file(kept, path, {"training": json.dumps({**document, "record": record, "version": 1})})
         return run(Line(), epochs, checkpoint=path)
 
     for changes in (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -24,7 +23,7 @@ from flawmap.detectors.spade.gallery import Gallery
 from flawmap.detectors.spade.search import QUERY_IMAGES, Known, Layout, Sample, Variant
 from flawmap.errors import ModelFileError, ParameterError, TrainingSetError
 from flawmap.images import ImageInput, collect, stream
-from flawmap.model_file import Streamed
+from flawmap.model_file import ModelFile, Streamed
 from flawmap.options import MIN_IMAGES, FactorDtype
 
 MAX_LAYERS = 5
@@ -208,12 +207,11 @@ class SPADE(FeatureDetector):
         tensors = stored.read(expected, leave=("gallery",))
         if file.dtypes["gallery"] != "F32":
             raise ModelFileError(f"{file.path}: its gallery is of {file.dtypes['gallery']}, expected F32; fit again")
-        where = file.path, file.starts["gallery"], n_images, layout.n_values
-        self._layout, self._stored = layout, partial(self._open_gallery, tensors["pooled"], *where)
+        self._layout, self._stored = layout, partial(self._open_gallery, tensors["pooled"], file)
         self._layers, self._image_layer, self.n_neighbors_ = layers, image_layer, learnt.n_neighbors
 
-    def _open_gallery(self, pooled: Tensor, path: Path, start: int, n_images: int, n_values: int) -> Known:
-        return Known(pooled, Gallery.open(path, start, n_images, n_values, cache_mb=self.cache_mb))
+    def _open_gallery(self, pooled: Tensor, file: ModelFile) -> Known:
+        return Known(pooled, Gallery.open(file, "gallery", cache_mb=self.cache_mb))
 
     def _make_ready(self) -> None:
         super()._make_ready()

@@ -10,8 +10,8 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import BinaryIO, Self
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from flawmap.detectors.good_images import reserve_memory
 from flawmap.errors import ModelFileError
+from flawmap.model_file import ModelFile
 
 
 class Gallery:
@@ -41,23 +42,17 @@ class Gallery:
         self._file: BinaryIO | None = None
         self._start = 0
         self._n_in_file = 0
-        self._name = ""
-        self._written: tuple[int, int] | None = None
+        self._stored: Callable[[int], NDArray[np.float32]] | None = None
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path, start: int, n_rows: int, n_values: int, *, cache_mb: float) -> Self:
-        """The rows that begin at byte `start` of a file, the first of which are read at once."""
+    def open(cls, file: ModelFile, name: str, *, cache_mb: float) -> Self:
+        """The rows of a model file's tensor (N, n_values), the first of which are read at once."""
+        n_rows, n_values = file.shapes[name]
         gallery = cls(n_values, cache_mb=min(cache_mb, 4 * n_rows * n_values / 2**20))
-        try:
-            gallery._file = path.open("rb", buffering=0)
-        except OSError as error:
-            raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error
-        weakref.finalize(gallery, gallery._file.close)
-        gallery._written = gallery._version(gallery._file)
-        gallery._name, gallery._start, gallery._n_in_file = str(path), start, n_rows
+        gallery._stored, gallery._n_in_file = partial(file.read_row, name), n_rows
         for row in range(min(n_rows, len(gallery._block))):
-            gallery._block[row] = gallery._read(row)
+            gallery._block[row] = gallery._stored(row)
             gallery._n_in_memory += 1
         return gallery
 
@@ -96,31 +91,23 @@ class Gallery:
         for index in range(len(self)):
             yield self._values(index)
 
-    @staticmethod
-    def _version(file: BinaryIO) -> tuple[int, int]:
-        """What changes with a file's content: when it was last written, and its size."""
-        status = os.fstat(file.fileno())
-        return status.st_mtime_ns, status.st_size
-
     def _values(self, index: int) -> NDArray[np.float32]:
         return self._block[index] if index < self._n_in_memory else self._read(index)
 
     def _read(self, index: int) -> NDArray[np.float32]:
-        values = np.empty(self.n_values, np.float32)
-        rest, name = values.data.cast("B"), self._name or "the gallery's temporary file"
+        if self._stored is not None:
+            return self._stored(index)
         if self._file is None:
             raise IndexError(f"row {index} of {len(self)}")
+        values = np.empty(self.n_values, np.float32)
+        rest = values.data.cast("B")
         try:
             with self._lock:
-                if self._written is not None and self._version(self._file) != self._written:
-                    raise ModelFileError(f"{name}: was changed while it was in use; load the model again")
                 self._file.seek(self._start + index * values.nbytes, os.SEEK_SET)
                 while rest and (count := self._file.readinto(rest)):  # type: ignore[attr-defined]
                     rest = rest[count:]
         except OSError as error:
-            raise ModelFileError(f"{name}: cannot be read ({error.strerror})") from error
+            raise ModelFileError(f"the gallery's temporary file: cannot be read ({error.strerror})") from error
         if rest:
-            raise ModelFileError(f"{name}: was cut short while it was in use; fit again or restore a backup")
-        if not np.isfinite(values.sum(dtype=np.float64)):
-            raise ModelFileError(f"{name}: image {index + 1} of the gallery holds NaN or infinite values; fit again")
+            raise ModelFileError("the gallery's temporary file: was cut short while it was in use; fit again")
         return values

@@ -7,11 +7,12 @@ training that ran out of time is the beginning of a longer one: the same number 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,20 +21,22 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flawmap.errors import ParameterError, TrainingError
 from flawmap.files import replace_atomically
 from flawmap.progress import report_progress
+from flawmap.tensor_file import TensorFile
 
 CHECKPOINT_SECONDS = 120.0
 """Longest time between two checkpoints, where an epoch takes longer."""
 MOST_MINUTES = 10**7
 LEAST_GAIN = 1e-3
 """Share by which an epoch's mean loss must fall below the best one to count as better."""
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
+"""Of a checkpoint. Version 1 had no checksum."""
 
 Mixed = Callable[[], AbstractContextManager[Any]]
 """Makes the context in which a loss is computed, in 16 bits where that was asked for."""
@@ -247,6 +250,15 @@ def _diverged(step: int, keeper: _Checkpoint | None) -> TrainingError:
     )
 
 
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a checkpoint's document and of its tensors, by their names."""
+    digest = hashlib.sha256(text.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 class _Checkpoint:
     """A file that holds a training half-way: weights, the optimisers' moments, and how far it is."""
 
@@ -260,9 +272,10 @@ class _Checkpoint:
             raise _diverged(record.steps - 1, self)
         document = {"version": CHECKPOINT_VERSION, "settings": self._settings, "record": asdict(record)}
         tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(trainee).items()}
+        text = json.dumps(document, allow_nan=False)
         try:
             with replace_atomically(self.path) as temporary:
-                save_file(tensors, temporary, {"training": json.dumps(document, allow_nan=False)})
+                save_file(tensors, temporary, {"training": text, "sha256": _checksum(text, tensors)})
         except (OSError, SafetensorError) as error:
             kept = "The one before is whole; make room" if self.path.exists() else "Make room"
             raise TrainingError(
@@ -275,15 +288,18 @@ class _Checkpoint:
         if not self.path.exists():
             return TrainingRecord()
         try:
-            with ExitStack() as stack:
-                file = stack.enter_context(safe_open(self.path, framework="pt"))
-                document = json.loads((file.metadata() or {})["training"])
-                if document["version"] != CHECKPOINT_VERSION:
-                    raise self._refused(f"is of format {document['version']}, this flawmap reads {CHECKPOINT_VERSION}")
-                self._check_settings(document["settings"])
-                record = _checked_record(TrainingRecord(**document["record"]), schedule.epoch_steps)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            file = TensorFile(self.path)
+            text = file.metadata["training"]
+            document = json.loads(text)
+            if document["version"] not in (1, CHECKPOINT_VERSION):
+                raise self._refused(f"is of format {document['version']}, this flawmap reads {CHECKPOINT_VERSION}")
+            self._check_settings(document["settings"])
+            record = _checked_record(TrainingRecord(**document["record"]), schedule.epoch_steps)
+            tensors = {name: entry.tensor(file.read(name)) for name, entry in file.entries.items()}
+            checksum = file.metadata.get("sha256")
+            if checksum != (None if document["version"] == 1 else _checksum(text, tensors)):
+                raise ValueError("its checksum is wrong")
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise TrainingError(
                 f"{self.path}: is no whole checkpoint of a training; name another file to keep it in, or delete this "
                 f"one if nothing else needs it"
