@@ -29,6 +29,8 @@ FALSE_ALARM_RATE = 0.01
 """Share of good images that are flagged, unless the user asks for another."""
 PIXEL_FALSE_ALARM_RATE = 0.001
 """Share of good images' pixels above the pixel threshold, unless the user asks for another."""
+MOST = float(np.finfo(np.float32).max)
+"""Largest threshold: no score is beyond it."""
 PIXEL_RATES = np.geomspace(0.5, 1e-6, 96)
 """Shares of pixels for which a model keeps the value they exceed."""
 
@@ -119,8 +121,8 @@ class Decision:
 
     def at_rate(self, false_alarm_rate: float) -> Decision:
         """Decide by another rate; one too low for so few good images becomes the lowest they can guarantee."""
-        if not 0 < false_alarm_rate < 1:
-            raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate}")
+        if not (_is_number(false_alarm_rate) and 0 < false_alarm_rate < 1):
+            raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate!r}")
         rate = max(false_alarm_rate, self.lowest_rate)
         order = np.argsort(self.scores, kind="stable")
         below = np.cumsum(self.weights[order])
@@ -129,18 +131,18 @@ class Decision:
 
     def at_value(self, threshold: float) -> Decision:
         """Decide by a score, which guarantees no rate."""
-        if not math.isfinite(threshold):
-            raise ParameterError(f"a threshold must be a finite number, got {threshold}")
+        if not _is_number(threshold):
+            raise ParameterError(f"a threshold must be a finite number, got {threshold!r}")
         return replace(self, threshold=float(threshold), false_alarm_rate=None)
 
     def at_pixel_rate(self, pixel_false_alarm_rate: float) -> Decision:
         """Set the share of good images' pixels above the pixel threshold."""
         if not self.localises:
             raise ParameterError("this detector is image-level: it has no pixel threshold")
-        if not PIXEL_RATES[-1] <= pixel_false_alarm_rate <= PIXEL_RATES[0]:
+        if not (_is_number(pixel_false_alarm_rate) and PIXEL_RATES[-1] <= pixel_false_alarm_rate <= PIXEL_RATES[0]):
             raise ParameterError(
                 f"pixel_false_alarm_rate must lie between {PIXEL_RATES[-1]:g} and {PIXEL_RATES[0]:g}, "
-                f"got {pixel_false_alarm_rate}"
+                f"got {pixel_false_alarm_rate!r}"
             )
         return replace(self, pixel_false_alarm_rate=float(pixel_false_alarm_rate), pixel_value=None)
 
@@ -169,6 +171,11 @@ class Decision:
         """Pixels (H, W) above the pixel threshold."""
         above: NDArray[np.bool_] = anomaly_map > self.pixel_threshold
         return above
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return is_number and bool(abs(value) <= MOST)  # type: ignore[operator]  # also not NaN
 
 
 def judge(

@@ -14,11 +14,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from flawmap.errors import ParameterError
+
 _unfinished: set[tuple[int, Path]] = set()  # (process, temporary path): what an interrupt can leave at any instruction
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
-    """The path with the home folder in the place of `~`; as it is where there is no such home."""
+    """The path with the home folder in the place of `~`; as it is where there is no such home.
+
+    Raises ParameterError for what is no path: another type, nothing at all, or a null character.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise ParameterError(f"expected a path, got {path!r}")
+    if not os.fspath(path) or "\0" in os.fspath(path):
+        raise ParameterError(f"expected a path, got {os.fspath(path)!r}")
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for users that do not exist)
 
 

@@ -14,7 +14,6 @@ import struct
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flawmap.errors import ModelFileError, ParameterError, first_line
-from flawmap.files import replace_atomically
+from flawmap.errors import ModelFileError, first_line
+from flawmap.files import expand_home, replace_atomically
 from flawmap.tensor_file import MAX_HEADER_BYTES, TensorFile, parse_object
 
 FORMAT_VERSION = 3
@@ -64,9 +63,7 @@ class ModelFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        if not isinstance(path, (str, os.PathLike)):
-            raise ParameterError(f"expected the path of a model file, got {path!r}")
-        self.path = Path(path)
+        self.path = expand_home(path)
         self._file = self._open()
         self._version = self._file.version()
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="flawmap-checksum")
@@ -162,7 +159,7 @@ class ModelFile:
             ) from error
         except OSError as error:
             raise ModelFileError(f"{self.path}: cannot be read ({first_line(error)})") from error
-        except ValueError as error:  # also of a path with a null character
+        except ValueError as error:
             raise damaged(self.path, error) from error
 
     def _read_document(self) -> dict[str, Any]:
@@ -210,8 +207,9 @@ def write_model_file(
 
     Tensors that are `streamed` never lie in memory as a whole. Raises ModelFileError.
     """
+    target = expand_home(path)
     try:
-        with replace_atomically(path) as temporary, temporary.open("wb") as file:
+        with replace_atomically(target) as temporary, temporary.open("wb") as file:
             _write(file, document, tensors, streamed or {})
     except OSError as error:
         raise ModelFileError(

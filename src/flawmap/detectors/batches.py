@@ -18,6 +18,8 @@ from flawmap.prediction import Size
 
 BATCH_PIXELS = 32 * 256 * 256
 """Input pixels of a batch: 32 images of 256 x 256, fewer of larger ones."""
+MOST_AT_ONCE = 2**20
+"""Largest batch that may be asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +52,12 @@ def in_batches(images: Iterator[Loaded], size: int) -> Iterator[Batch]:
         yield make_batch(chosen)
 
 
-def check_size(size: int) -> None:
-    """Raise ParameterError for no number of images."""
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ParameterError(f"batch_size must be a number from 1, got {size!r}")
+def check_size(size: int | None) -> None:
+    """Raise ParameterError for no number of images; None lets flawmap choose."""
+    if size is None:
+        return
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST_AT_ONCE:
+        raise ParameterError(f"batch_size must be a number from 1 to {MOST_AT_ONCE}, got {size!r}")
 
 
 def batch_size(input_size: Size) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flawmap.backbones import NETWORKS, pick_device
 from flawmap.decision import FALSE_ALARM_RATE, Decision, judge
-from flawmap.detectors.batches import Batch, batch_size, in_batches, make_batch
+from flawmap.detectors.batches import Batch, batch_size, check_size, in_batches, make_batch
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import (
     MAX_SIZES,
@@ -170,6 +170,7 @@ class Detector(Parametrised, ABC):
             batch_size: images per step; None to choose.
         """
         self._check_fitted()
+        check_size(batch_size)
         try:
             collection = collect(images)
             if collection.single and self._input is not None:
@@ -189,6 +190,7 @@ class Detector(Parametrised, ABC):
         Each image of an iterator, such as a camera, is scored before the next one is asked for.
         """
         self._check_fitted()
+        check_size(batch_size)
         collection = collect(images)
         live = collection.count is None
         return self._predict(collection, on_bad, batch_size or (1 if live else None), live=live)

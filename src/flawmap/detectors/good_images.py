@@ -59,8 +59,7 @@ class GoodImages:
         workers: int | None = None,
         progress: Progress = False,
     ) -> None:
-        if batch_size is not None:
-            check_size(batch_size)
+        check_size(batch_size)
         if isinstance(images, (str, os.PathLike)) and not _is_flat(images):
             images = training_images(images)
         collection = collect(images)

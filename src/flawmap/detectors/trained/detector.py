@@ -64,7 +64,11 @@ class LearntRecord(Record):
 def _check_checkpoint(path: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
     if path is not None:
         file = Path(path).expanduser()
-        if not file.absolute().parent.is_dir() or file.is_dir():
+        try:
+            may_be = file.absolute().parent.is_dir() and not file.is_dir()
+        except OSError:  # a name that is too long
+            may_be = False
+        if not may_be:
             raise ValueError(f"checkpoint must name a file in a folder that is there, got {path}")
     return path
 
