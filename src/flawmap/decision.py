@@ -173,10 +173,10 @@ class Decision:
         return above
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:  # noqa: ANN401 (whatever a user gives)
     """Whether a value is a number that a score can be compared with: neither NaN nor beyond float32."""
-    numbers = (int, float, np.integer, np.floating)
-    return isinstance(value, numbers) and not isinstance(value, bool) and bool(abs(value) <= MOST)
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return is_number and bool(abs(value) <= MOST)
 
 
 def judge(

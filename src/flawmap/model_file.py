@@ -97,7 +97,6 @@ class ModelFile:
         """Wait for the checksums of the tensors that were read. Raises ModelFileError for a wrong one."""
         while self._pending:
             self._pending.pop(0).result()
-        self._pool.shutdown()
 
     def read_row(self, name: str, row: int) -> NDArray[np.float32]:
         """One row, along the first axis, of a float32 tensor that was left; its values in one axis, finite."""

@@ -32,6 +32,9 @@ Groups = str | Callable[[str], Hashable]
 OnBad = Callable[[ImageError], None]
 """Called with each image that cannot be used, which is then left out; without it, the first such image raises."""
 
+COMMAND_OPTIONS = {"good", "output", "detector", "preset", "dtype", "stride", "strict", "skip_bad", "as_json", "quiet"}
+"""Options of `flawmap fit` alone; no detector has a parameter of such a name."""
+
 MIN_IMAGES = 3
 """Fewest good images from which one can be left out: two must remain."""
 MAX_SIDE = 16384

@@ -293,7 +293,7 @@ def test_a_whole_data_set_as_good_images_learns_only_the_good_ones(dataset, good
         (["--preset", "unknown"], "unknown preset 'unknown'; there are padim-r18-rd100"),
         (["--preset", "padim-r18-rd100", "--backbone", "resnet18"], "--preset names its own backbone"),
         (["--weights", "resnet.pth"], "give either it or --weights"),
-        (["--device", "quantum"], "use 'auto' or 'cpu'"),
+        (["--device", "quantum"], "Available: auto, cpu"),
     ],
 )
 def test_impossible_options(good_folder, tmp_path, options, message):

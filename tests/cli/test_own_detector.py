@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import Field
 from typer.testing import CliRunner
 
 from flawmap import Inspector, load
 from flawmap.cli.app import app
 from flawmap.detectors import BUILT_IN, DETECTORS, register
+from flawmap.detectors.parameters import Number
 from flawmap.errors import ModelFileError, ParameterError
 from own_detector import own_detector
 
@@ -65,7 +68,9 @@ def test_presets_and_help_know_it(dataset, tmp_path):
     [
         (["--cells", "0"], "cells must be greater than or equal to 1", 1),
         (["--cells", "many"], "cells must be a valid integer", 1),
-        (["--cell", "4"], "No such option: --cell", 2),
+        (["--cell", "4"], "Possible options: --cells", 2),
+        (["--cells"], "'--cells' requires an argument", 2),
+        (["more", "words"], "unexpected extra argument", 2),
         (["--backbone", "resnet18"], "--backbone is not for cell-colour", 1),
         (["--dtype", "float16"], "--dtype is not for cell-colour", 1),
     ],
@@ -73,6 +78,57 @@ def test_presets_and_help_know_it(dataset, tmp_path):
 def test_options_it_cannot_use_are_refused(dataset, tmp_path, options, message, code):
     fit = ["fit", dataset, "-o", tmp_path / "m", "--detector", "cell-colour", "--resize", "64", *options]
     assert message in " ".join(run(*fit, code=code).output.replace("│", " ").split())
+
+
+def test_its_options_may_stand_before_the_folder(dataset, tmp_path):
+    for options in (["--cells", "16"], ["--cells=16"]):
+        run("fit", "--detector", "cell-colour", *options, dataset, "--resize", "64", "-o", tmp_path / "m", "-q")
+        assert load(tmp_path / "m").cells == 16
+
+
+class Odd(CellColour):
+    """With parameters of many types."""
+
+    name = "odd"
+    robust: bool = False
+    soft: bool = True
+    bins: Annotated[Number, Field(description="Bins.")] = 4
+    power: float = 1.0
+    bands: tuple[int, ...] = ()
+    mode: Literal["a", "b"] = "a"
+
+
+def test_options_have_the_types_of_their_parameters(dataset, tmp_path, monkeypatch):
+    monkeypatch.setitem(DETECTORS, "odd", Odd)
+    options = ["--robust", "--mode", "b", "--no-soft", "--bins", "8", "--power", "2.5", "--bands", "1,2"]
+    run("fit", *options, dataset, "--detector", "odd", "--resize", "64", "-o", tmp_path / "m", "-q")
+    model = load(tmp_path / "m")
+    found = model.robust, model.soft, model.bins, model.power, model.bands, model.mode
+    assert found == (True, False, 8, 2.5, (1, 2), "b")
+    shown = " ".join(run("fit", "--help").stdout.split())
+    assert "--robust --no-robust" in shown
+    assert "--mode a|b" in shown
+    assert "is of odd" in " ".join(run("fit", dataset, "-o", tmp_path / "m", "--bins", "4", code=2).output.split())
+
+
+def test_what_cannot_be_a_detector_is_refused(good_images, tmp_path):
+    class Quiet(CellColour):
+        """With an option of the command."""
+
+        name = "quiet"
+        quiet: bool = False
+
+    class Mine(CellColour):
+        """Would be loaded as its base."""
+
+    with pytest.raises(ParameterError, match="has an option quiet"):
+        register(Quiet)
+    with pytest.raises(ParameterError, match="expected a class"):
+        register("x")
+    with pytest.raises(ParameterError, match="needs a `name` of its own"):
+        register(Mine)
+    with pytest.raises(ParameterError, match="no `name` of its own"):
+        Mine(resize=64).fit(good_images).save(tmp_path / "m.flawmap")
 
 
 def test_its_options_are_not_for_others(dataset, tmp_path):
@@ -90,6 +146,8 @@ def test_a_file_of_a_detector_that_is_not_installed_says_so(dataset, tmp_path, m
 def test_a_name_is_not_given_twice():
     class Other(CellColour):
         """Another of the same name."""
+
+        name = CellColour.name
 
     with pytest.raises(ParameterError, match="cell-colour already"):
         register(Other)

@@ -321,3 +321,27 @@ def test_paths_arrays_and_pictures_score_the_same(model, good_images, good_folde
     path = sorted(good_folder.iterdir())[3]
     for single in (str(path), good_images[3], Image.open(path)):
         same(model.predict(single), model.predict(path), rel=1e-4)
+
+
+def test_a_copy_scores_the_same(model, good_images, scratched):
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for image in (good_images[0], scratched, good_images[0]):  # predictions do not change it
+            assert same(copied.predict(image), model.predict(image)) is None
+
+
+def test_a_parameter_that_changes_after_the_fit_is_refused(kind, good_images, tmp_path):
+    model = make(kind).fit(good_images)
+    before = model.predict(good_images[0]).pred_score
+    model.resize = 96
+    for call in (lambda: model.save(tmp_path / "m"), model.describe, lambda: model.predict(good_images[0])):
+        with pytest.raises(ParameterError, match="resize was changed after the fit, from 64 to 96; fit again"):
+            call()
+    assert not (tmp_path / "m").exists()
+    model.resize = 64
+    model.workers = 1  # of this machine, and not of the model
+    assert model.predict(good_images[0]).pred_score == before
+
+
+def test_a_device_that_is_not_here_does_not_damage_the_model(path):
+    with pytest.raises(ParameterError, match=r"device 'gpu' cannot be used here. Available: auto, cpu"):
+        load(path, device="gpu")

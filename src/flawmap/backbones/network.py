@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -125,6 +126,13 @@ class OrderedNetwork(nn.Module):
         self.layers = list(layers)
         ascending = [layer for layer in info if layer in layers]
         self.order = [ascending.index(layer) for layer in layers] if len(ascending) == len(layers) else None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy that is frozen too: those that torch.fx makes of its graphs are in training mode."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied.eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps of each layer."""

@@ -168,5 +168,7 @@ def pick_device(device: torch.device | str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ParameterError(f"device {device!r} cannot be used here ({error}); use 'auto' or 'cpu'") from error
+        gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        available = ", ".join(["auto", "cpu", *gpus])
+        raise ParameterError(f"device {str(device)!r} cannot be used here. Available: {available}") from error
     return chosen

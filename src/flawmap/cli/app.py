@@ -8,7 +8,7 @@ import typer
 
 import flawmap
 from flawmap.cli import benchmark, datasets, demo, evaluate, export, fit, info, predict, threshold
-from flawmap.cli.detector_choice import FURTHER, FitCommand
+from flawmap.cli.detector_choice import FitCommand
 
 app = typer.Typer(
     name="flawmap",
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("fit", cls=FitCommand, context_settings=FURTHER)(fit.fit)
+app.command("fit", cls=FitCommand)(fit.fit)
 app.command("predict")(predict.predict)
 app.command("evaluate")(evaluate.evaluate)
 app.command("info")(info.info)

@@ -17,7 +17,7 @@ from flawmap.cli.options import option
 from flawmap.datasets import open_dataset, training_images
 from flawmap.errors import ParameterError
 from flawmap.images import SUFFIXES, ImageInput, collect
-from flawmap.options import Aspect, Calibration, FactorDtype, PrecisionChoice, Runtime
+from flawmap.options import COMMAND_OPTIONS, Aspect, Calibration, FactorDtype, PrecisionChoice, Runtime
 from flawmap.prediction import Size
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 """Outliers that are named one by one."""
-NOT_PARAMETERS = {"ctx", "good", "output", "detector", "preset", "dtype", "stride", "skip_bad", "as_json", "quiet"}
-"""Options of the command alone; the others are parameters of detectors."""
 DETECTORS = "Method: padim, spade, mahalanobis-ad, vae, patch-svdd, ganomaly, itae, or an installed one."
 PRESETS = (
     "Settings of a paper: padim-r18-rd100, padim-wr50-rd550, padim-effnet-b5, spade-wr50, mahalanobis-ad-effnet-b4, "
@@ -48,7 +46,7 @@ def fit(
     preset: Annotated[str | None, option(PRESETS, "NAME", default="none")] = None,
     backbone: Annotated[str | None, option("Frozen network.", "NAME", default="efficientnet_lite0")] = None,
     resize: Annotated[str | None, option("Size of the whole image.", "N|HxW", default="256")] = None,
-    crop: Annotated[str | None, option("Centre crop after that.", "N|HxW", default="none")] = None,
+    crop: Annotated[str | None, option("Centre crop after that.", "N|HxW|none", default="none")] = None,
     aspect: Annotated[Aspect, option("Handling of images of other proportions.")] = "squash",
     n_features: Annotated[int | None, option("Number of channels, drawn at random.", "N", default="all")] = None,
     regularization: Annotated[
@@ -121,7 +119,7 @@ def fit(
     ] = None,
 ) -> None:
     """Learn what GOOD parts look like and write a MODEL."""
-    given = _parameters({name: value for name, value in locals().items() if name not in NOT_PARAMETERS})
+    given = _parameters({name: value for name, value in locals().items() if name not in {"ctx", *COMMAND_OPTIONS}})
     _check(output, given)
     kind = choose_detector(detector or None, preset)
     given |= further_parameters(ctx, kind)
@@ -154,7 +152,8 @@ def _parameters(given: dict[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in given.items() if value is not None}
     for name in ("resize", "crop"):
         if name in found:
-            found[name] = _parse_size(found[name], f"--{name}")
+            is_none = name == "crop" and found[name] == "none"  # takes a preset's crop away
+            found[name] = None if is_none else _parse_size(found[name], f"--{name}")
     if "layers" in found:
         found["layers"] = tuple(name.strip() for name in found["layers"].split(","))
     if "regularization" in found:

@@ -16,7 +16,7 @@ from flawmap.detectors.spade import SPADE
 from flawmap.detectors.trained import ITAE, VAE, GANomaly, PatchSVDD, TrainedDetector
 from flawmap.errors import ParameterError
 from flawmap.model_file import ModelFile, damaged
-from flawmap.options import Runtime
+from flawmap.options import COMMAND_OPTIONS, Runtime
 
 __all__ = [
     "BUILT_IN",
@@ -54,6 +54,14 @@ def register(kind: type[Detector]) -> type[Detector]:
 
     Raises ParameterError for a name that another detector has.
     """
+    if not (isinstance(kind, type) and issubclass(kind, Detector)):
+        raise ParameterError(f"expected a class of detectors, got {kind!r}")
+    if not isinstance(vars(kind).get("name"), str):
+        raise ParameterError(f"{kind.__name__} needs a `name` of its own, by which model files and the command call it")
+    if taken := sorted(kind.parameters_type.model_fields.keys() & COMMAND_OPTIONS):
+        raise ParameterError(
+            f"{kind.__name__}: `flawmap fit` has an option {taken[0]}; give the parameter another name"
+        )
     known = DETECTORS.setdefault(kind.name, kind)
     if known is not kind and (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
         raise ParameterError(f"there is a detector of the name {kind.name} already: {known.__qualname__}")

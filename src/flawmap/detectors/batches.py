@@ -56,7 +56,7 @@ def check_size(size: int | None) -> None:
     """Raise ParameterError for no number of images; None lets flawmap choose."""
     if size is None:
         return
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST_AT_ONCE:
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or not 1 <= size <= MOST_AT_ONCE:
         raise ParameterError(f"batch_size must be a number from 1 to {MOST_AT_ONCE}, got {size!r}")
 
 

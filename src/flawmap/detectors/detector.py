@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from flawmap.backbones import NETWORKS, pick_device
+from flawmap.backbones import NETWORKS, Policy, pick_device
 from flawmap.decision import FALSE_ALARM_RATE, Decision, judge
 from flawmap.detectors.batches import Batch, batch_size, check_size, in_batches, make_batch
 from flawmap.detectors.calibration import HeldOutScores
@@ -31,7 +31,7 @@ from flawmap.detectors.document import (
 )
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.parameters import DeviceName, Parametrised, Pixels, Share, Workers, check, whole_number
-from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError
+from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
 from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, GraphDtype, OnBad
@@ -105,6 +105,7 @@ class Detector(Parametrised, ABC):
         self.duplicates_: tuple[tuple[str, str], ...] = ()
         self._images: ImagesRecord | None = None
         self._input: Preprocessing | None = None
+        self._fitted: dict[str, Any] = {}
         self._network: nn.Module | None = None
         self._stored_dtype: FactorDtype = "float32"
 
@@ -146,6 +147,8 @@ class Detector(Parametrised, ABC):
             progress=progress,
         )
         held_out = self._learn(good)
+        if len(good.learnt) < 2:
+            raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
         self._stored_dtype = "float32"
         self.n_images_, self.copies_ = len(good.learnt), good.copies()
         self._images = ImagesRecord(digests=good.digests(), sizes=good.sizes(MAX_SIZES))
@@ -236,6 +239,11 @@ class Detector(Parametrised, ABC):
         `dtype` "float16" or "bfloat16" halves the factors of a detector that has them (`factor_dtypes`).
         """
         self._check_fitted()
+        if "name" not in vars(type(self)):
+            raise ParameterError(
+                f"{type(self).__name__} has no `name` of its own: its file would load as {self.name}. Give the class a "
+                f"name and register it"
+            )
         if dtype is not None and dtype not in self.factor_dtypes:
             choices = ", ".join(self.factor_dtypes) or "not given"
             raise ParameterError(f"dtype of {self.name} must be {choices}, got {dtype!r}")
@@ -251,10 +259,13 @@ class Detector(Parametrised, ABC):
         """The model of an opened file; `settings` are parameters of this machine. Raises ModelFileError."""
         known = {name: value for name, value in settings.items() if name in cls.parameters_type.model_fields}
         check(cls.__name__, cls.parameters_type, known)
+        device = pick_device(known.get("device", "auto"))
+        if "runtime" in known:
+            Policy.choose(device, known["runtime"], "float32", n_images=document.n_images)
         try:
             model = cls(**{**document.parameters, **known})
             model._check()
-            stored = Stored(file, document, pick_device(model.device), cls.localises, {})
+            stored = Stored(file, document, device, cls.localises, {})
             model._restore(stored)
         except ParameterError as error:
             file.check()  # of a damaged file that says more
@@ -320,6 +331,8 @@ class Detector(Parametrised, ABC):
 
     def _prepare(self) -> None:
         """Make ready to score, after a fit or a load."""
+        fields = self.parameters_type.model_fields.items()
+        self._fitted = {name: getattr(self, name) for name, field in fields if not field.exclude}
         self._input, self._network = self.preprocessing, None
         self._step = max(1, batch_size(self._input.input_size) // 4)
 
@@ -347,10 +360,15 @@ class Detector(Parametrised, ABC):
         )
 
     def _check_fitted(self) -> None:
+        """Raise NotFittedError, or ParameterError for a parameter that was changed after the fit."""
         if self._input is None:
             raise NotFittedError(
                 f"this {type(self).__name__} has learnt nothing yet; call fit(good_images), or flawmap.load(path)"
             )
+        for name, value in self._fitted.items():
+            now = getattr(self, name)
+            if now is not value and not np.array_equal(np.asarray(now, object), np.asarray(value, object)):
+                raise ParameterError(f"{name} was changed after the fit, from {value!r} to {now!r}; fit again")
 
     def _calibrated(self) -> Decision:
         self._check_fitted()

@@ -65,8 +65,8 @@ class FeatureDetector(Detector):
         Runtime,
         Field(
             exclude=True,
-            description='"torch", or "openvino" on the CPU. "auto": torch on a GPU and for models of 32 images and '
-            "fewer, else OpenVINO.",
+            description='"torch", or "openvino" on the CPU. "auto": torch on a GPU and for float32 models of 32 '
+            "images and fewer, else OpenVINO.",
         ),
     ] = "auto"
 

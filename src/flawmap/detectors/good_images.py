@@ -283,6 +283,10 @@ class Grouping:
     def add(self, name: str) -> Hashable:
         """The group of the next image."""
         group = self._of(name)
+        try:
+            hash(group)
+        except TypeError as error:
+            raise ParameterError(f"groups: the function gave {group!r}; expected a text or a number") from error
         if group is None:
             group = (None, self.n_images)  # stands alone
         else:

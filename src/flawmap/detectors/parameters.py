@@ -106,6 +106,8 @@ def build_parameters(detector: type) -> type[Parameters]:
     fields: dict[str, Any] = {}
     for name, hint in get_type_hints(detector, include_extras=True).items():
         if get_origin(hint) is not ClassVar and hint is not ClassVar and not name.startswith("_"):
+            if not hasattr(detector, name):
+                raise ParameterError(f"{detector.__name__}.{name} needs a default value, as every parameter does")
             fields[name] = (hint, getattr(detector, name))
     return create_model(f"{detector.__name__}Parameters", __base__=Parameters, **fields)
 

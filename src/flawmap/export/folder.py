@@ -78,6 +78,8 @@ def export_model(
 
 def _check(model: Detector, folder: Path, format: str, dtype: str, resize_inside: bool) -> None:
     """Raise before any work is done for what cannot be."""
+    if not isinstance(model, Detector):
+        raise ParameterError(f"expected a fitted detector, got {type(model).__name__}")
     for name, value, choices in (("format", format, tuple(WRITERS)), ("dtype", dtype, model.graph_dtypes)):
         if value not in choices:
             expected = " or ".join(map(repr, choices))

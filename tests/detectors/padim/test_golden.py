@@ -29,7 +29,7 @@ def fitted(request, shared, screw, resnet18_weights, tmp_path_factory):
     ).fit(screw / "train" / "good")
     path = tmp_path_factory.mktemp("golden") / "screw.flawmap"
     model.save(path)
-    return golden, load(path), path
+    return golden, load(path, weights=weights), path
 
 
 def test_mean_and_covariance(fitted):

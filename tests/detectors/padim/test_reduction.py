@@ -10,6 +10,7 @@ from flawmap.detectors.anomaly_map import anomaly_maps
 from flawmap.detectors.padim.embedding import project_hierarchy
 from flawmap.detectors.padim.fit import learn_components
 from flawmap.errors import ModelFileError, ParameterError, TrainingSetError
+from model_files import assemble, contents
 
 SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64, "regularization": "paper", "runtime": "torch"}
 SHAPES = [(4, (9, 7)), (5, (5, 4)), (6, (3, 2))]
@@ -82,9 +83,11 @@ def test_a_loaded_model_predicts_the_same(reduced, good_images, scratched, tmp_p
     assert (tmp_path / "again.flawmap").read_bytes() == (tmp_path / "part.flawmap").read_bytes()
 
 
-def test_a_damaged_file_is_refused(reduced, tmp_path, monkeypatch):
-    monkeypatch.setattr(reduced, "n_features", 19)
+def test_a_damaged_file_is_refused(reduced, tmp_path):
     reduced.save(tmp_path / "part.flawmap")
+    document, tensors = contents(tmp_path / "part.flawmap")
+    document["parameters"]["n_features"] = 19
+    assemble(tmp_path / "part.flawmap", document, tensors)
     with pytest.raises(ModelFileError, match=r"tensor 'pca\.\w+' has shape"):
         load(tmp_path / "part.flawmap")
 

@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
@@ -81,6 +81,17 @@ class Gallery:
                 f"keep less of each image with coreset"
             ) from error
         self._n_in_file += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All rows: what is pickled or copied has them in memory, and no file."""
+        rows = np.empty((len(self), self.n_values), np.float32)
+        for index, values in enumerate(self.rows()):
+            rows[index] = values
+        return {"n_values": self.n_values, "rows": rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["n_values"], cache_mb=0)  # type: ignore[misc]
+        self._block, self._n_in_memory = state["rows"], len(state["rows"])
 
     def row(self, index: int) -> Tensor:
         """A row (n_values,); ModelFileError if its file has been damaged."""

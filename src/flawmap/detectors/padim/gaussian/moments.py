@@ -20,6 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,7 +150,7 @@ class Regularization:
         if value == "paper":
             return PAPER
         pair = tuple(value) if isinstance(value, (tuple, list)) else (0.0, value)
-        if len(pair) == 2 and all(isinstance(part, (int, float)) and math.isfinite(part) for part in pair):
+        if len(pair) == 2 and all(_is_finite(part) for part in pair):
             sharing, ridge = (float(part) for part in pair)
             if 0 <= sharing <= 1 and ridge >= 0:
                 return cls(ridge, sharing)
@@ -164,6 +165,11 @@ class Regularization:
         if self.sharing:
             covariance.mul_(1 - self.sharing).add_(shared, alpha=self.sharing / (count - 1))
         return covariance
+
+
+def _is_finite(value: object) -> bool:
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 PAPER = Regularization(ridge=0.01)
