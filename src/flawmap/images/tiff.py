@@ -79,6 +79,7 @@ class Directory:
     sample_format: int
     extra: tuple[int, ...]
     planar: bool
+    is_big_endian: bool
     reversed_bits: bool
     subsampling: tuple[int, ...]
 
@@ -86,7 +87,7 @@ class Directory:
     def read(cls, stream: BinaryIO) -> Directory:
         """The first directory of a file. Raises nearly anything for a damaged one, as Pillow does."""
         header = stream.read(8)
-        header += stream.read(8) if header[2:3] == b"+" or header[3:4] == b"+" else b""  # a BigTIFF
+        header += stream.read(8) if header[2:3] == b"+" else b""  # a BigTIFF
         tags = TiffImagePlugin.ImageFileDirectory_v2(header)
         stream.seek(tags.next)
         tags.load(stream)
@@ -110,6 +111,7 @@ class Directory:
             sample_format=max(_all(tags, 339, (1,))),
             extra=_all(tags, 338),
             planar=_one(tags, 284, 1) == 2,
+            is_big_endian=header[:2] == b"MM",
             reversed_bits=_one(tags, 266, 1) == 2,
             subsampling=_all(tags, 530, (2, 2)),
         )
@@ -139,6 +141,8 @@ class Directory:
             words += " in separate planes"
         if self.reversed_bits:
             words += " with reversed bits"
+        if self.sample_format == 2 and self.is_big_endian:
+            words += " in big-endian byte order"
         if self.compression not in TiffImagePlugin.COMPRESSION_INFO:
             return f"{words}, compression {self.compression}"
         return f"{words}, {TiffImagePlugin.COMPRESSION_INFO[self.compression]}"
@@ -152,6 +156,8 @@ class Directory:
         if bits not in BITS.get((self.colour, self.n_extra), ()) or (self.reversed_bits and bits > 8):
             return False
         is_signed = self.sample_format == 2 and self.colour == "grey" and bits > 8
+        if is_signed and self.is_big_endian and self.compression != RAW:  # Pillow swaps what libtiff has swapped
+            return False
         if not (self.sample_format == 1 or is_signed) or (bits > 8 and self.compression in JPEGS):
             return False
         if self.planar and len(self.bits) == 1:  # Pillow takes the name of its unpacker for a list of planes
@@ -195,6 +201,10 @@ class Directory:
 
 def check_tiff(stream: BinaryIO, n_bytes: int, name: str) -> Directory:
     """The directory of a TIFF file whose kind is read and whose pixels are all there; else ImageError."""
+    start = stream.read(4)
+    stream.seek(0)
+    if start == b"MM\0+":
+        raise ImageError(name, "is a BigTIFF in big-endian byte order, which is not read; save it as PNG or plain TIFF")
     directory = Directory.read(stream)
     if min(directory.width, directory.height, *directory.block) < 1:
         raise ImageError(name, f"is damaged: it is said to have {directory.width} x {directory.height} pixels")
