@@ -112,18 +112,21 @@ def read_image(source: ImageSource, *, name: str | None = None) -> NDArray[np.ui
 
 def read_photo(source: ImageSource, *, name: str | None = None, bits: int | None = None) -> Photo:
     """An image, and what there is to say of it; `bits` are those that deep samples use, None for all. ImageError."""
-    return use_photo(source, lambda photo: photo, name=name, bits=bits)
+    return use_photo(source, len, name=name, bits=bits)[0]
 
 
-def use_photo(source: ImageSource, use: Callable[[Photo], T], *, name: str | None = None, bits: int | None = None) -> T:
-    """What `use` makes of an image. Threads wait for each other where there is no memory for all their images at once.
+def use_photo(
+    source: ImageSource, use: Callable[[NDArray[np.uint8]], T], *, name: str | None = None, bits: int | None = None
+) -> tuple[Photo, T]:
+    """An image, and what `use` makes of its pixels. Threads wait for each other where memory is too small for all.
 
     Raises ImageError, also for a MemoryError of `use`.
     """
     name = name or _name(source)
     try:
         with ExitStack() as held:
-            return use(_read(source, name, bits, held))
+            photo = _read(source, name, bits, held)
+            return photo, use(photo.rgb)
     except MemoryError as error:
         raise ImageError(name, "does not fit in memory; make it smaller") from error
 

@@ -89,14 +89,13 @@ def load_image(
     """
     source = item if isinstance(item, VideoFrame) else os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
     name = f"image {number}" if source is None else str(source)
-
-    def make_ready(photo: Photo) -> Loaded:
-        pixels, placement = preprocessing.apply(photo.rgb, whole=whole)
-        return Loaded(number, name, source, pixels, placement, photo.remarks, photo.bits, photo.highest)
-
+    apply = partial(preprocessing.apply, whole=whole)
     if frames is not None and isinstance(item, VideoFrame):
-        return make_ready(Photo(frames.read(item)))
-    return use_photo(item, make_ready, name=name, bits=preprocessing.bits)
+        photo = Photo(frames.read(item))
+        pixels, placement = apply(photo.rgb)
+    else:
+        photo, (pixels, placement) = use_photo(item, apply, name=name, bits=preprocessing.bits)
+    return Loaded(number, name, source, pixels, placement, photo.remarks, photo.bits, photo.highest)
 
 
 def stream(
