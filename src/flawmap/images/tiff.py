@@ -61,6 +61,7 @@ class Directory:
         width, height: of the image as it is stored.
         block: (rows, columns) of a block.
         offsets, lengths: where each block lies, and its bytes; no lengths where the file gives none.
+        n_samples: samples a pixel.
         bits: bits of each sample.
         extra: kinds of the samples beyond the colours.
         planar: whether each sample has a plane of its own.
@@ -73,6 +74,7 @@ class Directory:
     block: tuple[int, int]
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
+    n_samples: int
     bits: tuple[int, ...]
     photometric: int
     compression: int
@@ -105,7 +107,8 @@ class Directory:
             block=(rows, _one(tags, 322) if is_tiled else _one(tags, 256)),
             offsets=_all(tags, where),
             lengths=_all(tags, lengths),
-            bits=bits * n_samples if len(bits) == 1 and n_samples <= 16 else bits[:n_samples],
+            n_samples=n_samples,
+            bits=bits * min(n_samples, 64) if len(bits) == 1 else bits[:n_samples],
             photometric=photometric,
             compression=compression,
             sample_format=max(_all(tags, 339, (1,))),
@@ -124,7 +127,7 @@ class Directory:
     @property
     def n_extra(self) -> int:
         """Samples beyond the colours."""
-        return len(self.bits) - N_COLOURS.get(self.colour, 1)
+        return self.n_samples - N_COLOURS.get(self.colour, 1)
 
     @property
     def kind(self) -> str:
@@ -151,6 +154,8 @@ class Directory:
     def is_read(self) -> bool:
         """Whether this kind is among those that Pillow reads right."""
         if self.compression not in TiffImagePlugin.COMPRESSION_INFO or len(set(self.bits)) != 1:
+            return False
+        if len(self.bits) != self.n_samples:
             return False
         bits = self.bits[0]
         if bits not in BITS.get((self.colour, self.n_extra), ()) or (self.reversed_bits and bits > 8):
