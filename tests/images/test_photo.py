@@ -186,8 +186,20 @@ def test_a_memory_error_is_one_bad_image(tmp_path, monkeypatch):
         assert names == [str(paths[i]) for i in (0, 2, 3)]
         assert [str(error) for error in bad] == [f"{paths[1]}: does not fit in memory; make it smaller"]
     monkeypatch.setattr(Image, "open", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(ImageError, match="does not fit in memory"):
-        read_image(paths[0])
+    for read in (read_image, read_mask):
+        with pytest.raises(ImageError, match="does not fit in memory"):
+            read(paths[0])
+
+
+def test_a_palette_image_without_a_palette_is_damaged(tmp_path):
+    path = saved(tmp_path, Image.fromarray(GREY).quantize(4))
+    content = path.read_bytes()
+    at = content.index(b"PLTE") - 4
+    end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+    path.write_bytes(content[:at] + content[end:])
+    for read in (read_image, read_mask):
+        with pytest.raises(ImageError, match="damaged or cut short"):
+            read(path)
 
 
 def bmp_with_alpha(rgba):

@@ -3,7 +3,7 @@
 EXIF rotation is applied. Grey, palette, CMYK and other modes become RGB; transparency is laid over white, unless it
 hides everything. More than 8 bits are scaled from their full range to 0..255, rounded; of 16-bit colour files Pillow
 keeps the high byte, at most one level away from that. Of files with several frames the first is read.
-docs/images.md says which formats and kinds are read, and up to which sizes.
+docs/images.md has the formats and sizes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
@@ -44,18 +45,16 @@ TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PIXELS = 2**30
 """Largest image read, a gigapixel; more is refused before it is decoded."""
 TOO_LARGE = f"more than the {MAX_PIXELS:,} that are read; make it smaller or cut it into pieces"
+NO_MEMORY = "does not fit in memory; make it smaller"
 SMALL_PIXELS = 2**25
 """Images up to this size are decoded from however few bytes: a blank one needs next to none."""
 EXPANSION = 1500
 """Most bytes of pixels in a byte of a larger file: deflate reaches 1032, LZW about 1400."""
 UNCOMPRESSED = {"BMP", "DIB", "PPM", "TGA"}
-RUN_LENGTHS = {"bmp_rle", "tga_rle"}
 MEMORY_VARIABLE = "FLAWMAP_IMAGE_MEMORY"
 """Environment variable with the megabytes that images may take while they are decoded."""
-BYTES_A_PIXEL = {"1": 6, "L": 6}
-"""What decoding takes at its peak, by Pillow's mode: the image, its RGB copies and the array; of other modes 12."""
-CODEC_BYTES = {"JPEG2000": 16, "WEBP": 8, "AVIF": 8}
-"""What a format's decoder takes on top of that."""
+BYTES_A_PIXEL, CODEC_BYTES = 12, {"JPEG2000": 16, "WEBP": 8, "AVIF": 8}
+"""What decoding takes at its peak: image, RGB copies and array; and what a format's decoder takes on top of that."""
 
 ALL_HIDDEN = "its transparency hides all of it and was ignored"
 MOST_HIDDEN = "more than half of it is transparent and was laid over white"
@@ -128,7 +127,7 @@ def use_photo(
             photo = _read(source, name, bits, held)
             return photo, use(photo.rgb)
     except MemoryError as error:
-        raise ImageError(name, "does not fit in memory; make it smaller") from error
+        raise ImageError(name, NO_MEMORY) from error
 
 
 def decode(source: str | os.PathLike[str]) -> tuple[Image.Image, int]:
@@ -170,10 +169,9 @@ def _decode(source: str | os.PathLike[str], held: ExitStack) -> tuple[Image.Imag
             _check_size(canvas, canvas[0] * canvas[1], "RGBA", n_bytes, name, is_raw=False)
         with _open(stream, directory, name) as image:
             n_pixels = image.width * image.height if directory is None else directory.n_pixels
-            codecs = {tile[0] for tile in getattr(image, "tile", [])}
-            is_raw = image.format in UNCOMPRESSED and not codecs & RUN_LENGTHS
+            is_raw = image.format in UNCOMPRESSED and "rle" not in str(getattr(image, "tile", ""))
             _check_size(image.size, n_pixels, image.mode, n_bytes, name, is_raw=is_raw)
-            a_pixel = BYTES_A_PIXEL.get(image.mode, 12) + CODEC_BYTES.get(image.format or "", 0)
+            a_pixel = CODEC_BYTES.get(image.format or "", 0) + BYTES_A_PIXEL
             held.enter_context(_memory.hold(n_pixels * a_pixel, name))
             return _load(image)
 
@@ -198,6 +196,8 @@ def _load(image: Image.Image) -> tuple[Image.Image, int]:
         bits = 16  # also of colours
     with quiet_libtiff() if image.format == "TIFF" else nullcontext():
         image.load()
+    if image.mode in {"P", "PA"} and image.palette is None:
+        raise ValueError("it has no palette")
     upright = _upright(image)
     return correct_grey(upright, bits, getattr(image, "tag_v2", {})) if image.format == "TIFF" else (upright, bits)
 
@@ -274,8 +274,10 @@ def _explained(name: str) -> Iterator[None]:
     """Turn what Pillow and the system raise into an ImageError."""
     try:
         yield
-    except (ImageError, ParameterError, MemoryError):
+    except (ImageError, ParameterError):
         raise
+    except MemoryError as error:
+        raise ImageError(name, NO_MEMORY) from error
     except FileNotFoundError as error:
         raise ImageError(name, "no such file; check the path") from error
     except IsADirectoryError as error:
@@ -321,7 +323,7 @@ def _to_photo(image: Image.Image, bits: int, name: str, used: int | None) -> Pho
     remarks: tuple[str, ...] = ()
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         image, remarks = _over_white(image, name)
-    rgb = _repeat(np.asarray(image)) if image.mode == "L" else np.asarray(convert(image, "RGB", name))
+    rgb = np.asarray(image if image.mode == "RGB" else convert(image, "RGB", name))
     if bits > 8 and rgb.max() < 64:
         remarks = (*remarks, FEW_LEVELS)
     return _remarked(np.ascontiguousarray(rgb), bits, None, remarks)
@@ -339,8 +341,8 @@ def _over_white(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, 
 
 def _remarked(rgb: NDArray[np.uint8], bits: int, highest: int | None, remarks: tuple[str, ...] = ()) -> Photo:
     """The photo, with a remark if it shows nothing at all."""
-    some = rgb[:: max(1, len(rgb) // 16), :: max(1, rgb.shape[1] // 16)]
-    if rgb.shape[:2] != (1, 1) and (some == rgb[0, 0]).all() and (rgb == rgb[0, 0]).all():
+    rows = chain(rgb[:: max(1, len(rgb) // 16)], rgb)  # some rows say of nearly all photos that they show something
+    if rgb.shape[:2] != (1, 1) and all((row == rgb[0, 0]).all() for row in rows):
         remarks = (*remarks, ONE_COLOUR)
     return Photo(rgb, bits, highest, remarks)
 
@@ -351,13 +353,12 @@ def _repeat(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def convert(image: Image.Image, mode: str, name: str) -> Image.Image:
     """The image in another colour mode. Raises ImageError."""
-    try:
-        with _pillow_for_large_images(MAX_PIXELS):
+    with _explained(name), _pillow_for_large_images(MAX_PIXELS):
+        try:
             return image.convert(mode)
-    except ValueError as error:
-        raise ImageError(
-            name, f"is in colour mode {image.mode}, which has no conversion to {mode}; save it as RGB"
-        ) from error
+        except ValueError as error:
+            reason = f"is in colour mode {image.mode}, which has no conversion to {mode}; save it as RGB"
+            raise ImageError(name, reason) from error
 
 
 def _from_array(array: NDArray[Any], name: str, used: int | None) -> Photo:
