@@ -14,13 +14,15 @@ from PIL import Image
 
 from flawmap.errors import ImageError
 from flawmap.images import read_image, read_mask, read_photo
+from flawmap.images.tiff import _libtiff
 from tiffs import encode_tiff
 
 HEIGHT, WIDTH = 20, 33
 KINDS = {
     "white is zero": (0, 1, ()), "grey": (1, 1, ()), "grey, unknown": (1, 2, (0,)), "grey, premultiplied": (1, 2, (1,)),
     "grey, alpha": (1, 2, (2,)), "RGB": (2, 3, ()), "RGB, unknown": (2, 4, (0,)), "RGB, premultiplied": (2, 4, (1,)),
-    "RGB, alpha": (2, 4, (2,)), "RGB, unsaid": (2, 4, ()), "RGB, alpha and more": (2, 5, (2, 0)), "palette": (3, 1, ()),
+    "RGB, alpha": (2, 4, (2,)), "RGB, unsaid": (2, 4, ()), "RGB, alpha and more": (2, 5, (2, 0)), "RGB, alpha and two more": (2, 6, (2, 0, 0)),
+    "palette": (3, 1, ()),
     "palette, alpha": (3, 2, (2,)), "mask": (4, 1, ()), "CMYK": (5, 4, ()), "CMYK, unknown": (5, 5, (0,)),
     "CMYK, alpha": (5, 5, (2,)), "YCbCr": (6, 3, ()), "Lab": (8, 3, ()), "filter array": (32803, 1, ()),
 }  # fmt: skip
@@ -30,6 +32,7 @@ READ = {
     "white is zero": {1, 2, 4, 8, 16}, "grey": {1, 2, 4, 8, 12, 16, 32}, "grey, unknown": {8},
     "grey, premultiplied": {8}, "grey, alpha": {8}, "RGB": {8, 16}, "RGB, unknown": {8, 16},
     "RGB, premultiplied": {8, 16}, "RGB, alpha": {8, 16}, "RGB, unsaid": {8, 16}, "RGB, alpha and more": {8},
+    "RGB, alpha and two more": {8},
     "palette": {1, 2, 4, 8}, "palette, alpha": {8}, "CMYK": {8, 16}, "CMYK, unknown": {8}, "YCbCr": {8},
 }  # fmt: skip
 """Bits a sample that are read where samples lie side by side, in the usual byte order."""
@@ -294,6 +297,7 @@ def test_strips_beyond_the_end_or_too_short_are_refused(tmp_path):
             read_image(write(tmp_path, samples, 8, photometric, rows=7, tags=tags))
 
 
+@pytest.mark.skipif(_libtiff() is None, reason="libtiff is inside Pillow's own module")
 def test_libtiff_writes_no_lines_of_its_own(tmp_path, capfd):
     samples, photometric, tags = draw("RGB", 8)
     path = write(tmp_path, samples, 8, photometric, compression=8, rows=5, tags=tags)

@@ -171,7 +171,7 @@ def _decode(source: str | os.PathLike[str], held: ExitStack) -> tuple[Image.Imag
             n_pixels = image.width * image.height if directory is None else directory.n_pixels
             is_raw = image.format in UNCOMPRESSED and "rle" not in str(getattr(image, "tile", ""))
             _check_size(image.size, n_pixels, image.mode, n_bytes, name, is_raw=is_raw)
-            a_pixel = CODEC_BYTES.get(image.format or "", 0) + BYTES_A_PIXEL
+            a_pixel = BYTES_A_PIXEL + CODEC_BYTES.get(image.format or "", 8 * ("A" in image.mode))
             held.enter_context(_memory.hold(n_pixels * a_pixel, name))
             return _load(image)
 
