@@ -6,6 +6,7 @@ import struct
 import subprocess
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -282,6 +283,20 @@ def test_sixteen_bit_colour_in_few_levels(tmp_path):
         read_photo(tmp_path / "a.png", bits=12)
     assert cv2.imwrite(str(tmp_path / "a.png"), values * 16)
     assert read_photo(tmp_path / "a.png").remarks == ()
+
+
+def test_png_of_sixteen_bits_with_alpha(tmp_path):
+    values = np.array([[[0, 65535], [40000, 65535], [65535, 65535], [0, 0]]], ">u2")
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 4, 1, 16, 4, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + values.tobytes())) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.rgb[0, :, 0].tolist() == [0, 40000 >> 8, 255, 255]
+    assert photo.bits == 16
 
 
 def test_values_of_a_pgm_are_scaled_from_the_highest_it_declares(tmp_path):

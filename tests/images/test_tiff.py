@@ -19,9 +19,10 @@ from tiffs import encode_tiff
 
 HEIGHT, WIDTH = 20, 33
 KINDS = {
+    "RGB, alpha and two more": (2, 6, (2, 0, 0)),
     "white is zero": (0, 1, ()), "grey": (1, 1, ()), "grey, unknown": (1, 2, (0,)), "grey, premultiplied": (1, 2, (1,)),
     "grey, alpha": (1, 2, (2,)), "RGB": (2, 3, ()), "RGB, unknown": (2, 4, (0,)), "RGB, premultiplied": (2, 4, (1,)),
-    "RGB, alpha": (2, 4, (2,)), "RGB, unsaid": (2, 4, ()), "RGB, alpha and more": (2, 5, (2, 0)), "RGB, alpha and two more": (2, 6, (2, 0, 0)),
+    "RGB, alpha": (2, 4, (2,)), "RGB, unsaid": (2, 4, ()), "RGB, alpha and more": (2, 5, (2, 0)),
     "palette": (3, 1, ()),
     "palette, alpha": (3, 2, (2,)), "mask": (4, 1, ()), "CMYK": (5, 4, ()), "CMYK, unknown": (5, 5, (0,)),
     "CMYK, alpha": (5, 5, (2,)), "YCbCr": (6, 3, ()), "Lab": (8, 3, ()), "filter array": (32803, 1, ()),
@@ -286,6 +287,20 @@ def test_files_without_all_their_pixels_are_refused_before_they_are_decoded(tmp_
     path = write(tmp_path, samples, 8, photometric, compression=compression, **layout)
     with pytest.raises(ImageError, match=r"damaged or cut short|more than the 1,073,741,824"):
         read_image(path)
+
+
+@pytest.mark.parametrize("mark", [b"II\0*", b"MM*\0"])
+def test_a_wrong_mark_that_pillow_takes_changes_nothing(tmp_path, mark):
+    samples, photometric, _ = draw("RGB", 8)
+    order = "<" if mark.startswith(b"I") else ">"
+    for changed, message in (
+        ({257: (16_000_000,), 278: (4,)}, "damaged or cut short"),
+        ({258: (5, 6, 5)}, "5/6-bit RGB"),
+    ):
+        path = write(tmp_path, samples, 8, photometric, order=order, tags=changed)
+        path.write_bytes(mark + path.read_bytes()[4:])
+        with pytest.raises(ImageError, match=message):
+            read_image(path)
 
 
 def test_strips_beyond_the_end_or_too_short_are_refused(tmp_path):

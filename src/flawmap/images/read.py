@@ -27,7 +27,7 @@ from flawmap.errors import ImageError, ParameterError, first_line
 from flawmap.files import open_file
 from flawmap.images.depth import DEEP_MODES, check_array, scale_to_8_bits
 from flawmap.images.memory import MACHINE_MEMORY
-from flawmap.images.tiff import Directory, check_tiff, correct_grey, quiet_libtiff, refusal
+from flawmap.images.tiff import TIFF_MARKS, Directory, check_tiff, correct_grey, quiet_libtiff, refusal
 from flawmap.images.video import FrameReader, VideoFrame
 from flawmap.images.webp import canvas_size
 
@@ -40,7 +40,6 @@ FORMATS = ["PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "DIB"
 """Formats that are read, by Pillow's names: some of the others are decoded by outside programs."""
 if importlib.util.find_spec("PIL.AvifImagePlugin"):
     FORMATS.append("AVIF")
-TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 MAX_PIXELS = 2**30
 """Largest image read, a gigapixel; more is refused before it is decoded."""
