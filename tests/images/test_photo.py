@@ -303,3 +303,10 @@ def test_values_of_a_pgm_are_scaled_from_the_highest_it_declares(tmp_path):
     values = np.array([[0, 8, 2048, 4095]], ">u2")
     (tmp_path / "a.pgm").write_bytes(b"P5\n4 1\n4095\n" + values.tobytes())
     assert read_photo(tmp_path / "a.pgm").rgb[0, :, 0].tolist() == [0, 0, 128, 255]
+
+
+def test_an_opened_tiff_whose_file_is_gone_is_read_as_it_was_opened(tmp_path):
+    path = saved(tmp_path, Image.fromarray(RGB), "a.tif")
+    with Image.open(path) as image:
+        path.unlink()
+        assert np.array_equal(read_image(image), RGB)

@@ -2,8 +2,7 @@
 
 EXIF rotation is applied. Grey, palette, CMYK and other modes become RGB; transparency is laid over white, unless it
 hides everything. More than 8 bits are scaled from their full range to 0..255, rounded; of 16-bit colour files Pillow
-keeps the high byte, at most one level away from that. Of files with several frames the first is read.
-docs/images.md has the formats and sizes.
+keeps the high byte, at most one level away. Of several frames the first is read. docs/images.md has formats and sizes.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
@@ -110,7 +110,7 @@ def read_image(source: ImageSource, *, name: str | None = None) -> NDArray[np.ui
 
 def read_photo(source: ImageSource, *, name: str | None = None, bits: int | None = None) -> Photo:
     """An image, and what there is to say of it; `bits` are those that deep samples use, None for all. ImageError."""
-    return use_photo(source, len, name=name, bits=bits)[0]
+    return use_photo(source, lambda _: None, name=name, bits=bits)[0]
 
 
 def use_photo(
@@ -204,7 +204,8 @@ def _load(image: Image.Image) -> tuple[Image.Image, int]:
 def _from_pil(image: Image.Image, name: str, held: ExitStack) -> tuple[Image.Image, int]:
     """A PIL image as of `decode`. A TIFF that is merely opened is read from its path: Pillow turns some wrong."""
     path = os.fsdecode(getattr(image, "filename", ""))
-    if image.format == "TIFF" and path and getattr(image, "tile", None) and image.tell() == 0:
+    is_opened = image.format == "TIFF" and bool(getattr(image, "tile", None)) and image.tell() == 0
+    if is_opened and path and Path(path).is_file():
         return _decode(path, held)
     with _explained(name), _pillow_for_large_images(MAX_PIXELS):
         return _load(image)
