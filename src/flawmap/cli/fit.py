@@ -62,7 +62,9 @@ def fit(
     aspect: Annotated[Aspect, option("Handling of images of other proportions.")] = "squash",
     bits: Annotated[
         int | None,
-        option("Bits of each sample that 16-bit images use, such as 12.", "N", default="all 16", min=8, max=16),
+        option(
+            "Bits of each sample that 16-bit images use, such as 12.", "N", default="as the file says", min=8, max=16
+        ),
     ] = None,
     n_features: Annotated[int | None, option("Number of channels, drawn at random.", "N", default="all")] = None,
     regularization: Annotated[
