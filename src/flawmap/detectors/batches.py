@@ -45,6 +45,12 @@ def make_batch(images: Sequence[Loaded], indices: Sequence[int] = (), groups: Se
     return Batch(images, np.stack([image.pixels for image in images]), indices, groups)
 
 
+def batch_of_one(image: Loaded, size: int | None) -> Batch:
+    """The batch of one image, whatever `size` was asked for. Raises ParameterError for no size."""
+    check_size(size)
+    return make_batch([image])
+
+
 def in_batches(images: Iterator[Loaded], size: int) -> Iterator[Batch]:
     """Images in batches of up to `size`. Raises ParameterError for no size."""
     check_size(size)

@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flawmap.backbones import NETWORKS, Policy, pick_device
-from flawmap.decision import FALSE_ALARM_RATE, Decision, judge
-from flawmap.detectors.batches import Batch, batch_size, check_size, in_batches, make_batch
+from flawmap.decision import FALSE_ALARM_RATE, Decision, GoodPhotos, judge
+from flawmap.detectors.batches import Batch, batch_of_one, batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import (
     MAX_SIZES,
@@ -30,7 +30,7 @@ from flawmap.detectors.document import (
     restore_decision,
 )
 from flawmap.detectors.good_images import GoodImages
-from flawmap.detectors.parameters import DeviceName, Parametrised, Pixels, Share, Workers, check, whole_number
+from flawmap.detectors.parameters import Bits, DeviceName, Parametrised, Pixels, Share, Workers, check, whole_number
 from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
@@ -52,7 +52,9 @@ class Detector(Parametrised, ABC):
             calibrated, or fewer than three images.
         outliers_: names of good images that look unlike the others.
         copies_: names of good images that equal an earlier one.
-        duplicates_: pairs of names of near-duplicates. The last three are not saved.
+        duplicates_: pairs of names of near-duplicates.
+        remarks_: what is unusual about good images, in words, and the names of those. The last four are not saved.
+        good_photos_: sizes and depth of the good images, with which later ones are compared; None in older files.
 
     Example:
         >>> from flawmap import PaDiM
@@ -84,6 +86,9 @@ class Detector(Parametrised, ABC):
     aspect: Annotated[
         Aspect, Field(description='"squash" fills `resize`; "letterbox" keeps the proportions and pads.')
     ] = "squash"
+    bits: Annotated[
+        Bits, Field(description="Bits of each sample that images of 16 bits use, such as 12; None: all.")
+    ] = None
     device: Annotated[DeviceName, Field(description='"auto": a GPU where there is one, else the CPU.')] = "auto"
     calibrate: Annotated[
         Calibration | None,
@@ -103,6 +108,8 @@ class Detector(Parametrised, ABC):
         self.outliers_: tuple[str, ...] = ()
         self.copies_: tuple[str, ...] = ()
         self.duplicates_: tuple[tuple[str, str], ...] = ()
+        self.remarks_: dict[str, tuple[str, ...]] = {}
+        self.good_photos_: GoodPhotos | None = None
         self._images: ImagesRecord | None = None
         self._input: Preprocessing | None = None
         self._fitted: dict[str, Any] = {}
@@ -112,7 +119,7 @@ class Detector(Parametrised, ABC):
     @property
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the model's input."""
-        return Preprocessing.of(self.resize, self.crop, self.aspect)
+        return Preprocessing.of(self.resize, self.crop, self.aspect, self.bits)
 
     def fit(
         self,
@@ -151,7 +158,8 @@ class Detector(Parametrised, ABC):
             raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
         self._stored_dtype = "float32"
         self.n_images_, self.copies_ = len(good.learnt), good.copies()
-        self._images = ImagesRecord(digests=good.digests(), sizes=good.sizes(MAX_SIZES))
+        self._images = ImagesRecord(digests=good.digests(), sizes=good.photos.sizes(MAX_SIZES), bits=good.photos.bits)
+        self.remarks_ = good.photos.remarks(self.preprocessing)
         self.decision_, self.outliers_, self.duplicates_ = None, (), ()
         if held_out is not None and held_out.scores:
             (indices, decision), names = held_out.in_order(), good.names
@@ -173,12 +181,11 @@ class Detector(Parametrised, ABC):
             batch_size: images per step; None to choose.
         """
         self._check_fitted()
-        check_size(batch_size)
         try:
             collection = collect(images)
             if collection.single and self._input is not None:
                 [item] = collection.items
-                return self._judge(make_batch([load_image(1, item, self._input)]))[0]
+                return self._judge(batch_of_one(load_image(1, item, self._input), batch_size))[0]
         except ImageError as error:
             if on_bad is not None:
                 on_bad(error)
@@ -193,10 +200,9 @@ class Detector(Parametrised, ABC):
         Each image of an iterator, such as a camera, is scored before the next one is asked for.
         """
         self._check_fitted()
-        check_size(batch_size)
         collection = collect(images)
         live = collection.count is None
-        return self._predict(collection, on_bad, batch_size or (1 if live else None), live=live)
+        return self._predict(collection, on_bad, 1 if live and batch_size is None else batch_size, live=live)
 
     @property
     def leave_one_out_scores_(self) -> NDArray[np.float32]:
@@ -240,10 +246,7 @@ class Detector(Parametrised, ABC):
         """
         self._check_fitted()
         if "name" not in vars(type(self)):
-            raise ParameterError(
-                f"{type(self).__name__} has no `name` of its own: its file would load as {self.name}. Give the class a "
-                f"name and register it"
-            )
+            raise ParameterError(f"{type(self).__name__} has no `name` of its own; its file would load as {self.name}")
         if dtype is not None and dtype not in self.factor_dtypes:
             choices = ", ".join(self.factor_dtypes) or "not given"
             raise ParameterError(f"dtype of {self.name} must be {choices}, got {dtype!r}")
@@ -334,6 +337,7 @@ class Detector(Parametrised, ABC):
         fields = self.parameters_type.model_fields.items()
         self._fitted = {name: getattr(self, name) for name, field in fields if not field.exclude}
         self._input, self._network = self.preprocessing, None
+        self.good_photos_ = None if self._images is None else self._images.photos(self.aspect)
         self._step = max(1, batch_size(self._input.input_size) // 4)
 
     def _make_ready(self) -> None:
@@ -390,4 +394,4 @@ class Detector(Parametrised, ABC):
     def _judge(self, batch: Batch) -> list[Prediction]:
         """What the detector says of some images, and what the decision says of that."""
         maps, scores = self._score(batch)
-        return judge(batch.images, maps, scores, self.decision_)
+        return judge(batch.images, maps, scores, self.decision_, good=self.good_photos_)

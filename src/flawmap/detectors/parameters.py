@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from typing_extensions import dataclass_transform
 
 from flawmap.errors import ParameterError
+from flawmap.options import MAX_BITS, MIN_BITS
 
 MAX_CACHE_MB = 2**22
 
@@ -83,6 +84,8 @@ def _check_groups(value: object) -> object:
 
 Number = Annotated[int, whole_number()]
 """A whole number from 1."""
+Bits = Annotated[int | None, whole_number(least=MIN_BITS, most=MAX_BITS)]
+"""Bits of a sample."""
 Pixels = Annotated[Any, BeforeValidator(_check_side)]
 """A side in pixels, or (height, width)."""
 Share = Annotated[float, AfterValidator(_check_share)]

@@ -2,7 +2,7 @@
 
 from flawmap.images.masks import ClassMask, MaskFrame, MaskSource, read_mask
 from flawmap.images.preprocessing import Preprocessing
-from flawmap.images.read import ImageSource, read_image
+from flawmap.images.read import ImageSource, Photo, read_image, read_photo
 from flawmap.images.source import SUFFIXES, ImageCollection, ImageInput, collect
 from flawmap.images.stream import Loaded, digest, load_image, stream
 from flawmap.images.video import FrameReader, VideoFrame
@@ -17,6 +17,7 @@ __all__ = [
     "Loaded",
     "MaskFrame",
     "MaskSource",
+    "Photo",
     "Preprocessing",
     "VideoFrame",
     "collect",
@@ -24,5 +25,6 @@ __all__ = [
     "load_image",
     "read_image",
     "read_mask",
+    "read_photo",
     "stream",
 ]

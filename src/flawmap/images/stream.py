@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flawmap.errors import ImageError, ParameterError
 from flawmap.images.preprocessing import Preprocessing
-from flawmap.images.read import ImageSource, read_image
+from flawmap.images.read import ImageSource, Photo, use_photo
 from flawmap.images.video import FrameReader, VideoFrame
 from flawmap.options import OnBad
 from flawmap.prediction import Placement
@@ -46,6 +46,8 @@ class Loaded:
         pixels: (h, w, 3) uint8, the model's input, or the canvas before the crop.
         placement: where the model's input lies on the original.
         remarks: what is unusual about the image, in words.
+        bits: of a sample, as the image declares them.
+        highest: highest sample of deep grey, or of a uint16 array; else None.
         path: its path, `path#index` for a frame of a video, or None.
     """
 
@@ -55,6 +57,8 @@ class Loaded:
     pixels: NDArray[np.uint8]
     placement: Placement
     remarks: tuple[str, ...] = ()
+    bits: int = 8
+    highest: int | None = None
     path: str | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -85,9 +89,13 @@ def load_image(
     """
     source = item if isinstance(item, VideoFrame) else os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
     name = f"image {number}" if source is None else str(source)
-    rgb = frames.read(item) if frames is not None and isinstance(item, VideoFrame) else read_image(item, name=name)
-    pixels, placement = preprocessing.apply(rgb, whole=whole)
-    return Loaded(number, name, source, pixels, placement)
+    apply = partial(preprocessing.apply, whole=whole)
+    if frames is not None and isinstance(item, VideoFrame):
+        photo = Photo(frames.read(item))
+        pixels, placement = apply(photo.rgb)
+    else:
+        photo, (pixels, placement) = use_photo(item, apply, name=name, bits=preprocessing.bits)
+    return Loaded(number, name, source, pixels, placement, photo.remarks, photo.bits, photo.highest)
 
 
 def stream(
