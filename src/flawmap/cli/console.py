@@ -130,17 +130,17 @@ def table(title: str, first: str, *figures: str) -> Table:
 
 
 def explain_promise(decision: Decision, asked: float) -> None:
-    """Print the promised false-alarm rate, and the number of images for the requested one."""
+    """Print the guaranteed false-alarm rate, and the number of images for the requested one."""
     rate = decision.false_alarm_rate
     if rate is None:
-        say(f"Threshold {decision.threshold:.4g}, set by hand, without a promised false-alarm rate.")
+        say(f"Threshold {decision.threshold:.4g}, set by hand, without a guaranteed false-alarm rate.")
         return
     what = "good images" if decision.group_sizes is None else "groups of good images"
-    say(f"Threshold {decision.threshold:.4g}: at most {rate:.3g} of good parts are flagged.")
+    say(f"Threshold {decision.threshold:.4g}: at most {100 * rate:.3g} % of good parts are flagged.")
     if rate > asked:
         needed = math.ceil(1 / asked) - 1
         note(
-            f"To promise {asked:g} you need at least {needed} {what}; there are {decision.n_groups}. Until then the "
+            f"To guarantee {100 * asked:g} % you need at least {needed} {what}; there are {decision.n_groups}. Until then the "
             f"threshold is the highest score of a good image."
         )
 

@@ -14,7 +14,7 @@ from flawmap.cli.console import BadImages, Remarks, check_writable_target, guard
 from flawmap.errors import DatasetError
 
 DOUBTFUL = 0.01
-"""Uniformity of p-values below which a note doubts the promise."""
+"""Uniformity of p-values below which a note doubts the guarantee."""
 
 
 @guarded
@@ -29,7 +29,7 @@ def evaluate(
         ),
     ],
     reliability: Annotated[
-        Path | None, options.option("Plot realised against promised false-alarm rates.", "PNG")
+        Path | None, options.option("Plot realised against guaranteed false-alarm rates.", "PNG")
     ] = None,
     weights: options.Weights = None,
     device: options.Device = "auto",
@@ -58,7 +58,7 @@ def evaluate(
     if reliability is not None:
         if result.reliability is None:
             raise DatasetError(
-                f"{dataset}: no good images, or a model without a promised rate; there is nothing to plot"
+                f"{dataset}: no good images, or a model without a guaranteed rate; there is nothing to plot"
             )
         plot_reliability(result.reliability, reliability)
     promised = detector.decision_.false_alarm_rate if detector.decision_ else None
@@ -73,14 +73,14 @@ def evaluate(
         console = Console()
         console.print(shown)
         if (alarms := result.false_alarm_rate) is not None:
-            promise = "" if promised is None else f", promised {promised:.3g}"
+            promise = "" if promised is None else f", guaranteed {promised:.3g}"
             console.print(f"good parts flagged: {alarms}{promise}")
         if result.miss_rate is not None:
             console.print(f"anomalous parts missed: {result.miss_rate}")
         if result.reliability is not None and result.reliability.uniformity < DOUBTFUL:
             note(
                 f"the scores of these good parts differ from those of the training images (uniformity "
-                f"{result.reliability.uniformity:.2g}): their false-alarm rate may exceed the promised one; refit "
+                f"{result.reliability.uniformity:.2g}): their false-alarm rate may exceed the guaranteed one; refit "
                 f"on parts like these"
             )
     remarks = Remarks()

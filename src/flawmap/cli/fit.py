@@ -57,7 +57,7 @@ def fit(
     backbone: Annotated[str | None, option("Frozen network.", "NAME", default="efficientnet_lite0")] = None,
     resize: Annotated[str | None, option("Size of the whole image.", "N|HxW", default="256")] = None,
     crop: Annotated[str | None, option("Centre crop after that.", "N|HxW|none", default="none")] = None,
-    aspect: Annotated[Aspect, option("Handling of images of other proportions.")] = "squash",
+    aspect: Annotated[Aspect, option("Photos of other proportions: stretch or pad them.")] = "squash",
     bits: Annotated[
         int | None,
         option(
@@ -75,7 +75,7 @@ def fit(
     ] = None,
     groups: Annotated[
         str | None,
-        option("Groups of near-duplicates: images whose path matches alike.", "REGEX|folder", default="none"),
+        option("Photos that belong together: those with the same match in their path.", "REGEX|folder", default="none"),
     ] = None,
     seed: Annotated[int, option("Random seed.", "N")] = 0,
     device: options.Device = "auto",
@@ -94,7 +94,7 @@ def fit(
         ),
     ] = None,
     random_weights: Annotated[bool, of_backbone("Random weights instead.", None, "--random-weights")] = False,
-    runtime: Annotated[Runtime, of_backbone("Library that runs it.")] = "auto",
+    runtime: Annotated[Runtime, of_backbone("Library that runs the backbone.")] = "auto",
     precision: Annotated[
         PrecisionChoice | None,
         of_backbone(
@@ -111,7 +111,9 @@ def fit(
         Literal["paper", "port"] | None, of_spade("The paper's equations, or its public port.", default="paper")
     ] = None,
     n_neighbors: Annotated[int | None, of_spade("Number of nearest images.", "K", default="50; port: 5")] = None,
-    image_layer: Annotated[str | None, of_spade("Layer that finds them.", "NAME", default="last level")] = None,
+    image_layer: Annotated[
+        str | None, of_spade("Layer that finds similar images.", "NAME", default="last level")
+    ] = None,
     coreset: Annotated[float | None, of_spade("Share of patches to keep.", "SHARE", default="all")] = None,
     n_mapped: Annotated[
         int | None, of_spade("Number of good images that set the pixel threshold.", "N", default="50")

@@ -21,7 +21,7 @@ def threshold(
     false_alarm_rate: Annotated[
         float | None, option("False-alarm rate: share of good parts that may be flagged.", "Q")
     ] = None,
-    value: Annotated[float | None, option("Threshold, without a promised false-alarm rate.", "SCORE")] = None,
+    value: Annotated[float | None, option("Threshold, without a guaranteed false-alarm rate.", "SCORE")] = None,
     pixel_false_alarm_rate: Annotated[
         float | None, option("Pixel false-alarm rate: share of good parts' pixels that may be marked.", "Q")
     ] = None,
