@@ -140,8 +140,8 @@ def explain_promise(decision: Decision, asked: float) -> None:
     if rate > asked:
         needed = math.ceil(1 / asked) - 1
         note(
-            f"To guarantee {100 * asked:g} % you need at least {needed} {what}; there are {decision.n_groups}. Until then the "
-            f"threshold is the highest score of a good image."
+            f"To guarantee {100 * asked:g} % you need at least {needed} {what}; there are {decision.n_groups}. Until "
+            f"then the threshold is the highest score of a good image."
         )
 
 

@@ -111,9 +111,7 @@ def fit(
         Literal["paper", "port"] | None, of_spade("The paper's equations, or its public port.", default="paper")
     ] = None,
     n_neighbors: Annotated[int | None, of_spade("Number of nearest images.", "K", default="50; port: 5")] = None,
-    image_layer: Annotated[
-        str | None, of_spade("Layer that finds similar images.", "NAME", default="last level")
-    ] = None,
+    image_layer: Annotated[str | None, of_spade("Layer that finds neighbours.", "NAME", default="last level")] = None,
     coreset: Annotated[float | None, of_spade("Share of patches to keep.", "SHARE", default="all")] = None,
     n_mapped: Annotated[
         int | None, of_spade("Number of good images that set the pixel threshold.", "N", default="50")
