@@ -12,7 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from flawmap.cli import options
-from flawmap.cli.console import BadImages, check_writable_target, guarded, messages, print_json, say, table
+from flawmap.cli.console import (
+    BadImages,
+    check_writable_target,
+    guarded,
+    messages,
+    print_json,
+    say,
+    table,
+    tell_passed_over,
+)
 from flawmap.cli.options import option
 from flawmap.datasets import LAYOUTS, Counts, Problem, Report, check_dataset, write_rd_mvtec_ad
 from flawmap.errors import DatasetError
@@ -113,6 +122,7 @@ def timeline(
     check_picture(output, 0)
     detector = load(model, weights=weights, device=device, runtime=runtime, workers=workers)
     data = open_dataset(dataset)
+    tell_passed_over(data.passed_over, strict=False, quiet=quiet or as_json)
     check_picture(output, len({sample.group for sample in data.test} - {None}))
     bad = BadImages()
     timelines = score_timelines(

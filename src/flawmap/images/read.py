@@ -2,7 +2,7 @@
 
 EXIF rotation is applied. Grey, palette, CMYK and other modes become RGB; transparency is laid over white. 16-bit grey
 and 16-bit arrays are scaled from their full range (v / 257, rounded); of 16-bit colour files Pillow keeps the high
-byte, at most one level away from that. Of files with several frames the first is read.
+byte, at most one level away from that. Of files with several pages the first is read, unless a page is asked for.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from flawmap.errors import ImageError
+from flawmap.images.formats import RAW_SUFFIXES
+from flawmap.images.hints import why_missing
+from flawmap.images.pages import ImagePage
 from flawmap.images.video import FrameReader, VideoFrame
 
-ImageSource = str | os.PathLike[str] | NDArray[Any] | Image.Image | VideoFrame
-"""One image: a path, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL image, or a frame of a video."""
+ImageSource = str | os.PathLike[str] | NDArray[Any] | Image.Image | ImagePage | VideoFrame
+"""One image: a path, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL image, a page of a file, or a frame of a
+video."""
 
 MAX_PIXELS = 2**30
 """Largest image read, a gigapixel; more is refused before it is decoded."""
@@ -70,14 +74,18 @@ def read_image(source: ImageSource, *, name: str | None = None) -> NDArray[np.ui
     if isinstance(source, VideoFrame):
         with FrameReader() as frames:
             return frames.read(source)
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike, ImagePage)):
         raise ImageError(name or "image", f"expected a path, an array or a PIL image, got {type(source).__name__}")
     return _to_rgb(decode(source), str(source))
 
 
-def decode(source: str | os.PathLike[str]) -> Image.Image:
+def decode(source: str | os.PathLike[str] | ImagePage) -> Image.Image:
     """A file's image, decoded whole and upright; every failure is an ImageError that names the file and the remedy."""
-    path, name = Path(source), str(source)
+    path, name = source.path if isinstance(source, ImagePage) else Path(source), str(source)
+    if path.suffix.lower() in RAW_SUFFIXES:
+        raise ImageError(
+            name, "is a camera's raw file, of which only a thumbnail could be read; convert it to PNG or TIFF"
+        )
     with _explained(name), _pillow_for_large_images(MAX_PIXELS):
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -87,10 +95,19 @@ def decode(source: str | os.PathLike[str]) -> Image.Image:
         if status.st_size == 0:
             raise ImageError(name, "is empty; copy or record it again")
         with Image.open(path) as image:
+            if isinstance(source, ImagePage):
+                _turn_to(image, source)
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(name, f"has {image.width} x {image.height} pixels, {TOO_LARGE}")
             image.load()
             return _upright(image)
+
+
+def _turn_to(image: Image.Image, page: ImagePage) -> None:
+    try:
+        image.seek(page.number - 1)
+    except EOFError as error:
+        raise ImageError(str(page), "the file has no such page; pages are counted from 1") from error
 
 
 @contextmanager
@@ -101,7 +118,7 @@ def _explained(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except FileNotFoundError as error:
-        raise ImageError(name, "no such file; check the path") from error
+        raise ImageError(name, why_missing(name, "file")) from error
     except PermissionError as error:
         raise ImageError(name, "may not be read by this user; change its permissions") from error
     except UnidentifiedImageError as error:
