@@ -25,9 +25,8 @@ class Root(TyperGroup):
         for before, argument in pairwise(["", *args]):
             option = argument.removesuffix("=") if EMPTY.fullmatch(argument) else before
             if not argument.strip() or EMPTY.fullmatch(argument):
-                ctx.fail(
-                    f"An empty argument{f' after {option}' if option else ''}. Is a variable of the shell not set?"
-                )
+                where = f" after {option}" if option else ""
+                ctx.fail(f"An empty argument{where}. Is a variable of the shell not set?")
         return super().parse_args(ctx, args)
 
 

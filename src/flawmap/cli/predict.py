@@ -43,8 +43,8 @@ def predict(
 ) -> None:
     """Score IMAGES; write OUT/predictions.csv and .jsonl, an overlay picture each, and raw maps on request.
 
-    Each page of a file and each frame of a video is an image. An image that cannot be read is named and left out, the others are still scored; the exit code is then 1, or 0 with
-    --skip-bad.
+    Each page of a file and each frame of a video is an image. An image that cannot be read is named and left out, the
+    others are still scored; the exit code is then 1, or 0 with --skip-bad.
     """
     collection = collect(images, stride=stride, warn=False)
     everything = [item for item in collection.items if isinstance(item, (Path, ImagePage, VideoFrame))]

@@ -140,8 +140,9 @@ def check_folder(root: str | os.PathLike[str]) -> Path:
     path = expand_home(root)
     if not is_folder(path):
         meant = find_meant(str(path))
+        hint = f"did you mean {meant}? " if meant else ""
         raise DatasetError(
-            f"{root}: no such folder; {f'did you mean {meant}? ' if meant else ''}expected a data set, NAME:FOLDER, a manifest (.csv), elpv:mono or elpv:poly"
+            f"{root}: no such folder; {hint}expected a data set, NAME:FOLDER, a manifest (.csv), elpv:mono or elpv:poly"
         )
     return path
 

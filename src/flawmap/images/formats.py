@@ -10,52 +10,25 @@ from pathlib import Path
 
 from flawmap.files import open_file
 
-SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in (  # noqa: SIM905 (a table)
-        "apng avif bmp dib gif j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pgm png pnm ppm tga tif tiff webp"
-    ).split()
+
+def _endings(words: str) -> frozenset[str]:
+    return frozenset(f".{word}" for word in words.split())
+
+
+SUFFIXES = _endings(
+    "apng avif bmp dib gif j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pgm png pnm ppm tga tif tiff webp"
 )
 """Endings of images. A file that has one and is no image is a bad image, and is not passed over."""
 
-RAW_SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in (  # noqa: SIM905
-        "3fr arw cr2 cr3 crw dcr dng erf fff iiq kdc mef mos mrw nef nrw orf pef raf rw2 rwl sr2 srf srw x3f"
-    ).split()
+RAW_SUFFIXES = _endings(
+    "3fr arw cr2 cr3 crw dcr dng erf fff iiq kdc mef mos mrw nef nrw orf pef raf rw2 rwl sr2 srf srw x3f"
 )
 """Endings of cameras' raw files. Many are TIFF files whose first image is a thumbnail."""
 
-OTHER_SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in [
-        "ai",
-        "dcm",
-        "emf",
-        "eps",
-        "exr",
-        "fits",
-        "hdr",
-        "heic",
-        "heif",
-        "hif",
-        "ico",
-        "jxl",
-        "pcx",
-        "pdf",
-        "psb",
-        "psd",
-        "svg",
-        "wmf",
-        "xcf",
-    ]
-)
+OTHER_SUFFIXES = _endings("ai dcm emf eps exr fits hdr heic heif hif ico jxl pcx pdf psb psd svg wmf xcf")
 """Endings of pictures in formats that are not read."""
 
-VIDEO_SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in ["3gp", "avi", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "ogv", "webm", "wmv"]
-)
+VIDEO_SUFFIXES = _endings("3gp avi m2ts m4v mkv mov mp4 mpeg mpg mts ogv webm wmv")
 """Endings of videos. A video that is named is judged frame by frame; one in a folder is passed over."""
 
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
@@ -103,11 +76,6 @@ def has_mark(path: str | os.PathLike[str]) -> bool:
     if start[4:8] == b"ftyp":
         return any(brand in start[8:32] for brand in (b"avif", b"avis"))
     return PNM.match(start) is not None
-
-
-def is_counted(name: str) -> bool:
-    """Whether a file that is no image counts as passed over: not a hidden one, and not a file manager's."""
-    return not name.startswith(".") and name.lower() not in SYSTEM_FILES
 
 
 def describe_passed_over(paths: Sequence[Path]) -> str:

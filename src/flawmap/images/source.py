@@ -21,10 +21,10 @@ from flawmap.files import expand_home
 from flawmap.images.formats import (
     SKIPPED,
     SUFFIXES,
+    SYSTEM_FILES,
     TIFF_MARKS,
     VIDEO_SUFFIXES,
     describe_passed_over,
-    is_counted,
     is_image,
 )
 from flawmap.images.hints import refuse_stream, why_missing
@@ -118,14 +118,14 @@ def list_folder(folder: Path) -> Found:
 
 def find_images(folder: Path) -> list[Path]:
     """Image files below a folder, sorted by their path's parts; maybe none. The other rules are those of `walk`."""
-    return _sorted(path for path in walk(folder) if is_image(path))
+    return _sorted(path for path in walk(folder) if _is_image(path))
 
 
 def search_folder(folder: Path) -> Found:
     """Image files below a folder, and the files that are none, both sorted by their path's parts."""
-    images, others = [], []
+    images, others = list[str](), list[str]()
     for path in walk(folder):
-        (images if is_image(path) else others).append(path)
+        (images if _is_image(path) else others).append(path)
     return Found(_sorted(images), _sorted(others))
 
 
@@ -154,12 +154,16 @@ def walk(folder: Path) -> Iterator[str]:
             if entry.name.startswith(".") or entry.name == SKIPPED:
                 continue
             if not _is_dir(entry):
-                if is_counted(entry.name):
+                if entry.name.lower() not in SYSTEM_FILES:
                     yield entry.path
             elif entry.is_symlink():
                 links.append(entry.path)
             else:
                 folders.append(entry.path)
+
+
+def _is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in SUFFIXES or is_image(path)  # noqa: PTH122 (of many files the usual ones)
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
@@ -222,10 +226,14 @@ def _matches(pattern: Path, stride: int) -> Found:
     if literal is not None:
         text = os.path.join(glob.escape(str(literal)), pattern.relative_to(literal))  # noqa: PTH118
     matches = [Path(match) for match in glob.glob(text, recursive=True)]  # noqa: PTH207 (takes absolute ones)
-    files = {match for match in matches if not match.is_dir() and SKIPPED not in match.parts}
+    files = {
+        match
+        for match in matches
+        if not match.is_dir() and SKIPPED not in match.parts and match.name.lower() not in SYSTEM_FILES
+    }
     names_its_ending = pattern.suffix != "" and not glob.has_magic(pattern.suffix)
     found = files if names_its_ending else {match for match in files if is_image(match)}
-    others = {match for match in files - found if is_counted(match.name)}
+    others = files - found
     if not found:
         told = f"; {describe_passed_over(_sorted(others))}" if others else ""
         brackets = "; brackets stand for one of the characters in them" if "[" in text else ""

@@ -43,7 +43,8 @@ class Loaded:
     Attributes:
         number: its position among the images asked for, from 1, bad ones counted.
         name: its path, or "image 3" for the third of images in memory; for messages.
-        source: its path, a page of a file or a frame of a video: what it can be read from again; None if it came from memory.
+        source: its path, a page of a file or a frame of a video: what it can be read from again; None if it came from
+            memory.
         pixels: (h, w, 3) uint8, the model's input, or the canvas before the crop.
         placement: where the model's input lies on the original.
         remarks: what is unusual about the image, in words.
@@ -84,8 +85,9 @@ def load_image(
         whole: keep the pixels before the crop.
         frames: decodes frames of videos; None opens the video for this frame alone.
     """
-    is_part = isinstance(item, (ImagePage, VideoFrame))
-    source = item if is_part else os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
+    source: str | ImagePage | VideoFrame | None = os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
+    if isinstance(item, (ImagePage, VideoFrame)):
+        source = item
     name = f"image {number}" if source is None else str(source)
     rgb = frames.read(item) if frames is not None and isinstance(item, VideoFrame) else read_image(item, name=name)
     pixels, placement = preprocessing.apply(rgb, whole=whole)
@@ -105,7 +107,8 @@ def stream(
     """Read and preprocess images, in order.
 
     Args:
-        items: paths, arrays, PIL images, pages of files, frames of videos; of an iterator, pulled no faster than they are read.
+        items: paths, arrays, PIL images, pages of files, frames of videos; of an iterator, pulled no faster than they
+            are read.
         preprocessing: from an image to the model's input.
         on_bad: called with the ImageError of each image that cannot be used, which is then left out; None raises it.
         workers: threads, up to 1,024; None for one per processor, at most eight. ParameterError for none. Frames of

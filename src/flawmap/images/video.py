@@ -106,7 +106,7 @@ def count_frames(path: Path) -> int:
 
 
 def find_frames(path: Path) -> list[VideoFrame]:
-    """Every frame of a video, which is decoded once to count them: what headers announce is an estimate in some formats.
+    """Every frame of a video. It is decoded once to count them: what headers announce is an estimate in some formats.
 
     One more stands for those that the header announces and that are not there, and one for a file that is no video:
     reading it tells what is wrong.
