@@ -281,6 +281,6 @@ def _check_strays(layout: Layout, path: Path, data: Dataset, findings: _Findings
         elif is_image(file) or suffix in VIDEO_SUFFIXES:
             findings.problem(file, "belongs to neither training nor test images")
         elif suffix in RAW_SUFFIXES | OTHER_SUFFIXES:
-            findings.note(file, "is in a format that is not read, and is passed over; convert it to PNG or TIFF")
+            findings.note(file, "is in a format that cannot be read; convert it to PNG or TIFF")
         else:
-            findings.note(file, "is neither an image nor a mask, and is passed over")
+            findings.note(file, "is neither an image nor a mask")

@@ -61,7 +61,8 @@ def first_page(path: Path) -> Path | ImagePage:
 def page_numbers(path: str | os.PathLike[str]) -> list[int]:
     """Numbers from 1 of a file's pages. Smaller copies and masks are none, but count, as they do in image viewers.
 
-    A file that is damaged, or no image, has one page: reading it tells what is wrong.
+    Of a file that is cut short one page more is listed, of one that is no image the first: reading it tells what is
+    wrong.
     """
     try:
         with open_file(path) as stream:
@@ -89,23 +90,25 @@ def _numbers(stream: BinaryIO) -> list[int]:
 
 
 def _tiff_directories(stream: BinaryIO, start: bytes) -> Iterator[bool]:
-    """Whether each image of a TIFF file is a page."""
+    """Whether each image of a TIFF file is a page; where the chain of directories breaks, one more is."""
     order, is_big = "<" if start[:2] == b"II" else ">", start[:4] in (b"II+\0", b"MM\0+")
     count, entry, link = ("Q", "HHQ8s", "Q") if is_big else ("H", "HHL4s", "L")
     offset = struct.unpack_from(order + link, start, 8 if is_big else 4)[0]
-    seen = set()
+    seen, tags = set(), dict[int, int]()
     while offset and offset not in seen:  # a chain that bites its tail has an end, too
         seen.add(offset)
-        stream.seek(offset)
-        n_entries = _unpack(stream, order + count)
-        if n_entries > MOST_ENTRIES:
+        tags.clear()
+        try:
+            stream.seek(offset)
+            n_entries = min(_unpack(stream, order + count), MOST_ENTRIES)
+            content = stream.read(n_entries * struct.calcsize(order + entry))
+            for tag, kind, _, value in struct.iter_unpack(order + entry, content):
+                if tag in (254, 255, 262):
+                    tags[tag] = struct.unpack_from(order + {3: "H", 4: "L", 16: "Q"}.get(kind, "B"), value)[0]
+            offset = _unpack(stream, order + link)
+        except (OverflowError, OSError, struct.error):
+            yield True
             return
-        content = stream.read(n_entries * struct.calcsize(order + entry))
-        tags = {}
-        for tag, kind, _, value in struct.iter_unpack(order + entry, content):
-            if tag in (254, 255, 262):
-                tags[tag] = struct.unpack_from(order + {3: "H", 4: "L", 16: "Q"}.get(kind, "B"), value)[0]
-        offset = _unpack(stream, order + link)
         yield not (tags.get(254, 0) & (REDUCED | MASK) or tags.get(255) == 2 or tags.get(262) == 4)
 
 
@@ -118,21 +121,20 @@ def _count_gif(stream: BinaryIO) -> int:
     """Images of a GIF file: an image begins by a comma, an extension by an exclamation mark."""
     n_images = 0
     stream.seek(10)
-    flags = stream.read(3)[0]
-    _skip_colours(stream, flags)
+    _skip_colours(stream, stream.read(3)[:1])
     while (kind := stream.read(1)) in (b",", b"!"):
         if kind == b",":
             n_images += 1
-            _skip_colours(stream, stream.read(9)[8])
+            _skip_colours(stream, stream.read(9)[8:])
         stream.seek(1, os.SEEK_CUR)  # an extension's label, or an image's code size
         while length := int.from_bytes(stream.read(1), "little"):
             stream.seek(length, os.SEEK_CUR)
     return n_images
 
 
-def _skip_colours(stream: BinaryIO, flags: int) -> None:
-    if flags & 128:
-        stream.seek(3 << ((flags & 7) + 1), os.SEEK_CUR)
+def _skip_colours(stream: BinaryIO, flags: bytes) -> None:
+    if flags and flags[0] & 128:
+        stream.seek(3 << ((flags[0] & 7) + 1), os.SEEK_CUR)
 
 
 def _count_png(stream: BinaryIO) -> int:
@@ -151,7 +153,7 @@ def _count_png(stream: BinaryIO) -> int:
             default = default or n_frames == 0
         n_frames += kind == b"fcTL"
         stream.seek(length + 4, os.SEEK_CUR)
-    return min(announced, n_frames) + default
+    return min(announced, n_frames + 1) + default
 
 
 def _webp_chunks(stream: BinaryIO) -> Iterator[bytes]:

@@ -83,9 +83,7 @@ def decode(source: str | os.PathLike[str] | ImagePage) -> Image.Image:
     """A file's image, decoded whole and upright; every failure is an ImageError that names the file and the remedy."""
     path, name = source.path if isinstance(source, ImagePage) else Path(source), str(source)
     if path.suffix.lower() in RAW_SUFFIXES:
-        raise ImageError(
-            name, "is a camera's raw file, of which only a thumbnail could be read; convert it to PNG or TIFF"
-        )
+        raise ImageError(name, "is a camera's raw file, which cannot be read; convert it to PNG or TIFF")
     with _explained(name), _pillow_for_large_images(MAX_PIXELS):
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
