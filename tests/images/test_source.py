@@ -106,10 +106,15 @@ def test_nothing_to_be_found_is_said(tmp_path):
         collect([5])
 
 
-def test_a_glob_may_name_an_ending_of_its_own(folder):
+def test_a_glob_may_name_an_ending_of_its_own(folder, monkeypatch):
     assert names(f"{folder}/*.txt") == ["notes.txt"]
     assert names(f"{folder}/*") == ["a.JPG", "b.png"]
     assert names(f"{folder}/**/?.*") == ["a.JPG", "b.png", "c.bmp"]
+    assert names(f"{folder}/**/d??p/*.bmp") == names(f"{folder}/d*/**/*.bmp") == ["c.bmp"]
+    assert names(f"{folder}/**/*.txt") == ["notes.txt"]
+    assert names(f"{folder}/**") == names(folder)
+    monkeypatch.chdir(folder)
+    assert [str(path) for path in collect("**/*.bmp").items] == ["deep/c.bmp"]
 
 
 def test_the_home_folder_is_found(folder, monkeypatch):
@@ -132,6 +137,8 @@ def test_links_to_folders_are_entered_once(folder, tmp_path_factory):
         (folder / name).symlink_to(target)
     relative = [path.relative_to(folder).as_posix() for path in collect(folder, warn=False).items]
     assert relative == ["a.JPG", "b.png", "deep/[x].png", "deep/c.bmp", "far/far.png"]
+    assert list(collect(f"{folder}/**/*", warn=False).items) == list(collect(folder, warn=False).items)
+    assert others(f"{folder}/**/*") == others(folder) == ["itself", "notes.txt"]
 
 
 def test_links_to_files_are_files_of_their_own(folder):

@@ -9,6 +9,7 @@ import stat
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,7 @@ ImageInput = ImageSource | Iterable[ImageSource]
 """A path, folder or glob; a video; `photo.tif#2` or `clip.mp4#17`; an array (H, W), (H, W, C) or batch (N, H, W, C); a
 PIL image; a page of a file; a frame of a video; or an iterable of these."""
 
-PART = re.compile(r"(.+)#(\d+)", re.DOTALL)
+PART = re.compile(r"(.+)#(\d{1,9})", re.DOTALL)
 """A page of an image file, or a frame of a video."""
 
 START = 4096
@@ -225,10 +226,9 @@ def _matches(pattern: Path, stride: int) -> Found:
     text = str(pattern)
     if literal is not None:
         text = os.path.join(glob.escape(str(literal)), pattern.relative_to(literal))  # noqa: PTH118
-    matches = [Path(match) for match in glob.glob(text, recursive=True)]  # noqa: PTH207 (takes absolute ones)
     files = {
         match
-        for match in matches
+        for match in _glob(text)
         if not match.is_dir() and SKIPPED not in match.parts and match.name.lower() not in SYSTEM_FILES
     }
     names_its_ending = pattern.suffix != "" and not glob.has_magic(pattern.suffix)
@@ -241,6 +241,28 @@ def _matches(pattern: Path, stride: int) -> Found:
             f"{pattern}: no image matches this pattern{told}; expected files ending in {_endings()}{brackets}"
         )
     return Found(_split_all(_sorted(found), stride), _sorted(others))
+
+
+def _glob(pattern: str) -> Iterator[Path]:
+    """What a pattern matches; below `**` the rules of `walk` hold, for links may make a loop."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from map(Path, glob.glob(pattern))  # noqa: PTH207 (takes absolute ones)
+        return
+    first = parts.index("**")
+    for base in glob.glob(str(Path(*parts[:first]))) if first else ["."]:  # noqa: PTH207
+        for path in map(Path, walk(Path(base)) if Path(base).is_dir() else ()):
+            if _fits(path.relative_to(base).parts, parts[first:]):
+                yield path
+
+
+def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether the names of a path fit those of a pattern, of which `**` stands for any number."""
+    if not patterns:
+        return not names
+    if patterns[0] == "**":
+        return any(_fits(names[skipped:], patterns[1:]) for skipped in range(len(names) + 1))
+    return bool(names) and fnmatchcase(names[0], patterns[0]) and _fits(names[1:], patterns[1:])
 
 
 def _split_all(paths: Iterable[ImageSource], stride: int) -> list[ImageSource]:
