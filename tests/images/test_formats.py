@@ -63,6 +63,8 @@ def test_raw_files_are_not_judged_by_their_thumbnail(tmp_path):
         assert not is_image(tmp_path / name)
         with pytest.raises(ImageError, match="is a camera's raw file, which cannot be read; convert it to PNG or TIFF"):
             read_image(tmp_path / name)
+    (tmp_path / "nameless").write_bytes(b"II*\0\x10\0\0\0CR\2\0")
+    assert not is_image(tmp_path / "nameless")
     (tmp_path / "a.heic").write_bytes(encoded("JPEG"))
     assert not is_image(tmp_path / "a.heic")
 

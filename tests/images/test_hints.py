@@ -6,7 +6,7 @@ import pytest
 
 from flawmap.errors import ImageError
 from flawmap.images import collect, read_image
-from flawmap.images.hints import find_meant, why_missing
+from flawmap.images.hints import find_meant, why_missing, why_no_match
 
 
 @pytest.fixture
@@ -50,6 +50,13 @@ def test_the_other_unicode_normalisation(folder):
         f"no such file; did you mean {decomposed}? Its letters are composed in another way (Unicode NFC or NFD)"
     )
     assert find_meant(f"{folder}/{composed}") == f"{folder}/{decomposed}"
+
+
+def test_globs_that_match_nothing():
+    assert why_no_match("'lot/*.png'") == "; did you mean lot/*.png?"
+    assert why_no_match("lot\\*.png\n") == "; did you mean lot/*.png?"
+    assert why_no_match("lot/[ab].png") == "; brackets stand for one of the characters in them"
+    assert why_no_match("lot/*.png") == ""
 
 
 @pytest.mark.usefixtures("folder")

@@ -89,7 +89,7 @@ def test_a_generator_is_not_exhausted_before_it_is_needed():
 
 
 def test_nothing_to_be_found_is_said(tmp_path):
-    with pytest.raises(DatasetError, match=r"no images in this folder; expected files ending in \.apng"):
+    with pytest.raises(DatasetError, match=r"no images in this folder; expected files ending in \.bmp"):
         collect(tmp_path)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").touch()

@@ -68,7 +68,7 @@ def has_mark(path: str | os.PathLike[str]) -> bool:
     except (OSError, ValueError):
         return False
     if start.startswith(MARKS):
-        return True
+        return start[8:10] != b"CR"  # a camera's raw file (CR2), whose first image is a thumbnail
     if start[:4] == b"RIFF":
         return start[8:12] == b"WEBP"
     if start[:2] == b"BM":

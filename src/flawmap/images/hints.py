@@ -46,6 +46,14 @@ def why_missing(path: str | os.PathLike[str], what: str = "file or folder") -> s
     return f"no such {what}; check the path"
 
 
+def why_no_match(pattern: str) -> str:
+    """A hint, for the end of a message, on a glob that matches nothing; or ""."""
+    plain = pattern.strip(AROUND).replace("\\", "/")
+    if plain != pattern:
+        return f"; did you mean {plain}?"
+    return "; brackets stand for one of the characters in them" if "[" in pattern else ""
+
+
 def find_meant(text: str) -> str | None:
     """A path that exists and differs from a text in quotes, blanks, slashes, case or Unicode normalisation; or None."""
     for candidate in _candidates(text):

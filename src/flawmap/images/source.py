@@ -28,7 +28,7 @@ from flawmap.images.formats import (
     describe_passed_over,
     is_image,
 )
-from flawmap.images.hints import refuse_stream, why_missing
+from flawmap.images.hints import refuse_stream, why_missing, why_no_match
 from flawmap.images.pages import ImagePage, find_pages
 from flawmap.images.read import ImageSource
 from flawmap.images.video import VideoFrame, find_frames
@@ -42,6 +42,9 @@ PART = re.compile(r"(.+)#(\d{1,9})", re.DOTALL)
 
 START = 4096
 """First bytes of a file that are looked at for signs of several pages."""
+
+
+EXPECTED = "expected files ending in .bmp, .jpg, .png, .tif, .webp, ..."
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +117,7 @@ def list_folder(folder: Path) -> Found:
     if found.images:
         return found
     others = f"; {describe_passed_over(found.passed_over)}" if found.passed_over else ""
-    raise DatasetError(f"{folder}: no images in this folder{others}; expected files ending in {_endings()}")
+    raise DatasetError(f"{folder}: no images in this folder{others}; {EXPECTED}")
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -236,10 +239,8 @@ def _matches(pattern: Path, stride: int) -> Found:
     others = files - found
     if not found:
         told = f"; {describe_passed_over(_sorted(others))}" if others else ""
-        brackets = "; brackets stand for one of the characters in them" if "[" in text else ""
-        raise DatasetError(
-            f"{pattern}: no image matches this pattern{told}; expected files ending in {_endings()}{brackets}"
-        )
+        hint = why_no_match(str(pattern))
+        raise DatasetError(f"{pattern}: no image matches this pattern{told}; {EXPECTED}{hint}")
     return Found(_split_all(_sorted(found), stride), _sorted(others))
 
 
@@ -311,7 +312,3 @@ def _exists(path: str | os.PathLike[str]) -> bool:
 
 def _sorted(paths: Iterable[str | Path]) -> list[Path]:
     return sorted((Path(path) for path in paths), key=lambda path: path.parts)
-
-
-def _endings() -> str:
-    return ", ".join(sorted(SUFFIXES))
