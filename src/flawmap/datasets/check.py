@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flawmap.datasets.catalogue import find_layout
 from flawmap.datasets.dataset import Dataset, file_of, subfolders
-from flawmap.datasets.layout import Counts, Layout, files_used, is_mask
+from flawmap.datasets.layout import Counts, Layout, files_used, inner_parts, is_mask
 from flawmap.errors import DatasetError, ImageError
 from flawmap.images.formats import OTHER_SUFFIXES, RAW_SUFFIXES, VIDEO_SUFFIXES, is_image
 from flawmap.images.masks import read_mask
@@ -275,7 +275,7 @@ def _check_strays(layout: Layout, path: Path, data: Dataset, findings: _Findings
             continue
         if is_mask(layout, path, file):
             if suffix not in SIDE_FILES and not (
-                GOOD_FOLDERS & set(file.parts) or clips & {file.stem, file.parent.name.removesuffix("_gt")}
+                GOOD_FOLDERS & set(inner_parts(path, file)) or clips & {file.stem, file.parent.name.removesuffix("_gt")}
             ):
                 findings.problem(file, "is a mask without an image")
         elif is_image(file) or suffix in VIDEO_SUFFIXES:

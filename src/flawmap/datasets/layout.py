@@ -156,8 +156,12 @@ def is_mask(layout: Layout, path: Path, file: Path) -> bool:
     """Whether a file of a class lies where its masks do."""
     if layout.name == "mtd":
         return file.suffix.lower() == ".png"
-    parts = file.relative_to(path.parent).parts if file.is_relative_to(path.parent) else file.parts
-    return any(part.lower() in MASK_FOLDERS or part.endswith("_gt") for part in parts)
+    return any(part.lower() in MASK_FOLDERS or part.endswith("_gt") for part in inner_parts(path, file))
+
+
+def inner_parts(path: Path, file: Path) -> tuple[str, ...]:
+    """Names from a class's folder down to a file."""
+    return file.relative_to(path.parent).parts if file.is_relative_to(path.parent) else file.parts
 
 
 @cache
