@@ -21,9 +21,17 @@ from numpy.typing import NDArray
 
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Loaded
-from flawmap.prediction import Placement, Prediction, Region
+from flawmap.prediction import Placement, Prediction, Region, Size
 
-__all__ = ["FALSE_ALARM_RATE", "PIXEL_FALSE_ALARM_RATE", "PIXEL_RATES", "Decision", "find_regions", "judge"]
+__all__ = [
+    "FALSE_ALARM_RATE",
+    "PIXEL_FALSE_ALARM_RATE",
+    "PIXEL_RATES",
+    "Decision",
+    "GoodPhotos",
+    "find_regions",
+    "judge",
+]
 
 FALSE_ALARM_RATE = 0.01
 """Share of good images that are flagged, unless the user asks for another."""
@@ -31,6 +39,46 @@ PIXEL_FALSE_ALARM_RATE = 0.001
 """Share of good images' pixels above the pixel threshold, unless the user asks for another."""
 PIXEL_RATES = np.geomspace(0.5, 1e-6, 96)
 """Shares of pixels for which a model keeps the value they exceed."""
+SAME_PROPORTIONS = 1.02
+"""Ratio up to which two proportions are alike."""
+
+
+@dataclass(frozen=True)
+class GoodPhotos:
+    """What the photos of the good images were like, with which later ones are compared.
+
+    Attributes:
+        sizes: their distinct sizes (height, width); empty if proportions do not matter, or the sizes are too many.
+        bits: of a sample; None if the photos differ.
+
+    Example:
+        >>> good = GoodPhotos(sizes=((100, 200),), bits=8)
+        >>> [has_proportions(size, good.sizes[0]) for size in [(50, 100), (50, 102), (100, 100)]]
+        [True, True, False]
+    """
+
+    sizes: tuple[Size, ...] = ()
+    bits: int | None = None
+
+    def compare(self, image: Loaded) -> tuple[str, ...]:
+        """Remarks on an image that differs from all of them."""
+        remarks = []
+        if self.bits is not None and image.bits != self.bits:
+            remarks.append(f"its samples have {image.bits} bits, those of the good images {self.bits}")
+        size = image.placement.image_size
+        if self.sizes and not any(has_proportions(size, known) for known in self.sizes):
+            remarks.append(
+                f"it is squashed from {size[0]} x {size[1]} (height x width), the good images were from "
+                f"{' or '.join(f'{height} x {width}' for height, width in self.sizes[:3])}; crop it alike, or fit with "
+                f"--aspect letterbox"
+            )
+        return tuple(remarks)
+
+
+def has_proportions(size: Size, other: Size) -> bool:
+    """Whether two sizes (height, width) have the same proportions, to within 2 %."""
+    tall, wide = size[0] * other[1], size[1] * other[0]
+    return max(tall, wide) <= SAME_PROPORTIONS * min(tall, wide)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +224,8 @@ def judge(
     maps: NDArray[np.float32] | None,
     scores: NDArray[np.floating[Any]] | None,
     decision: Decision | None,
+    *,
+    good: GoodPhotos | None = None,
 ) -> list[Prediction]:
     """Predictions of a batch, with labels, p-values, masks and regions if the model was calibrated.
 
@@ -185,6 +235,7 @@ def judge(
             from an image-level detector.
         scores: (N,) image scores; None if an image's score is the highest value of its map.
         decision: thresholds and held-out scores; None if the model was not calibrated.
+        good: what the images are compared with, for remarks; None if that is not known.
 
     Raises ModelFileError for a score or map that is not finite: NaN would be labelled good.
     """
@@ -196,8 +247,9 @@ def judge(
         raise ParameterError("judge needs maps or scores, got neither")
     _check_finite(images, scores)
     own_maps = [None] * len(images) if maps is None else list(maps)
+    compare = (lambda _: ()) if good is None else good.compare
     return [
-        _prediction(image, anomaly_map, score, decision)
+        _prediction(image, anomaly_map, score, decision, (*image.remarks, *compare(image)))
         for image, anomaly_map, score in zip(images, own_maps, scores.tolist(), strict=True)
     ]
 
@@ -221,10 +273,14 @@ def _check_finite(images: Sequence[Loaded], values: NDArray[np.floating[Any]]) -
 
 
 def _prediction(
-    image: Loaded, anomaly_map: NDArray[np.float32] | None, score: float, decision: Decision | None
+    image: Loaded,
+    anomaly_map: NDArray[np.float32] | None,
+    score: float,
+    decision: Decision | None,
+    remarks: tuple[str, ...],
 ) -> Prediction:
     if decision is None:
-        return Prediction(image.path, score, anomaly_map, image.placement, remarks=image.remarks)
+        return Prediction(image.path, score, anomaly_map, image.placement, remarks=remarks)
     mask = None if anomaly_map is None else decision.mask(anomaly_map)
     return Prediction(
         path=image.path,
@@ -235,7 +291,7 @@ def _prediction(
         p_value=decision.p_value(score),
         pred_mask=mask,
         regions=() if mask is None or anomaly_map is None else find_regions(mask, anomaly_map, image.placement),
-        remarks=image.remarks,
+        remarks=remarks,
     )
 
 

@@ -38,3 +38,5 @@ MAX_SIDE = 16384
 """Largest side of a model's input, in pixels."""
 MAX_LAYERS = 64
 """Most layers of a backbone that a model may read."""
+MIN_BITS, MAX_BITS = 8, 16
+"""Fewest and most bits that the samples of a deep image can use."""

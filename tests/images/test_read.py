@@ -13,6 +13,7 @@ from PIL import Image
 
 from flawmap.errors import ImageError
 from flawmap.images import read_image, read_mask
+from flawmap.images.read import convert
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 GREY = RGB[..., 0]
@@ -85,7 +86,8 @@ def test_sixteen_bit_colour_keeps_the_high_byte(tmp_path, suffix, channels):
         ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
         ("RGBX", (10, 20, 30, 0), (10, 20, 30)),
         ("RGBa", (50, 0, 0, 128), (177, 127, 127)),
-        ("PA", (7, 0), (255, 255, 255)),
+        ("PA", (7, 255), (0, 0, 0)),
+        ("La", (50, 128), (177, 177, 177)),
         ("I;16L", 65535, (255, 255, 255)),
     ],
 )
@@ -96,15 +98,15 @@ def test_other_modes(mode, colour, expected):
 
 
 def test_a_mode_without_conversion_says_so():
-    with pytest.raises(ImageError, match=r"colour mode La.*save it as RGB"):
-        read_image(Image.new("La", (2, 2)))
+    with pytest.raises(ImageError, match=r"colour mode RGB.*no conversion to XYZ; save it as RGB"):
+        convert(Image.new("RGB", (2, 2)), "XYZ", "part")
 
 
 def test_half_transparency_is_a_blend_with_white():
     assert read_image(Image.new("RGBA", (1, 1), (100, 0, 200, 51))).ravel().tolist() == [224, 204, 244]
-    keyed = Image.new("RGB", (1, 1), (1, 2, 3))
+    keyed = Image.fromarray(np.array([[(1, 2, 3), (4, 5, 6)]], np.uint8))
     keyed.info["transparency"] = (1, 2, 3)
-    assert read_image(keyed).ravel().tolist() == [255, 255, 255]
+    assert read_image(keyed).tolist() == [[[255, 255, 255], [4, 5, 6]]]
 
 
 @pytest.mark.parametrize("name", ["image.gif", "image.tif", "image.webp", "image.png"])
@@ -261,7 +263,9 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     path = saved(tmp_path, Image.fromarray(RGB))
     path.chmod(0)
     if os.access(path, os.R_OK):  # root reads every file
-        monkeypatch.setattr(Image, "open", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        monkeypatch.setattr(
+            Image, "open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+        )
     with pytest.raises(ImageError, match=r"image\.png: may not be read by this user; change its permissions"):
         read_image(path)
 
@@ -275,8 +279,10 @@ def test_missing_files_and_folders_are_named(tmp_path):
 
 def test_float_images_are_refused_with_the_remedy(tmp_path):
     path = saved(tmp_path, Image.fromarray(GREY.astype(np.float32)), "image.tif")
-    with pytest.raises(ImageError, match="save it with 8 or 16 bits"):
+    with pytest.raises(ImageError, match=r"32-bit floating-point grey.*with 8 or 16 bits"):
         read_image(path)
+    with pytest.raises(ImageError, match="floating-point values, whose range is unknown"):
+        read_image(Image.fromarray(GREY.astype(np.float32)))
 
 
 def test_a_hundred_megapixels_are_read_and_pillows_limit_is_left_alone(tmp_path, monkeypatch):

@@ -56,6 +56,11 @@ class Remarks:
         for remark in remarks:
             self.names.setdefault(remark, []).append(name or "an image")
 
+    def add_all(self, names: Mapping[str, Iterable[str]]) -> None:
+        """Add remarks with the names of their images."""
+        for remark, of_remark in names.items():
+            self.names.setdefault(remark, []).extend(of_remark)
+
     def show(self) -> None:
         """Print all remarks."""
         for remark, names in self.names.items():

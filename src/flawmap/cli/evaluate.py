@@ -10,7 +10,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from flawmap.cli import options
-from flawmap.cli.console import BadImages, check_writable_target, guarded, note, print_json, table, tell_passed_over
+from flawmap.cli.console import (
+    BadImages,
+    Remarks,
+    check_writable_target,
+    guarded,
+    note,
+    print_json,
+    table,
+    tell_passed_over,
+)
 from flawmap.errors import DatasetError
 
 DOUBTFUL = 0.01
@@ -86,5 +95,8 @@ def evaluate(
                 f"{result.reliability.uniformity:.2g}): their false-alarm rate may exceed the promised one; refit "
                 f"on parts like these"
             )
+    remarks = Remarks()
+    remarks.add_all({} if quiet or as_json else result.remarks)
+    remarks.show()
     for warning in () if quiet else result.warnings:
         note(warning)

@@ -13,6 +13,7 @@ import typer
 from flawmap.cli import options
 from flawmap.cli.console import (
     BadImages,
+    Remarks,
     check_writable_target,
     explain_promise,
     fail,
@@ -64,6 +65,12 @@ def fit(
     resize: Annotated[str | None, option("Size of the whole image.", "N|HxW", default="256")] = None,
     crop: Annotated[str | None, option("Centre crop after that.", "N|HxW", default="none")] = None,
     aspect: Annotated[Aspect, option("Handling of images of other proportions.")] = "squash",
+    bits: Annotated[
+        int | None,
+        option(
+            "Bits of each sample that 16-bit images use, such as 12.", "N", default="as the file says", min=8, max=16
+        ),
+    ] = None,
     n_features: Annotated[int | None, option("Number of channels, drawn at random.", "N", default="all")] = None,
     regularization: Annotated[
         str | None, option("Covariance regularization: auto, paper, EPS or A,EPS.", "RULE", default="auto")
@@ -228,6 +235,7 @@ def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> d
         "outliers": list(model.outliers_),
         "copies": list(model.copies_),
         "near_duplicates": [list(pair) for pair in model.duplicates_],
+        "remarks": {remark: list(names) for remark, names in model.remarks_.items()},
         "skipped": bad.to_json(),
         **{name: described[name] for name in ("regularization", "training") if name in described},
     }
@@ -275,6 +283,9 @@ def parse_regularization(text: str) -> str | float | tuple[float, ...]:
 
 def _warn(model: Detector) -> None:
     """Say what looks wrong with the good images, and what to do."""
+    remarks = Remarks()
+    remarks.add_all(model.remarks_)
+    remarks.show()
     for name in model.outliers_[:SHOWN]:
         note(f"{name} looks unlike the other good images: is it good?")
     if len(model.outliers_) > SHOWN:

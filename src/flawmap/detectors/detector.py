@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flawmap.backbones import NETWORKS, pick_device
-from flawmap.decision import FALSE_ALARM_RATE, Decision, judge
+from flawmap.decision import FALSE_ALARM_RATE, Decision, GoodPhotos, judge
 from flawmap.detectors.batches import Batch, batch_size, in_batches, make_batch
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import (
@@ -34,7 +34,7 @@ from flawmap.detectors.parameters import DeviceName, Parametrised, Pixels, Share
 from flawmap.errors import ImageError, NotFittedError, ParameterError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
-from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, GraphDtype, OnBad
+from flawmap.options import MAX_BITS, MIN_BITS, MIN_IMAGES, Aspect, Calibration, FactorDtype, GraphDtype, OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress
 
@@ -52,7 +52,9 @@ class Detector(Parametrised, ABC):
             calibrated, or fewer than three images.
         outliers_: names of good images that look unlike the others.
         copies_: names of good images that equal an earlier one.
-        duplicates_: pairs of names of near-duplicates. The last three are not saved.
+        duplicates_: pairs of names of near-duplicates.
+        remarks_: what is unusual about good images, in words, and the names of those. The last four are not saved.
+        good_photos_: sizes and depth of the good images, with which later ones are compared; None in older files.
 
     Example:
         >>> from flawmap import PaDiM
@@ -84,6 +86,11 @@ class Detector(Parametrised, ABC):
     aspect: Annotated[
         Aspect, Field(description='"squash" fills `resize`; "letterbox" keeps the proportions and pads.')
     ] = "squash"
+    bits: Annotated[
+        int | None,
+        whole_number(least=MIN_BITS, most=MAX_BITS),
+        Field(description="Bits of each sample that images of 16 bits use, such as 12; None: all."),
+    ] = None
     device: Annotated[DeviceName, Field(description='"auto": a GPU where there is one, else the CPU.')] = "auto"
     calibrate: Annotated[
         Calibration | None,
@@ -103,6 +110,8 @@ class Detector(Parametrised, ABC):
         self.outliers_: tuple[str, ...] = ()
         self.copies_: tuple[str, ...] = ()
         self.duplicates_: tuple[tuple[str, str], ...] = ()
+        self.remarks_: dict[str, tuple[str, ...]] = {}
+        self.good_photos_: GoodPhotos | None = None
         self._images: ImagesRecord | None = None
         self._input: Preprocessing | None = None
         self._network: nn.Module | None = None
@@ -111,7 +120,7 @@ class Detector(Parametrised, ABC):
     @property
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the model's input."""
-        return Preprocessing.of(self.resize, self.crop, self.aspect)
+        return Preprocessing.of(self.resize, self.crop, self.aspect, self.bits)
 
     def fit(
         self,
@@ -148,7 +157,8 @@ class Detector(Parametrised, ABC):
         held_out = self._learn(good)
         self._stored_dtype = "float32"
         self.n_images_, self.copies_ = len(good.learnt), good.copies()
-        self._images = ImagesRecord(digests=good.digests(), sizes=good.sizes(MAX_SIZES))
+        self._images = ImagesRecord(digests=good.digests(), sizes=good.photos.sizes(MAX_SIZES), bits=good.photos.bits)
+        self.remarks_ = good.photos.remarks(self.preprocessing)
         self.decision_, self.outliers_, self.duplicates_ = None, (), ()
         if held_out is not None and held_out.scores:
             (indices, decision), names = held_out.in_order(), good.names
@@ -314,6 +324,7 @@ class Detector(Parametrised, ABC):
     def _prepare(self) -> None:
         """Make ready to score, after a fit or a load."""
         self._input, self._network = self.preprocessing, None
+        self.good_photos_ = None if self._images is None else self._images.photos(self.aspect)
         self._step = max(1, batch_size(self._input.input_size) // 4)
 
     def _make_ready(self) -> None:
@@ -365,4 +376,4 @@ class Detector(Parametrised, ABC):
     def _judge(self, batch: Batch) -> list[Prediction]:
         """What the detector says of some images, and what the decision says of that."""
         maps, scores = self._score(batch)
-        return judge(batch.images, maps, scores, self.decision_)
+        return judge(batch.images, maps, scores, self.decision_, good=self.good_photos_)

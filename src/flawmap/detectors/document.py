@@ -15,13 +15,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from flawmap.backbones import Backbone, load_backbone
-from flawmap.decision import PIXEL_FALSE_ALARM_RATE, PIXEL_RATES, Decision
+from flawmap.decision import PIXEL_FALSE_ALARM_RATE, PIXEL_RATES, Decision, GoodPhotos
 from flawmap.detectors.format_1 import upgrade
 from flawmap.detectors.parameters import explain
 from flawmap.errors import WeightsError
 from flawmap.images import Preprocessing
 from flawmap.model_file import ModelFile, damaged
-from flawmap.options import MAX_LAYERS, MAX_SIDE, Calibration, FactorDtype, Precision, Runtime
+from flawmap.options import (
+    MAX_BITS,
+    MAX_LAYERS,
+    MAX_SIDE,
+    MIN_BITS,
+    Aspect,
+    Calibration,
+    FactorDtype,
+    Precision,
+    Runtime,
+)
 from flawmap.prediction import Size
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
@@ -85,10 +95,17 @@ class ImagesRecord(Record):
     Attributes:
         digests: of the pixels of each image, made ready for the model (`flawmap.images.digest`), in the training order.
         sizes: distinct sizes (height, width) of the photos, most frequent first, at most `MAX_SIZES`.
+        bits: of a sample of the photos; None if they differ, and in older files.
     """
 
     digests: tuple[Annotated[str, Field(pattern="^[0-9a-f]{32}$")], ...]
     sizes: tuple[tuple[PhotoSide, PhotoSide], ...] = Field(max_length=MAX_SIZES)
+    bits: int | None = Field(default=None, ge=MIN_BITS, le=MAX_BITS)
+
+    def photos(self, aspect: Aspect) -> GoodPhotos:
+        """What later images are compared with, by a model with this handling of proportions."""
+        compares = aspect == "squash" and len(self.sizes) < MAX_SIZES
+        return GoodPhotos(self.sizes if compares else (), self.bits)
 
 
 class DecisionRecord(Record):
@@ -208,7 +225,7 @@ def describe_document(document: Document) -> dict[str, Any]:
     """A document as plain JSON values on one level: parameters, with what was learnt in their place."""
     content = document.model_dump(mode="json")
     images = content.pop("images")
-    content["photo_sizes"] = None if images is None else images["sizes"]
+    content["photo_sizes"], content["photo_bits"] = (images or {}).get("sizes"), (images or {}).get("bits")
     parameters, learnt = content.pop("parameters"), content.pop("learnt")
     if content["backbone"] is None:
         del content["backbone"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -18,10 +17,11 @@ from numpy.typing import NDArray
 
 from flawmap.backbones import COMPILE_FROM
 from flawmap.datasets import training_images
+from flawmap.decision import has_proportions
 from flawmap.detectors.batches import Batch, check_size, in_batches, make_batch
 from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, digest, stream
-from flawmap.options import Groups, OnBad
+from flawmap.options import MAX_BITS, MIN_BITS, Groups, OnBad
 from flawmap.prediction import Size
 from flawmap.progress import Progress, report_progress
 
@@ -95,9 +95,10 @@ class GoodImages:
         """Digest of the pixels of every image that was read, in the training order."""
         return tuple(seen.hex() for seen in self.replay.digests)
 
-    def sizes(self, most: int) -> tuple[Size, ...]:
-        """Distinct sizes of the photos that were read, most frequent first."""
-        return tuple(size for size, _ in self.replay.sizes.most_common(most))
+    @property
+    def photos(self) -> Photos:
+        """What the photos that were read are like."""
+        return self.replay.photos
 
     def look_ahead(self, size: int) -> Iterator[Batch]:
         """All images, before the first pass; bad ones are left out without a word, since the first pass names them."""
@@ -181,7 +182,7 @@ class Replay:
 
     Attributes:
         names, digests: of the images of the first pass, in its order; a digest is of the pixels made ready.
-        sizes: how many photos have each size (height, width).
+        photos: what they are like.
         copies: indices (earlier, later) of images whose pixels, made ready for the model, are equal.
     """
 
@@ -205,7 +206,7 @@ class Replay:
         self._again: dict[int, Loaded | ImageSource] = {}  # index in the first pass: what was kept, or its source
         self._seen: dict[bytes, int] = {}
         self.digests: list[bytes] = []
-        self.sizes: Counter[Size] = Counter()
+        self.photos = Photos()
         self.names: list[str] = []
         self.copies: list[tuple[int, int]] = []
 
@@ -215,7 +216,7 @@ class Replay:
         for image in stream(self._items, self._preprocessing, **options):
             seen = digest(image.pixels)
             self.digests.append(seen)
-            self.sizes[image.placement.image_size] += 1
+            self.photos.add(image)
             if (earlier := self._seen.setdefault(seen, len(self.names))) < len(self.names):
                 self.copies.append((earlier, len(self.names)))
             if (memory := self.reserve(image.pixels.size)) is not None:
@@ -251,6 +252,61 @@ class Replay:
             return None
         reserved, self._free = self._free[:n_bytes], self._free[taken:]
         return reserved
+
+
+class Photos:
+    """Sizes and depths of the good images' photos, and what there is to say of them."""
+
+    def __init__(self) -> None:
+        self._by_size: dict[Size, list[str]] = {}
+        self._by_bits: dict[int, list[str]] = {}
+        self._by_remark: dict[str, list[str]] = {}
+        self._deep: list[str] = []  # of 16 bits, with the highest sample of all
+        self._highest = 0
+
+    def add(self, image: Loaded) -> None:
+        """Add a photo."""
+        self._by_size.setdefault(image.placement.image_size, []).append(image.name)
+        self._by_bits.setdefault(image.bits, []).append(image.name)
+        for remark in image.remarks:
+            self._by_remark.setdefault(remark, []).append(image.name)
+        if image.bits == MAX_BITS and image.highest is not None:
+            self._deep.append(image.name)
+            self._highest = max(self._highest, image.highest)
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a sample; None if photos differ."""
+        return next(iter(self._by_bits)) if len(self._by_bits) == 1 else None
+
+    def sizes(self, most: int) -> tuple[Size, ...]:
+        """Distinct sizes (height, width), most frequent first."""
+        ranked = sorted(self._by_size, key=lambda size: -len(self._by_size[size]))
+        return tuple(ranked[:most])
+
+    def remarks(self, preprocessing: Preprocessing) -> dict[str, tuple[str, ...]]:
+        """What is unusual, in words, with the names of the photos; as it matters to this preprocessing."""
+        found = {remark: tuple(names) for remark, names in self._by_remark.items()}
+        usual, *others = sorted(self._by_bits, key=lambda bits: -len(self._by_bits[bits])) or [0]
+        for bits in others:
+            found[f"its samples have {bits} bits, those of most good images {usual}"] = tuple(self._by_bits[bits])
+        used = max(MIN_BITS, self._highest.bit_length())
+        if preprocessing.bits is None and self._highest > 0 and used < MAX_BITS:
+            remark = f"the 16-bit images use 0..{2**used - 1} of 65535: --bits {used} scales them to the full range"
+            found[remark] = tuple(self._deep)
+        return found | (self._squashed() if preprocessing.aspect == "squash" else {})
+
+    def _squashed(self) -> dict[str, tuple[str, ...]]:
+        """The remark on photos of other proportions than most have."""
+        usual, *sizes = self.sizes(len(self._by_size)) or [(1, 1)]
+        others = [size for size in sizes if not has_proportions(size, usual)]
+        if not others:
+            return {}
+        remark = (
+            f"good images of {usual[0]} x {usual[1]} and {others[0][0]} x {others[0][1]} (height x width) are squashed "
+            f"into one shape; crop them alike, or use --aspect letterbox"
+        )
+        return {remark: tuple(name for size in others for name in self._by_size[size])}
 
 
 def reserve_memory(cache_mb: float) -> NDArray[np.uint8]:

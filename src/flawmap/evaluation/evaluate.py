@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,7 @@ class Evaluation(Figures):
         miss_rate: share of anomalous images labelled good; None likewise.
         reliability: promised and realised false-alarm rates; None likewise.
         warnings: limits of these figures, in words.
+        remarks: what is unusual about images, in words, and their paths.
 
     Example:
         >>> bent = Figures(9, 0.97, 0.95, 0.9)
@@ -67,9 +68,10 @@ class Evaluation(Figures):
     miss_rate: Rate | None = None
     reliability: Reliability | None = None
     warnings: tuple[str, ...] = ()
+    remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """One plain object: the overall figures, `by_type`, and `warnings`."""
+        """One plain object: the overall figures, `by_type`, `warnings` and `remarks`."""
         return asdict(self)
 
 
@@ -159,7 +161,7 @@ def evaluate(
     """
     if not samples:
         raise DatasetError("there are no labelled images to evaluate on")
-    good, types = ImageGroup(is_anomalous=False), dict[str, ImageGroup]()
+    good, types, remarks = ImageGroup(is_anomalous=False), dict[str, ImageGroup](), dict[str, list[str]]()
     for sample, prediction in score_samples(model, samples, "Evaluating", progress=progress, on_bad=on_bad):
         group = types.setdefault(sample.type, ImageGroup(is_anomalous=True)) if sample.is_anomalous else good
         top, left, bottom, right = prediction.placement.content
@@ -172,7 +174,9 @@ def evaluate(
             group.labels.append(prediction.pred_label)
         if prediction.p_value is not None:
             group.p_values.append(prediction.p_value)
-    return _summarise(good, types)
+        for remark in prediction.remarks:
+            remarks.setdefault(remark, []).append(str(sample.path))
+    return replace(_summarise(good, types), remarks={remark: tuple(paths) for remark, paths in remarks.items()})
 
 
 def labelled_scores(

@@ -66,6 +66,7 @@ def export_model(
                 preprocessing=preprocessing,
                 map_scale=model.map_scale,
                 graph=GraphMetadata(format=format, dtype=dtype, resize_inside=resize_inside, files=files),
+                images=model.good_photos_,
                 model=described,
             ).write(temporary)
     except OSError as error:

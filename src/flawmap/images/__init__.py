@@ -3,8 +3,9 @@
 from flawmap.images.formats import SUFFIXES, describe_passed_over
 from flawmap.images.masks import ClassMask, MaskFrame, MaskSource, read_mask
 from flawmap.images.pages import ImagePage, first_page
+from flawmap.images.photo import Photo
 from flawmap.images.preprocessing import Preprocessing
-from flawmap.images.read import ImageSource, read_image
+from flawmap.images.read import ImageSource, read_image, read_photo
 from flawmap.images.source import ImageCollection, ImageInput, collect, named_source
 from flawmap.images.stream import Loaded, digest, load_image, stream
 from flawmap.images.video import FrameReader, VideoFrame
@@ -20,6 +21,7 @@ __all__ = [
     "Loaded",
     "MaskFrame",
     "MaskSource",
+    "Photo",
     "Preprocessing",
     "VideoFrame",
     "collect",
@@ -30,5 +32,6 @@ __all__ = [
     "named_source",
     "read_image",
     "read_mask",
+    "read_photo",
     "stream",
 ]

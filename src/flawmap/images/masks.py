@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawmap.errors import ImageError
-from flawmap.images.read import SIXTEEN_BIT_MODES, convert, decode, scale_to_8_bits
+from flawmap.images.depth import DEEP_MODES, scale_to_8_bits
+from flawmap.images.read import convert, decode
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ def read_mask(source: MaskSource) -> NDArray[np.bool_]:
     if isinstance(source, MaskFrame):
         return source.read()
     if isinstance(source, ClassMask):
-        image = decode(source.path)
-        numbered = image.mode in SIXTEEN_BIT_MODES | {"1", "L", "P"}
+        image, _ = decode(source.path)
+        numbered = image.mode in DEEP_MODES | {"1", "L", "P"}
         return np.asarray(np.asarray(image if numbered else convert(image, "L", str(source))) != 0)
-    image = decode(source)
-    if image.mode in SIXTEEN_BIT_MODES:
+    image, bits = decode(source)
+    if image.mode in DEEP_MODES:
         values = np.asarray(image)
         if values.max() > 255:
-            values = scale_to_8_bits(values, str(source))
+            values = scale_to_8_bits(values, str(source), bits=bits)
     elif image.mode == "P" and _holds_classes(image):
         values = np.asarray(image)
     else:

@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from PIL import Image
+
+from flawmap.errors import ImageError
 from flawmap.files import open_file
+
+NO_PAGE = "the file has no such page; pages are counted from 1"
 
 REDUCED, MASK = 1, 4
 """Bits of a TIFF directory's NewSubfileType: a smaller copy of another image, and a transparency mask."""
@@ -56,6 +61,14 @@ def first_page(path: Path) -> Path | ImagePage:
     """A file where one image is needed; of several pages the first, which then carries a remark."""
     numbers = page_numbers(path)
     return path if numbers == [1] else ImagePage(path, numbers[0], len(numbers) if len(numbers) > 1 else 0)
+
+
+def turn_to(image: Image.Image, number: int, name: str) -> None:
+    """Turn an opened image file to a page. Raises ImageError where there is none."""
+    try:
+        image.seek(number - 1)
+    except EOFError as error:
+        raise ImageError(name, NO_PAGE) from error
 
 
 def page_numbers(path: str | os.PathLike[str]) -> list[int]:

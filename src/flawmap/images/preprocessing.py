@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawmap.errors import ParameterError
-from flawmap.options import MAX_SIDE, Aspect
+from flawmap.options import MAX_BITS, MAX_SIDE, MIN_BITS, Aspect
 from flawmap.prediction import Placement, Size
 
 PADDING = 127
@@ -25,14 +25,22 @@ class Preprocessing:
         resize: the whole image is resized to this (bilinear, antialiased).
         crop: centre crop after that, or None; what it cuts off is not inspected.
         aspect: "squash" fills `resize`; "letterbox" keeps the image's proportions and pads with grey.
+        bits: of each sample of deep images, which are scaled from 0..2**bits - 1; None for those that a file declares.
     """
 
     resize: Size = (256, 256)
     crop: Size | None = None
     aspect: Aspect = "squash"
+    bits: int | None = None
 
     @classmethod
-    def of(cls, resize: int | Size = 256, crop: int | Size | None = None, aspect: Aspect = "squash") -> Self:
+    def of(
+        cls,
+        resize: int | Size = 256,
+        crop: int | Size | None = None,
+        aspect: Aspect = "squash",
+        bits: int | None = None,
+    ) -> Self:
         """Checked preprocessing; an int is a square. Raises ParameterError."""
         size = _size(resize, "resize")
         window = None if crop is None else _size(crop, "crop")
@@ -40,7 +48,9 @@ class Preprocessing:
             raise ParameterError(f"crop {window} must fit into resize {size}")
         if aspect not in get_args(Aspect):
             raise ParameterError(f"aspect must be 'squash' or 'letterbox', got {aspect!r}")
-        return cls(size, window, aspect)
+        if bits is not None and not (_is_whole(bits) and MIN_BITS <= bits <= MAX_BITS):
+            raise ParameterError(f"bits must be a whole number from {MIN_BITS} to {MAX_BITS}, or None; got {bits!r}")
+        return cls(size, window, aspect, bits)
 
     @property
     def input_size(self) -> Size:
@@ -109,4 +119,8 @@ def _size(value: int | Size, name: str) -> Size:
 
 
 def _is_side(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 1 <= int(value) <= MAX_SIDE
+    return _is_whole(value) and 1 <= int(value) <= MAX_SIDE  # type: ignore[call-overload]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

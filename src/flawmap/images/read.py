@@ -1,43 +1,68 @@
 """Decoding: any image file, array or PIL image to RGB (H, W, 3) uint8.
 
-EXIF rotation is applied. Grey, palette, CMYK and other modes become RGB; transparency is laid over white. 16-bit grey
-and 16-bit arrays are scaled from their full range (v / 257, rounded); of 16-bit colour files Pillow keeps the high
-byte, at most one level away from that. Of files with several pages the first is read, unless a page is asked for.
+EXIF rotation is applied. Grey, palette, CMYK and other modes become RGB; transparency is laid over white, unless it
+hides everything. More than 8 bits are scaled from their full range to 0..255, rounded; of 16-bit colour files Pillow
+keeps the high byte, at most one level away. Of several pages the first is read. docs/images.md has formats and sizes.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
-import stat
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from flawmap.errors import ImageError
+from flawmap.errors import ImageError, ParameterError, first_line
+from flawmap.files import open_file
+from flawmap.images.depth import DEEP_MODES, check_array, scale_to_8_bits
 from flawmap.images.formats import RAW_SUFFIXES
 from flawmap.images.hints import why_missing
-from flawmap.images.pages import ImagePage
+from flawmap.images.memory import MACHINE_MEMORY
+from flawmap.images.pages import ImagePage, turn_to
+from flawmap.images.photo import Photo
+from flawmap.images.tiff import TIFF_MARKS, Directory, check_tiff, correct_grey, quiet_libtiff, refusal
 from flawmap.images.video import FrameReader, VideoFrame
+from flawmap.images.webp import canvas_size
 
 ImageSource = str | os.PathLike[str] | NDArray[Any] | Image.Image | ImagePage | VideoFrame
-"""One image: a path, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL image, a page of a file, or a frame of a
-video."""
+"""One image: a path, an array (H, W) or (H, W, 1, 3 or 4), a PIL image, a page of a file, or a frame of a video."""
+
+T = TypeVar("T")
+
+FORMATS = ["PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "DIB"]
+"""Formats that are read, by Pillow's names: some of the others are decoded by outside programs."""
+if importlib.util.find_spec("PIL.AvifImagePlugin"):
+    FORMATS.append("AVIF")
 
 MAX_PIXELS = 2**30
 """Largest image read, a gigapixel; more is refused before it is decoded."""
-
 TOO_LARGE = f"more than the {MAX_PIXELS:,} that are read; make it smaller or cut it into pieces"
+NO_MEMORY = "does not fit in memory; make it smaller"
+SMALL_PIXELS = 2**25
+"""Images up to this size are decoded from however few bytes: a blank one needs next to none."""
+EXPANSION = 1500
+"""Most bytes of pixels in a byte of a larger file: deflate reaches 1032, LZW about 1400."""
+UNCOMPRESSED = {"BMP", "DIB", "PPM", "TGA"}
+MEMORY_VARIABLE = "FLAWMAP_IMAGE_MEMORY"
+"""Environment variable with the megabytes that images may take while they are decoded."""
+BYTES_A_PIXEL, CODEC_BYTES = 12, {"JPEG2000": 16, "WEBP": 8, "AVIF": 8}
+"""What decoding takes at its peak: image, RGB copies and array; and what a format's decoder takes on top of that."""
 
-SIXTEEN_BIT_MODES = {"I;16", "I;16L", "I;16B", "I;16N", "I"}
-TO_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+ALL_HIDDEN = "its transparency hides all of it and was ignored"
+MOST_HIDDEN = "more than half of it is transparent and was laid over white"
+ONE_COLOUR = "all its pixels have one colour"
+FEW_LEVELS = "it is 16-bit colour that uses less than a quarter of its range, in few levels; stretch it to 0..65535"
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -63,49 +88,175 @@ def read_image(source: ImageSource, *, name: str | None = None) -> NDArray[np.ui
 
     `name` stands in errors for an image that has no path. Raises ImageError.
     """
+    return read_photo(source, name=name).rgb
+
+
+def read_photo(source: ImageSource, *, name: str | None = None, bits: int | None = None) -> Photo:
+    """An image, and what there is to say of it; `bits` are those that deep samples use, None for all. ImageError."""
+    return use_photo(source, lambda _: None, name=name, bits=bits)[0]
+
+
+def use_photo(
+    source: ImageSource, use: Callable[[NDArray[np.uint8]], T], *, name: str | None = None, bits: int | None = None
+) -> tuple[Photo, T]:
+    """An image, and what `use` makes of its pixels. Threads wait for each other where memory is too small for all.
+
+    Raises ImageError, also for a MemoryError of `use`.
+    """
+    name = name or _name(source)
+    try:
+        with ExitStack() as held:
+            photo = _read(source, name, bits, held)
+            return photo, use(photo.rgb)
+    except MemoryError as error:
+        raise ImageError(name, NO_MEMORY) from error
+
+
+def decode(source: str | os.PathLike[str] | ImagePage) -> tuple[Image.Image, int]:
+    """A file's image, decoded and upright (deep grey in one of `DEEP_MODES`), and the bits of a sample. ImageError."""
+    with ExitStack() as held:
+        return _decode(source, held)
+
+
+def _read(source: ImageSource, name: str, bits: int | None, held: ExitStack) -> Photo:
     if isinstance(source, np.ndarray):
-        return _from_array(source, name or "image")
-    if isinstance(source, Image.Image):
-        name = name or os.fsdecode(getattr(source, "filename", "")) or "image"
-        with _explained(name), _pillow_for_large_images(MAX_PIXELS):
-            source.load()
-            source = _upright(source)
-        return _to_rgb(source, name)
+        return _from_array(source, name, bits)
     if isinstance(source, VideoFrame):
         with FrameReader() as frames:
-            return frames.read(source)
+            return Photo(frames.read(source))
+    if isinstance(source, Image.Image):
+        return _to_photo(*_from_pil(source, name, held), name, bits)
     if not isinstance(source, (str, os.PathLike, ImagePage)):
-        raise ImageError(name or "image", f"expected a path, an array or a PIL image, got {type(source).__name__}")
-    return _to_rgb(decode(source), str(source))
+        raise ImageError(name, f"expected a path, an array or a PIL image, got {type(source).__name__}")
+    return _to_photo(*_decode(source, held), name, bits)
 
 
-def decode(source: str | os.PathLike[str] | ImagePage) -> Image.Image:
-    """A file's image, decoded whole and upright; every failure is an ImageError that names the file and the remedy."""
-    path, name = source.path if isinstance(source, ImagePage) else Path(source), str(source)
+def _name(source: ImageSource) -> str:
+    named = isinstance(source, (str, os.PathLike, ImagePage, VideoFrame))
+    return str(source) if named else os.fsdecode(getattr(source, "filename", "")) or "image"
+
+
+def _decode(source: str | os.PathLike[str] | ImagePage, held: ExitStack) -> tuple[Image.Image, int]:
+    """As `decode`; memory for the image is set aside until `held` ends."""
+    name, page = str(source), source if isinstance(source, ImagePage) else ImagePage(Path(source), 1)
+    path, number = page.path, page.number
     if path.suffix.lower() in RAW_SUFFIXES:
         raise ImageError(name, "is a camera's raw file, which cannot be read; convert it to PNG or TIFF")
-    with _explained(name), _pillow_for_large_images(MAX_PIXELS):
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(name, "is a folder, expected an image file")
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(name, "is a device or pipe, expected an image file")
-        if status.st_size == 0:
+    with _explained(name), _pillow_for_large_images(MAX_PIXELS), open_file(path) as stream:
+        n_bytes = os.fstat(stream.fileno()).st_size
+        if n_bytes == 0:
             raise ImageError(name, "is empty; copy or record it again")
-        with Image.open(path) as image:
-            if isinstance(source, ImagePage):
-                _turn_to(image, source)
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(name, f"has {image.width} x {image.height} pixels, {TOO_LARGE}")
-            image.load()
-            return _upright(image)
+        start = stream.read(30)
+        stream.seek(0)
+        directory = check_tiff(stream, n_bytes, name, number) if start.startswith(TIFF_MARKS) else None
+        if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+            canvas = canvas_size(start)
+            _check_size(canvas, canvas[0] * canvas[1], "RGBA", n_bytes, name, is_raw=False)
+        with _open(stream, directory, name, path.suffix.lower()) as image:
+            if number != 1 and directory is not None:
+                turn_to(image, number, name)
+            n_pixels = image.width * image.height if directory is None else directory.n_pixels
+            is_raw = image.format in UNCOMPRESSED and "rle" not in str(getattr(image, "tile", ""))
+            _check_size(image.size, n_pixels, image.mode, n_bytes, name, is_raw=is_raw)
+            a_pixel = BYTES_A_PIXEL + CODEC_BYTES.get(image.format or "", 8 * ("A" in image.mode))
+            held.enter_context(_memory.hold(n_pixels * a_pixel, name))
+            if number != 1 and directory is None:  # an animation is drawn up to this page
+                turn_to(image, number, name)
+            return _load(image)
 
 
-def _turn_to(image: Image.Image, page: ImagePage) -> None:
+def _open(stream: BinaryIO, directory: Directory | None, name: str, suffix: str) -> Image.Image:
+    """The image of a file in one of the formats that are read, not yet decoded."""
+    # nearly any file could be a TGA, which has no mark of its own
+    formats = [*FORMATS, "TGA"] if suffix == ".tga" else FORMATS
     try:
-        image.seek(page.number - 1)
-    except EOFError as error:
-        raise ImageError(str(page), "the file has no such page; pages are counted from 1") from error
+        return Image.open(stream, formats=formats)
+    except UnidentifiedImageError:
+        if directory is not None:
+            raise refusal(directory, name) from None
+        raise
+
+
+def _load(image: Image.Image) -> tuple[Image.Image, int]:
+    """Decode an image that was opened: the image, upright, and the bits of a sample."""
+    bits = 16 if image.mode in DEEP_MODES else 8
+    unpackers = [str(tile[3]) for tile in getattr(image, "tile", [])]
+    if image.format in {"TIFF", "PNG"} and any(";16" in unpacker for unpacker in unpackers):
+        bits = 16  # also of colours
+    with quiet_libtiff() if image.format == "TIFF" else nullcontext():
+        image.load()
+    if image.mode in {"P", "PA"} and image.palette is None:
+        raise ValueError("it has no palette")
+    upright = _upright(image)
+    return correct_grey(upright, bits, getattr(image, "tag_v2", {})) if image.format == "TIFF" else (upright, bits)
+
+
+def _from_pil(image: Image.Image, name: str, held: ExitStack) -> tuple[Image.Image, int]:
+    """A PIL image as of `decode`. A TIFF that is merely opened is read from its path: Pillow turns some wrong."""
+    path = os.fsdecode(getattr(image, "filename", ""))
+    is_opened = image.format == "TIFF" and bool(getattr(image, "tile", None)) and image.tell() == 0
+    if is_opened and path and Path(path).is_file():
+        return _decode(path, held)
+    with _explained(name), _pillow_for_large_images(MAX_PIXELS):
+        return _load(image)
+
+
+def _check_size(size: tuple[int, int], n_pixels: int, mode: str, n_bytes: int, name: str, *, is_raw: bool) -> None:
+    """ImageError for more pixels than are read, or than a file of so many bytes can hold; `is_raw` if uncompressed."""
+    what = f"has {size[0]} x {size[1]} pixels"
+    if n_pixels > MAX_PIXELS:
+        raise ImageError(name, f"{what}, {TOO_LARGE}")
+    n_needed = n_pixels / 8 if mode in {"1", "L", "P"} else n_pixels * Image.getmodebands(mode)
+    if n_needed > n_bytes * (2 if is_raw else EXPANSION) and (is_raw or n_pixels > SMALL_PIXELS):
+        raise ImageError(
+            name,
+            f"{what}, too many for its {n_bytes} bytes: it is damaged or cut short, or a large blank image; copy it "
+            f"again or make it smaller",
+        )
+
+
+class Memory:
+    """What the images of this process take while they are decoded; threads wait for it."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def hold(self, n_bytes: int, name: str) -> Iterator[None]:
+        """Set so much aside for a block. ImageError if it is more than there is for all."""
+        limit = image_memory()
+        if n_bytes > limit:
+            raise ImageError(
+                name,
+                f"needs about {n_bytes >> 20} MB of memory to be read, more than the {limit >> 20} MB that images may "
+                f"take; make it smaller, or set the environment variable {MEMORY_VARIABLE}={(n_bytes >> 20) + 1}",
+            )
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + n_bytes <= limit or not self._taken)
+            self._taken += n_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= n_bytes
+                self._changed.notify_all()
+
+
+_memory = Memory()
+
+
+def image_memory() -> int:
+    """Bytes that images may take while they are decoded: half of the machine's, or FLAWMAP_IMAGE_MEMORY megabytes.
+
+    Raises ParameterError for a variable that is no number.
+    """
+    asked = os.environ.get(MEMORY_VARIABLE)
+    if asked is None:
+        return MACHINE_MEMORY // 2
+    if not asked.isdecimal() or int(asked) == 0:
+        raise ParameterError(f"{MEMORY_VARIABLE} must be a number of megabytes from 1, got '{asked}'")
+    return int(asked) * 2**20
 
 
 @contextmanager
@@ -113,10 +264,14 @@ def _explained(name: str) -> Iterator[None]:
     """Turn what Pillow and the system raise into an ImageError."""
     try:
         yield
-    except ImageError:
+    except (ImageError, ParameterError):
         raise
+    except MemoryError as error:
+        raise ImageError(name, NO_MEMORY) from error
     except FileNotFoundError as error:
         raise ImageError(name, why_missing(name, "file")) from error
+    except IsADirectoryError as error:
+        raise ImageError(name, "is a folder, expected an image file") from error
     except PermissionError as error:
         raise ImageError(name, "may not be read by this user; change its permissions") from error
     except UnidentifiedImageError as error:
@@ -126,13 +281,11 @@ def _explained(name: str) -> Iterator[None]:
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(name, f"has {TOO_LARGE}") from error
-    except MemoryError as error:
-        raise ImageError(name, "does not fit in memory; make it smaller") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise ImageError(name, f"cannot be read ({error.strerror}); check the path and the disk") from error
         # Pillow's decoders raise nearly anything for damaged files: SyntaxError, struct.error, IndexError, ...
-        raise ImageError(name, f"is damaged or cut short ({error}); copy or record it again") from error
+        raise ImageError(name, f"is damaged or cut short ({first_line(error)}); copy or record it again") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -146,55 +299,69 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
+def _to_photo(image: Image.Image, bits: int, name: str, used: int | None) -> Photo:
+    """RGB of a decoded image with samples of `bits`, of which the lowest are `used`."""
     if image.width == 0 or image.height == 0:
         raise ImageError(name, f"expected an image of at least one pixel, got {image.height} x {image.width}")
-    if image.mode in SIXTEEN_BIT_MODES:
-        grey = scale_to_8_bits(np.asarray(image), name)
-        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in DEEP_MODES:
+        values = np.asarray(image)
+        return _remarked(_repeat(scale_to_8_bits(values, name, bits=used or bits)), bits, int(values.max()))
     if image.mode == "F":
         raise ImageError(name, "holds floating-point values, whose range is unknown; save it with 8 or 16 bits")
+    if bits > 8 and used is not None:
+        raise ImageError(name, f"is 16-bit colour, of which the high bytes are read: --bits {used} is for grey")
+    remarks: tuple[str, ...] = ()
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
-        rgba = convert(image, "RGBA", name)
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.ascontiguousarray(np.asarray(convert(image, "RGB", name)))
+        image, remarks = _over_white(image, name)
+    rgb = np.asarray(image if image.mode == "RGB" else convert(image, "RGB", name))
+    if bits > 8 and rgb.max() < 64:
+        remarks = (*remarks, FEW_LEVELS)
+    return _remarked(np.ascontiguousarray(rgb), bits, None, remarks)
+
+
+def _over_white(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """A transparent image as RGB, and what there is to say of it."""
+    rgba = convert(convert(image, "LA", name) if image.mode == "La" else image, "RGBA", name)
+    alpha = np.asarray(rgba.getchannel("A"))
+    if not alpha.any():  # cameras and programs that do not know of it leave it 0
+        return rgba.convert("RGB"), (ALL_HIDDEN,)
+    remarks = (MOST_HIDDEN,) if alpha.mean() < 127.5 else ()
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba), remarks
+
+
+def _remarked(rgb: NDArray[np.uint8], bits: int, highest: int | None, remarks: tuple[str, ...] = ()) -> Photo:
+    """The photo, with a remark if it shows nothing at all."""
+    rows = chain(rgb[:: max(1, len(rgb) // 16)], rgb)  # some rows say of nearly all photos that they show something
+    if rgb.shape[:2] != (1, 1) and all((row == rgb[0, 0]).all() for row in rows):
+        remarks = (*remarks, ONE_COLOUR)
+    return Photo(rgb, bits, highest, remarks)
+
+
+def _repeat(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def convert(image: Image.Image, mode: str, name: str) -> Image.Image:
     """The image in another colour mode. Raises ImageError."""
-    try:
-        with _pillow_for_large_images(MAX_PIXELS):
+    with _explained(name), _pillow_for_large_images(MAX_PIXELS):
+        try:
             return image.convert(mode)
-    except ValueError as error:
-        raise ImageError(
-            name, f"is in colour mode {image.mode}, which has no conversion to {mode}; save it as RGB"
-        ) from error
+        except ValueError as error:
+            reason = f"is in colour mode {image.mode}, which has no conversion to {mode}; save it as RGB"
+            raise ImageError(name, reason) from error
 
 
-def _from_array(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    shape = array.shape
-    if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
-        raise ImageError(name, f"expected an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {shape}")
-    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
-        raise ImageError(
-            name, f"expected uint8 (0 to 255) or uint16 (0 to 65535) values, got {array.dtype}; scale and convert them"
-        )
-    pixels = array if array.dtype == np.uint8 else TO_8_BITS[array]
-    if pixels.ndim == 2 or shape[2] == 1:
-        return np.repeat(pixels.reshape(*shape[:2], 1), 3, axis=2)
-    if shape[2] == 4:
-        return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels)), name)
-    return np.ascontiguousarray(pixels)
-
-
-def scale_to_8_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """Round 0..65535 to 0..255. Raises ImageError for other values."""
-    if values.dtype.itemsize > 2:
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high > 65535:
-            raise ImageError(name, f"has values from {low} to {high}, expected 0 to 65535; save it with 16 bits")
-    scaled: NDArray[np.uint8] = TO_8_BITS[values]
-    return scaled
+def _from_array(array: NDArray[Any], name: str, used: int | None) -> Photo:
+    check_array(array, name)
+    bits, highest, pixels = 8, None, array
+    if array.dtype != np.uint8:
+        bits, highest, pixels = 16, int(array.max()), scale_to_8_bits(array, name, bits=used or 16)
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        return _remarked(_repeat(pixels.reshape(pixels.shape[:2])), bits, highest)
+    if pixels.shape[2] == 4:
+        over_white = _to_photo(Image.fromarray(np.ascontiguousarray(pixels)), 8, name, None)
+        return replace(over_white, bits=bits, highest=highest)
+    return _remarked(np.ascontiguousarray(pixels), bits, highest)
 
 
 @contextmanager

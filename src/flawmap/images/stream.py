@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from flawmap.errors import ImageError, ParameterError
 from flawmap.images.pages import ImagePage
+from flawmap.images.photo import Photo
 from flawmap.images.preprocessing import Preprocessing
-from flawmap.images.read import ImageSource, read_image
+from flawmap.images.read import ImageSource, use_photo
 from flawmap.images.video import FrameReader, VideoFrame
 from flawmap.options import OnBad
 from flawmap.prediction import Placement
@@ -48,6 +49,8 @@ class Loaded:
         pixels: (h, w, 3) uint8, the model's input, or the canvas before the crop.
         placement: where the model's input lies on the original.
         remarks: what is unusual about the image, in words.
+        bits: of a sample, as the image declares them.
+        highest: highest sample of deep grey, or of a uint16 array; else None.
         path: its path, `path#number` for a page of a file or a frame of a video, or None.
     """
 
@@ -57,6 +60,8 @@ class Loaded:
     pixels: NDArray[np.uint8]
     placement: Placement
     remarks: tuple[str, ...] = ()
+    bits: int = 8
+    highest: int | None = None
     path: str | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -89,10 +94,14 @@ def load_image(
     if isinstance(item, (ImagePage, VideoFrame)):
         source = item
     name = f"image {number}" if source is None else str(source)
-    rgb = frames.read(item) if frames is not None and isinstance(item, VideoFrame) else read_image(item, name=name)
-    pixels, placement = preprocessing.apply(rgb, whole=whole)
-    remarks = item.remarks if isinstance(item, ImagePage) else ()
-    return Loaded(number, name, source, pixels, placement, remarks)
+    apply = partial(preprocessing.apply, whole=whole)
+    if frames is not None and isinstance(item, VideoFrame):
+        photo = Photo(frames.read(item))
+        pixels, placement = apply(photo.rgb)
+    else:
+        photo, (pixels, placement) = use_photo(item, apply, name=name, bits=preprocessing.bits)
+    remarks = (*photo.remarks, *(item.remarks if isinstance(item, ImagePage) else ()))
+    return Loaded(number, name, source, pixels, placement, remarks, photo.bits, photo.highest)
 
 
 def stream(

@@ -166,7 +166,7 @@ class Inspector:
         """Predictions of images that hold their canvas: the graph crops."""
         maps, scores = self._graph.run(np.stack([image.pixels for image in batch]))
         # the score of a graph with maps is the highest value of the map, of a letterbox its padding included
-        return judge(batch, maps, scores if maps is None else None, self.decision_)
+        return judge(batch, maps, scores if maps is None else None, self.decision_, good=self.metadata.images)
 
     def _checked(self, images: NDArray[Any]) -> NDArray[np.uint8]:
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from flawmap.decision import PIXEL_RATES, Decision
+from flawmap.decision import PIXEL_RATES, Decision, GoodPhotos
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Preprocessing
 from flawmap.options import GraphDtype, GraphFormat
@@ -134,6 +134,7 @@ class Metadata(_Record):
         map_scale: map values to show as coolest and hottest; None for a detector that makes no maps, whose graph has
             no output for them.
         graph: its files.
+        images: sizes and depth of the good images' photos; None in older exports.
         model: what was exported, for the record: class, backbone, layers, number of good images, versions.
     """
 
@@ -144,12 +145,13 @@ class Metadata(_Record):
     preprocessing: Preprocessing
     map_scale: tuple[float, float] | None
     graph: GraphMetadata
+    images: GoodPhotos | None = None
     model: dict[str, Any]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         sizes = self.preprocessing
-        Preprocessing.of(sizes.resize, sizes.crop, sizes.aspect)  # a ParameterError is a ValueError
+        Preprocessing.of(sizes.resize, sizes.crop, sizes.aspect, sizes.bits)  # a ParameterError is a ValueError
         if self.image_size != sizes.resize or self.map_size != sizes.input_size:
             raise ValueError("image_size and map_size are not those of its preprocessing")
         if self.graph.resize_inside and sizes.aspect == "letterbox":
