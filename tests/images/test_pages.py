@@ -100,8 +100,8 @@ def test_the_first_page_says_that_it_stands_for_all(tmp_path):
     page = first_page(save(tmp_path / "a.tif", pages()))
     assert page == ImagePage(tmp_path / "a.tif", 1)
     loaded = load_image(1, page, Preprocessing.of(8))
-    assert loaded.remarks == ("only the first of its 4 pages is judged",)
-    assert load_image(1, ImagePage(tmp_path / "a.tif", 1), Preprocessing.of(8)).remarks == ()
+    assert "only the first of its 4 pages is judged" in loaded.remarks
+    assert "page" not in str(load_image(1, ImagePage(tmp_path / "a.tif", 1), Preprocessing.of(8)).remarks)
 
 
 def test_damaged_files_have_one_page_and_end(tmp_path):

@@ -218,10 +218,12 @@ def _read_all(data: Dataset, findings: _Findings, advance: Callable[[int], None]
     sizes = {}
     items = [*collect(data.train, warn=False).items, *(first_page(sample.path) for sample in data.test)]
     for image in stream(items, Preprocessing.of(8), on_bad=report):
-        name = str(image.source.path) if isinstance(image.source, ImagePage) else image.name
+        name = image.name
+        if isinstance(image.source, ImagePage):
+            name = str(image.source.path)
+            for remark in image.source.remarks:
+                findings.note(name, remark)
         sizes[name] = image.placement.image_size
-        for remark in image.remarks:
-            findings.note(name, remark)
         advance(1)
     return sizes
 

@@ -216,7 +216,9 @@ def _part(path: Path) -> ImagePage | VideoFrame | None:
     if match is None or not _exists(file := Path(match[1])) or file.is_dir():
         return None
     number = int(match[2])
-    return VideoFrame(file, number) if file.suffix.lower() in VIDEO_SUFFIXES else ImagePage(file, number)
+    if file.suffix.lower() in VIDEO_SUFFIXES:
+        return VideoFrame(file, number)
+    return ImagePage(file, number) if number else None
 
 
 def _matches(pattern: Path, stride: int) -> Found:
