@@ -13,6 +13,8 @@ FlawmapError
 └── MissingDependencyError  an optional package is needed (also an ImportError)
 
 A message says what was expected, what came, and what to do.
+
+PassedOverWarning        a warning: files that are no images were passed over
 """
 
 from __future__ import annotations
@@ -74,6 +76,10 @@ class ParameterError(FlawmapError, ValueError):
 
 class MissingDependencyError(FlawmapError, ImportError):
     """An optional package is needed for what was asked."""
+
+
+class PassedOverWarning(UserWarning):
+    """Files in a folder or glob were passed over, since they are no images that can be read."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from flawmap.errors import DatasetError, ImageError, ParameterError
-from flawmap.images import collect
+from flawmap.errors import DatasetError, ImageError, ParameterError, PassedOverWarning
+from flawmap.images import ImagePage, Preprocessing, VideoFrame, collect, read_image, stream
+from videos import number, write_video
 
 PIXELS = np.zeros((4, 4, 3), np.uint8)
 
@@ -25,14 +27,26 @@ def folder(tmp_path):
 
 
 def names(images):
-    return [Path(item).name for item in collect(images).items]
+    return [Path(str(item)).name for item in collect(images, warn=False).items]
+
+
+def others(images):
+    return [path.name for path in collect(images, warn=False).passed_over]
+
+
+def save_pages(path, greys, **options):
+    """A file of flat pages, one for each grey."""
+    first, *more = (Image.new("RGB", (8, 6), (grey,) * 3) for grey in greys)
+    first.save(path, save_all=True, append_images=more, **options)
+    return path
 
 
 def test_a_folder_is_searched_in_depth_and_in_order(folder):
     assert names(folder) == ["a.JPG", "b.png", "[x].png", "c.bmp"]
     assert names(str(folder)) == names([folder])
-    assert collect(folder).count == 4
-    assert not collect(folder).single
+    collection = collect(folder, warn=False)
+    assert (collection.count, collection.single) == (4, False)
+    assert others(folder) == ["notes.txt"]
 
 
 def test_globs_and_names_that_look_like_globs(folder):
@@ -76,6 +90,10 @@ def test_a_generator_is_not_exhausted_before_it_is_needed():
 def test_nothing_to_be_found_is_said(tmp_path):
     with pytest.raises(DatasetError, match=r"no images in this folder; expected files ending in \.bmp"):
         collect(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").touch()
+    with pytest.raises(DatasetError, match=r"no images in this folder; 1 file passed over: 1 \.txt; expected files"):
+        collect(tmp_path / "notes")
     with pytest.raises(DatasetError, match="no image matches"):
         collect(f"{tmp_path}/*.png")
     with pytest.raises(ImageError, match="no such file or folder"):
@@ -87,10 +105,15 @@ def test_nothing_to_be_found_is_said(tmp_path):
         collect([5])
 
 
-def test_a_glob_may_name_an_ending_of_its_own(folder):
+def test_a_glob_may_name_an_ending_of_its_own(folder, monkeypatch):
     assert names(f"{folder}/*.txt") == ["notes.txt"]
     assert names(f"{folder}/*") == ["a.JPG", "b.png"]
     assert names(f"{folder}/**/?.*") == ["a.JPG", "b.png", "c.bmp"]
+    assert names(f"{folder}/**/d??p/*.bmp") == names(f"{folder}/d*/**/*.bmp") == ["c.bmp"]
+    assert names(f"{folder}/**/*.txt") == ["notes.txt"]
+    assert names(f"{folder}/**") == names(folder)
+    monkeypatch.chdir(folder)
+    assert [str(path) for path in collect("**/*.bmp").items] == ["deep/c.bmp"]
 
 
 def test_the_home_folder_is_found(folder, monkeypatch):
@@ -103,7 +126,28 @@ def test_the_home_folder_is_found(folder, monkeypatch):
 def test_a_linked_folder_is_searched(folder):
     (folder / "link").symlink_to(folder / "deep")
     assert names(folder / "link") == ["[x].png", "c.bmp"]
-    assert collect(folder).count == 4
+
+
+def test_links_to_folders_are_entered_once(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    Image.fromarray(PIXELS).save(other / "far.png")
+    (other / "back").symlink_to(folder)  # a loop over two links
+    for name, target in {"a_link": "deep", "far": other, "far2": other, "loop": ".", "itself": "itself"}.items():
+        (folder / name).symlink_to(target)
+    relative = [path.relative_to(folder).as_posix() for path in collect(folder, warn=False).items]
+    assert relative == ["a.JPG", "b.png", "deep/[x].png", "deep/c.bmp", "far/far.png"]
+    assert list(collect(f"{folder}/**/*", warn=False).items) == list(collect(folder, warn=False).items)
+    assert others(f"{folder}/**/*") == others(folder) == ["itself", "notes.txt"]
+
+
+def test_links_to_files_are_files_of_their_own(folder):
+    (folder / "deep" / "again.png").symlink_to(folder / "b.png")
+    (folder / "deep" / "gone.png").symlink_to(folder / "nothing.png")
+    assert names(folder / "deep") == ["[x].png", "again.png", "c.bmp", "gone.png"]
+    with pytest.raises(ImageError, match=r"gone\.png: is a link to .*nothing\.png, where there is nothing; mend"):
+        read_image(folder / "deep" / "gone.png")
+    with pytest.raises(ImageError, match=r"gone\.png: is a link to"):
+        collect(folder / "deep" / "gone.png")
 
 
 def test_order_goes_by_the_parts_of_the_path(tmp_path):
@@ -124,11 +168,14 @@ def test_impossible_names_are_missing_files(tmp_path):
 
 
 def test_a_folder_that_cannot_be_listed_is_not_passed_over(folder, monkeypatch):
-    def walk(top, onerror):
-        onerror(PermissionError(13, "Permission denied", f"{top}/deep"))
-        return []
+    scandir = os.scandir
 
-    monkeypatch.setattr("os.walk", walk)
+    def scan(top):
+        if Path(top).name == "deep":
+            raise PermissionError(13, "Permission denied", top)
+        return scandir(top)
+
+    monkeypatch.setattr("os.scandir", scan)
     with pytest.raises(DatasetError, match=r"deep: this folder cannot be listed \(Permission denied\)"):
         collect(folder)
 
@@ -137,3 +184,117 @@ def test_a_folder_among_others_may_not_be_empty(folder):
     (folder / "none").mkdir()
     with pytest.raises(DatasetError, match="none: no images in this folder"):
         collect([folder / "b.png", folder / "none"])
+
+
+def test_images_are_known_by_their_content(folder):
+    """The one .png among five images of other endings, and files that are none."""
+    where = folder / "mixed"
+    where.mkdir()
+    image = Image.fromarray(PIXELS)
+    image.save(where / "a.png")
+    for name, kind in {"b.jfif": "JPEG", "c.avif": "AVIF", "d.tga": "TGA", "e.j2k": "JPEG2000", "f": "PNG"}.items():
+        image.save(where / name, format=kind)
+    for name in ("g.dat", "h.TXT", "i.txt", "j.csv", ".hidden", "Desktop.ini"):
+        (where / name).write_bytes(b"x")
+    image.save(where / "k.nef", format="TIFF")  # the thumbnail of a raw file
+    assert names(where) == ["a.png", "b.jfif", "c.avif", "d.tga", "e.j2k", "f"]
+    assert others(where) == ["g.dat", "h.TXT", "i.txt", "j.csv", "k.nef"]
+    assert [read_image(item).shape for item in collect(where, warn=False).items] == [(4, 4, 3)] * 6
+    assert names(f"{where}/*") == names(where)
+    assert others(f"{where}/*") == others(where)
+    assert others([where, folder / "deep", f"{where}/?.txt"]) == others(where)
+
+
+def test_what_is_passed_over_is_a_warning(folder):
+    message = r"^1 file passed over: 1 \.txt$"
+    for use in (collect, lambda images: list(collect(iter([images])).items)):
+        with pytest.warns(PassedOverWarning, match=message):
+            use(folder)
+    with pytest.warns(PassedOverWarning, match=r"^2 files passed over: 2 \.txt$"):
+        collect([folder, folder])
+
+
+def test_a_file_named_like_an_image_is_a_bad_image(folder):
+    (folder / "deep" / "bad.png").write_text("no image")
+    assert "bad.png" in names(folder)
+    os.mkfifo(folder / "deep" / "pipe")
+    os.mkfifo(folder / "deep" / "pipe.png")
+    assert names(folder / "deep")[-1] == "pipe.png"
+    assert others(folder / "deep") == ["pipe"]
+
+
+def test_every_page_is_an_image(tmp_path):
+    path = save_pages(tmp_path / "scan.tif", (10, 20, 30))
+    Image.new("RGB", (8, 6)).save(tmp_path / "zone.tif")
+    for images in (tmp_path, f"{tmp_path}/*.tif", [path, tmp_path / "zone.tif"]):
+        assert names(images) == ["scan.tif#1", "scan.tif#2", "scan.tif#3", "zone.tif"]
+    collection = collect(path)
+    assert (collection.count, collection.single) == (3, False)
+    assert collect(tmp_path / "zone.tif").single
+    loaded = list(stream(collection.items, Preprocessing.of(8)))
+    assert [int(image.pixels.mean()) for image in loaded] == [10, 20, 30]
+    assert [image.path for image in loaded] == [f"{path}#1", f"{path}#2", f"{path}#3"]
+    assert list(collect(iter([path])).items) == list(collection.items)
+
+
+def test_a_page_is_named_by_its_number(tmp_path):
+    path = save_pages(tmp_path / "scan.tif", (10, 20, 30))
+    one = collect(f"{path}#2")
+    assert (list(one.items), one.count, one.single) == ([ImagePage(path, 2)], 1, True)
+    assert collect(ImagePage(path, 3)).single
+    assert [int(read_image(item).mean()) for item in collect([f"{path}#3", f"{path}#1"]).items] == [30, 10]
+    for wrong, reason in {"#4": "the file has no such page; pages are counted", "#0": "no such file; check"}.items():
+        [item] = collect([f"{path}{wrong}"]).items
+        with pytest.raises(ImageError, match=f"scan.tif{wrong}: {reason}"):
+            read_image(item)
+    Image.new("RGB", (8, 6)).save(tmp_path / "scan.tif#2", "PNG")  # a file of this very name
+    assert list(collect(f"{path}#2").items) == [Path(f"{path}#2")]
+    with pytest.raises(ImageError, match="no such file or folder"):
+        collect(f"{tmp_path}/missing.tif#2")
+
+
+def test_every_frame_of_a_video_is_an_image(tmp_path):
+    path = write_video(tmp_path / "clip.avi", 7)
+    collection = collect(str(path), stride=3)
+    assert (list(collection.items), collection.single) == ([VideoFrame(path, i) for i in (0, 3, 6)], False)
+    assert [number(image.pixels) for image in stream(collection.items, Preprocessing.of(16))] == [0, 3, 6]
+    assert list(collect(f"{path}#4").items) == [VideoFrame(path, 4)]
+    assert collect([path, f"{tmp_path}/*.avi"]).count == 14
+    with pytest.raises(DatasetError, match=r"no images.*1 file passed over: 1 \.avi; \.avi is a video: name the file"):
+        collect(tmp_path)
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n"])
+def test_an_empty_path_is_no_folder(empty):
+    for images in (empty, [empty], iter([empty])):
+        with pytest.raises(ParameterError, match="a path is empty; give a file, folder or glob"):
+            list(collect(images).items)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("rtsp://camera/1", "is an address"),
+        ("https://example.org/a.png", "is an address"),
+        ("/dev/video0", "if it is a camera"),
+        ("0", "if it is a camera"),
+        ("-", "standard input"),
+    ],
+)
+def test_cameras_addresses_and_pipes_are_refused(text, reason):
+    for images in (text, [text]):
+        with pytest.raises(ParameterError, match=reason) as told:
+            collect(images)
+        assert "in Python" in str(told.value)
+
+
+def test_brackets_in_the_name_of_a_folder(folder):
+    for name in ("lot[1]", "lot1"):
+        (folder / name).mkdir()
+        Image.fromarray(PIXELS).save(folder / name / f"{name}.png")
+    assert names(folder / "lot[1]") == names(f"{folder}/lot[1]/*.png") == ["lot[1].png"]
+    assert names(f"{folder}/lot[12]/*.png") == ["lot1.png"]
+    with pytest.raises(
+        DatasetError, match=r"no image matches this pattern.*; brackets stand for one of the characters"
+    ):
+        collect(f"{folder}/lot[3]")

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
 from flawmap.detectors.good_images import Replay
-from flawmap.errors import ImageError
+from flawmap.errors import ImageError, MissingDependencyError
 from flawmap.images import FrameReader, Preprocessing, VideoFrame, collect, read_image, stream
-from flawmap.images.video import count_frames
+from flawmap.images.video import count_frames, find_frames
 from videos import cut_short, damage, number, write_video
 
 SMALL = Preprocessing.of(16)
@@ -105,3 +107,28 @@ def test_what_is_no_video_is_said(tmp_path, capfd, content):
 def test_one_frame_is_a_single_image(video):
     collection = collect(VideoFrame(video, 2))
     assert (collection.count, collection.single) == (1, True)
+
+
+def test_every_frame_is_found_and_what_is_missing_is_one_bad_image(video, tmp_path, capfd):
+    assert find_frames(video) == frames(video)
+    damage(video, 10)
+    assert find_frames(video) == frames(video)
+    damage(video, 19)
+    assert find_frames(video) == frames(video, range(19))  # an estimate may be one too high
+    cut_short(video)
+    found = find_frames(video)
+    told: list[ImageError] = []
+    loaded = list(stream(found, SMALL, on_bad=told.append))
+    assert [number(image.pixels) for image in loaded] == list(range(len(found) - 1))
+    assert [error.name for error in told] == [f"{video}#{len(found) - 1}"]
+    assert "this frame cannot be decoded; the video is damaged or cut short" in told[0].reason
+    (tmp_path / "no.avi").write_bytes(b"no video")
+    assert find_frames(tmp_path / "no.avi") == frames(tmp_path / "no.avi", [0])
+    assert capfd.readouterr().err == ""
+
+
+def test_without_opencv_a_video_says_how_to_install_it(video, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    for images in (video, [str(video)]):
+        with pytest.raises(MissingDependencyError, match=r"videos need OpenCV.*pip install 'flawmap\[video\]'"):
+            collect(images)

@@ -11,9 +11,10 @@ from PIL import Image
 import flawmap.results.writer
 from flawmap.decision import find_regions
 from flawmap.errors import ParameterError
-from flawmap.images import Preprocessing, read_image
+from flawmap.images import ImagePage, Preprocessing, VideoFrame, read_image
 from flawmap.prediction import Prediction
-from flawmap.results import ResultsWriter, overlay, without_results
+from flawmap.results import ResultsWriter, overlay, without_results, without_tables
+from videos import write_video
 
 SCALE = (0.0, 4.0)
 
@@ -85,10 +86,34 @@ def test_an_error_leaves_the_tables_of_the_run_before(photos, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "predictions.csv", "predictions.jsonl"]
 
 
+def test_pages_and_frames_have_files_of_their_own(tmp_path):
+    pages = [Image.new("RGB", (30, 40), (grey,) * 3) for grey in (0, 100, 200)]
+    pages[0].save(tmp_path / "part.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "part-2.png")
+    clip = write_video(tmp_path / "clip.avi", 3, size=(40, 30))
+    sources = [
+        tmp_path / "part-2.png",
+        ImagePage(tmp_path / "part.tif", 1),
+        f"{tmp_path}/part.tif#2",
+        VideoFrame(clip, 2),
+    ]
+    with ResultsWriter(tmp_path / "out", sources, map_scale=SCALE) as results:
+        rows = [results.write(prediction_of(source)) for source in sources]
+    assert [row["overlay"] for row in rows] == [
+        "overlays/part-2.png", "overlays/part-1.png", "overlays/part.tif-2.png", "overlays/clip-2.png",
+    ]  # fmt: skip
+    for source, row in zip((*sources[:2], ImagePage(tmp_path / "part.tif", 2), sources[3]), rows, strict=True):
+        with Image.open(tmp_path / "out" / row["overlay"]) as picture:
+            assert np.array_equal(np.asarray(picture), overlay(read_image(source), prediction_of(source), SCALE))
+
+
 def test_images_in_the_folders_of_results_are_refused_or_left_out(photos, tmp_path):
     inside = tmp_path / "out" / "overlays" / "a.png"
     assert without_results(tmp_path / "out", [*photos, inside]) == photos
     assert without_results(tmp_path / "other", [*photos, inside]) == [*photos, inside]
+    tables = [tmp_path / "out" / "predictions.csv", tmp_path / "out" / "predictions.jsonl"]
+    own = tmp_path / "predictions.csv"
+    assert without_tables(tmp_path / "out", [*tables, inside, own]) == [own]
     with pytest.raises(ParameterError, match="1 images lie in the folders"):
         ResultsWriter(tmp_path / "out", [*photos, inside])
     assert not (tmp_path / "out").exists()

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from itertools import pairwise
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import flawmap
 from flawmap.cli import benchmark, datasets, demo, evaluate, export, fit, info, predict, threshold
 from flawmap.cli.detector_choice import FitCommand
 
+EMPTY = re.compile(r"--[\w-]+=\s*")
+"""An option without its value."""
+
+
+class Root(TyperGroup):
+    """The command, which refuses empty arguments: an empty path would be the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 (typer's own type)
+        """Options and the subcommand. A usage error for an empty argument."""
+        for before, argument in pairwise(["", *args]):
+            option = argument.removesuffix("=") if EMPTY.fullmatch(argument) else before
+            if not argument.strip() or EMPTY.fullmatch(argument):
+                where = f" after {option}" if option else ""
+                ctx.fail(f"An empty argument{where}. Is a variable of the shell not set?")
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
+    cls=Root,
     name="flawmap",
     no_args_is_help=True,
     rich_markup_mode="rich",

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, ParamSpec
 
@@ -19,8 +19,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from flawmap.decision import Decision
-from flawmap.errors import FlawmapError, ImageError, ParameterError
+from flawmap.errors import DatasetError, FlawmapError, ImageError, ParameterError
 from flawmap.files import check_replaceable
+from flawmap.images import describe_passed_over
 
 EXTRAS = dict.fromkeys(("torch", "torchvision", "timm", "scipy", "sklearn"), "train") | {"matplotlib": "plots"}
 """Modules that only an extra installs."""
@@ -65,6 +66,16 @@ class Remarks:
         for remark, names in self.names.items():
             others = "" if len(names) == 1 else f" and {len(names) - 1} more"
             note(f"{names[0]}{others}: {remark}")
+
+
+def tell_passed_over(paths: Sequence[Path], *, strict: bool, quiet: bool) -> None:
+    """Print how many files were passed over, if any; DatasetError if none may be."""
+    if paths and strict:
+        raise DatasetError(
+            f"{describe_passed_over(paths)}; the first is {paths[0]}. Move them away, or leave out --strict"
+        )
+    if paths and not quiet:
+        note(describe_passed_over(paths))
 
 
 P = ParamSpec("P")

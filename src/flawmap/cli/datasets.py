@@ -12,9 +12,27 @@ from rich.markup import escape
 from rich.table import Table
 
 from flawmap.cli import options
-from flawmap.cli.console import BadImages, check_writable_target, guarded, messages, print_json, say, table
+from flawmap.cli.console import (
+    BadImages,
+    check_writable_target,
+    guarded,
+    messages,
+    print_json,
+    say,
+    table,
+    tell_passed_over,
+)
 from flawmap.cli.options import option
-from flawmap.datasets import LAYOUTS, Counts, Problem, Report, check_dataset, write_rd_mvtec_ad
+from flawmap.datasets import (
+    LAYOUTS,
+    Counts,
+    Problem,
+    Report,
+    check_dataset,
+    find_classes,
+    open_dataset,
+    write_rd_mvtec_ad,
+)
 from flawmap.errors import DatasetError
 from flawmap.progress import report_progress
 
@@ -87,6 +105,8 @@ def make_rd(
         print_json({"output": str(output), "seed": seed, "n_images": counts})
     elif not quiet:
         say(f"Wrote {sum(counts.values())} images of {len(counts)} classes, seed {seed}: {output}")
+        classes = [open_dataset(f"mvtec_ad:{path}") for path in find_classes(f"mvtec_ad:{root}")[1]]
+        tell_passed_over([path for data in classes for path in data.passed_over], strict=False, quiet=False)
 
 
 @app.command("timeline")
@@ -106,13 +126,13 @@ def timeline(
 ) -> None:
     """Draw the scores of each test clip over time, with the threshold and the ground truth."""
     from flawmap import load
-    from flawmap.datasets import open_dataset
     from flawmap.evaluation.plots import check_picture, save_timelines, score_timelines
 
     check_writable_target(output)
     check_picture(output, 0)
     detector = load(model, weights=weights, device=device, runtime=runtime, workers=workers)
     data = open_dataset(dataset)
+    tell_passed_over(data.passed_over, strict=False, quiet=quiet or as_json)
     check_picture(output, len({sample.group for sample in data.test} - {None}))
     bad = BadImages()
     timelines = score_timelines(

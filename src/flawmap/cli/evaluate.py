@@ -10,7 +10,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from flawmap.cli import options
-from flawmap.cli.console import BadImages, Remarks, check_writable_target, guarded, note, print_json, table
+from flawmap.cli.console import (
+    BadImages,
+    Remarks,
+    check_writable_target,
+    guarded,
+    note,
+    print_json,
+    table,
+    tell_passed_over,
+)
 from flawmap.errors import DatasetError
 
 DOUBTFUL = 0.01
@@ -37,6 +46,7 @@ def evaluate(
     workers: options.Workers = None,
     stride: options.Stride = 1,
     skip_bad: options.SkipBad = False,
+    strict: options.Strict = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -52,6 +62,7 @@ def evaluate(
 
         from flawmap.evaluation.plots import plot_reliability
     data = open_dataset(dataset).every(stride)
+    tell_passed_over(data.passed_over, strict=strict, quiet=quiet or as_json)
     bad = BadImages()
     detector = load(model, weights=weights, device=device, runtime=runtime, workers=workers)
     result = run(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
@@ -63,7 +74,8 @@ def evaluate(
         plot_reliability(result.reliability, reliability)
     promised = detector.decision_.false_alarm_rate if detector.decision_ else None
     if as_json:
-        print_json({**result.to_json(), "promised_false_alarm_rate": promised, "skipped": bad.to_json()})
+        found = {"skipped": bad.to_json(), "passed_over": [str(path) for path in data.passed_over]}
+        print_json({**result.to_json(), "promised_false_alarm_rate": promised, **found})
     else:
         shown = table(data.name, "type", "images", "image AUROC", "pixel AUROC", "PRO")
         rows: dict[str, Figures] = {**result.by_type, "all": result}

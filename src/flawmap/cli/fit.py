@@ -21,6 +21,7 @@ from flawmap.cli.console import (
     note,
     print_json,
     say,
+    tell_passed_over,
 )
 from flawmap.cli.detector_choice import choose_detector, further_parameters, make_detector
 from flawmap.cli.options import option
@@ -50,7 +51,9 @@ of_file = partial(option, panel="Memory and model file")
 @guarded
 def fit(
     ctx: typer.Context,
-    good: Annotated[str, typer.Argument(metavar="GOOD", help="Folder or glob of good images; a data set; elpv:mono.")],
+    good: Annotated[
+        str, typer.Argument(metavar="GOOD", help="Folder or glob of good images; a video; a data set; elpv:mono.")
+    ],
     output: Annotated[Path, option("Model file to write.", "MODEL", "--output", "-o")],
     detector: Annotated[str | None, option(DETECTORS, "NAME", default="padim, or the preset's")] = None,
     preset: Annotated[str | None, option(PRESETS, "NAME", default="none")] = None,
@@ -82,6 +85,7 @@ def fit(
     workers: options.Workers = None,
     stride: options.Stride = 1,
     skip_bad: options.SkipBad = False,
+    strict: options.Strict = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     layers: Annotated[
@@ -146,8 +150,10 @@ def fit(
     if unfinished is not None and unfinished.exists() and not quiet:
         say(f"The training goes on from {unfinished}, where an earlier run stopped.")
     bad, started = BadImages(), time.perf_counter()
+    images, passed_over = _find(good, stride)
+    tell_passed_over(passed_over, strict=strict, quiet=quiet or as_json)
     try:
-        model.fit(_every(good, stride), progress=not quiet, on_bad=bad if skip_bad else None)
+        model.fit(images, progress=not quiet, on_bad=bad if skip_bad else None)
     except KeyboardInterrupt:
         kept = checkpoint or unfinished
         if kept is None or not kept.exists():
@@ -158,7 +164,8 @@ def fit(
         unfinished.unlink(missing_ok=True)
     seconds = time.perf_counter() - started
     if as_json:
-        print_json(_summary(model, output, seconds, bad))
+        found = {"passed_over": [str(path) for path in passed_over]}
+        print_json({**_summary(model, output, seconds, bad), **found})
     elif not quiet:
         _report(model, output, seconds, asked=false_alarm_rate)
 
@@ -203,14 +210,14 @@ def _unfinished(kind: type[Detector], output: Path, given: dict[str, Any]) -> Pa
     return path
 
 
-def _every(good: str, stride: int) -> ImageInput:
-    """Every so many of the good images; of a data set's clips, of each."""
-    if stride == 1:
-        return good
+def _find(good: str, stride: int) -> tuple[ImageInput, tuple[Path, ...]]:
+    """Every so many of the good images, of a data set's clips of each, and the files that were passed over."""
     found = training_images(good)
     if isinstance(found, (str, Path)):
-        return list(collect(found).items)[::stride]
-    return open_dataset(good).every(stride).train
+        collection = collect(found, warn=False)
+        return list(collection.items)[::stride], collection.passed_over
+    data = open_dataset(good).every(stride)
+    return data.train, data.passed_over
 
 
 def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> dict[str, object]:

@@ -34,6 +34,7 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `fla
 Json = Annotated[bool, option("Print one JSON object on standard output.", None, "--json")]
 Quiet = Annotated[bool, option("Print errors only.", None, "--quiet", "-q")]
 SkipBad = Annotated[bool, option("Leave out unusable images and masks.", None, "--skip-bad")]
+Strict = Annotated[bool, option("Stop before the work if files are passed over.", None, "--strict")]
 Device = Annotated[str, option("Device: auto, cpu, cuda, ...")]
 Stride = Annotated[int, option("Use every N-th image of each clip of a data set.", "N", min=1)]
 Weights = Annotated[

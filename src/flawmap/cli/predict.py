@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flawmap.cli import options
-from flawmap.cli.console import BadImages, Remarks, guarded, note, print_json, say
+from flawmap.cli.console import BadImages, Remarks, guarded, note, print_json, say, tell_passed_over
 from flawmap.cli.options import option
 from flawmap.errors import DatasetError, ParameterError
-from flawmap.images import collect
+from flawmap.images import ImagePage, VideoFrame, collect
 from flawmap.options import Runtime
 from flawmap.progress import report_progress
-from flawmap.results import ResultsWriter, without_results
+from flawmap.results import ResultsWriter, without_results, without_tables
 
 if TYPE_CHECKING:
     from flawmap.detectors import Detector
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @guarded
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`, or export folder.")],
-    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Images, folders, globs.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Images, folders, globs, videos.")],
     output: Annotated[Path, option("Folder for the results.", "OUT", "--output", "-o")],
     maps: Annotated[bool, option("Write each raw map as .npy, float32 at the input size.", None, "--maps")] = False,
     masks: Annotated[
@@ -35,17 +35,22 @@ def predict(
     device: options.Device = "auto",
     runtime: options.RuntimeChoice = "auto",
     workers: options.Workers = None,
+    stride: Annotated[int, option("Judge every N-th frame of each video.", "N", min=1)] = 1,
     skip_bad: options.SkipBad = False,
+    strict: options.Strict = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Score IMAGES; write OUT/predictions.csv and .jsonl, an overlay picture each, and raw maps on request.
 
-    An image that cannot be read is named and left out, the others are still scored; the exit code is then 1, or 0 with
-    --skip-bad.
+    Each page of a file and each frame of a video is an image. An image that cannot be read is named and left out, the
+    others are still scored; the exit code is then 1, or 0 with --skip-bad.
     """
-    everything = [Path(str(item)) for item in collect(images).items]
+    collection = collect(images, stride=stride, warn=False)
+    everything = [item for item in collection.items if isinstance(item, (Path, ImagePage, VideoFrame))]
     paths = without_results(output, everything)
+    passed_over = without_tables(output, collection.passed_over)
+    tell_passed_over(passed_over, strict=strict, quiet=quiet or as_json)
     if not paths:
         raise DatasetError(f"{output}: all {len(everything)} images lie where its results go; name another folder")
     detector = _open(model, weights, device, runtime, workers)
@@ -61,7 +66,8 @@ def predict(
     n_images, n_left_out = len(paths) - len(bad.errors), len(everything) - len(paths)
     if as_json:
         counts = {"n_images": n_images, "n_anomalous": writer.n_anomalous, "n_results_left_out": n_left_out}
-        print_json({"output": str(output), **counts, "skipped": bad.to_json(), "remarks": remarks.names})
+        found = {"passed_over": [str(path) for path in passed_over], "remarks": remarks.names}
+        print_json({"output": str(output), **counts, "skipped": bad.to_json(), **found})
     elif not quiet:
         remarks.show()
         _report(detector, writer, n_images, n_left_out)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flawmap.cli import options
-from flawmap.cli.console import BadImages, explain_promise, guarded, print_json, say
+from flawmap.cli.console import BadImages, explain_promise, guarded, print_json, say, tell_passed_over
 from flawmap.cli.options import option
 from flawmap.errors import ParameterError
 from flawmap.options import Criterion
@@ -66,8 +66,9 @@ def threshold(
     labels: list[int] = []
     scores: list[float] = []
     if labelled is not None:
-        samples = open_dataset(labelled).test
-        labels, scores = labelled_scores(detector, samples, progress=not quiet, on_bad=bad if skip_bad else None)
+        data = open_dataset(labelled)
+        tell_passed_over(data.passed_over, strict=False, quiet=quiet or as_json)
+        labels, scores = labelled_scores(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
         error_rates(labels, scores, 0.0)  # both kinds of images are there
     if by is not None:
         value = best_threshold(labels, scores, by, **costs).threshold

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from flawmap.datasets.btad import BTAD
 from flawmap.datasets.dataset import GOOD, Dataset, check_folder, is_folder, refuse
 from flawmap.datasets.elpv import ELPV, packaged_folder
-from flawmap.datasets.layout import Layout
+from flawmap.datasets.layout import Layout, find_passed_over
 from flawmap.datasets.magnetic_tile import MAGNETIC_TILE
 from flawmap.datasets.manifest import MANIFEST
 from flawmap.datasets.mvtec_ad import MVTEC_AD, find_class_folders
@@ -33,11 +34,12 @@ def open_dataset(where: str | os.PathLike[str]) -> Dataset:
     DatasetError, also for the root of several classes: one model is for one class.
     """
     layout, path = find_layout(where)
-    if layout.holds(path) or not (classes := layout.find_classes(path)):
-        return layout.read(path, refuse)
-    if len(classes) == 1:
-        return layout.read(classes[0], refuse)
-    raise _several(layout, where, classes)
+    if not layout.holds(path) and (classes := layout.find_classes(path)):
+        if len(classes) > 1:
+            raise _several(layout, where, classes)
+        [path] = classes
+    data = layout.read(path, refuse)
+    return replace(data, passed_over=find_passed_over(layout, path, data))
 
 
 def training_images(where: str | os.PathLike[str]) -> ImageInput:
@@ -69,6 +71,8 @@ def training_images(where: str | os.PathLike[str]) -> ImageInput:
 def find_layout(where: str | os.PathLike[str]) -> tuple[Layout, Path]:
     """The layout and path of a name; MVTec AD's if it is no other. Reads folders' names only."""
     text = os.fspath(where)
+    if not text.strip():
+        raise DatasetError("the path of the images is empty; name a folder or data set (. is the current folder)")
     path = expand_home(text)
     if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises for names that are too long)
         if text in ("elpv", "elpv:mono", "elpv:poly"):

@@ -10,17 +10,18 @@ from pathlib import Path
 
 from flawmap.datasets.catalogue import find_layout
 from flawmap.datasets.dataset import Dataset, file_of, subfolders
-from flawmap.datasets.layout import Counts, Layout
+from flawmap.datasets.layout import Counts, Layout, files_used, inner_parts, is_mask
 from flawmap.errors import DatasetError, ImageError
+from flawmap.images.formats import OTHER_SUFFIXES, RAW_SUFFIXES, VIDEO_SUFFIXES, is_image
 from flawmap.images.masks import read_mask
+from flawmap.images.pages import ImagePage, first_page, page_numbers
 from flawmap.images.preprocessing import Preprocessing
-from flawmap.images.source import SUFFIXES, find_images
+from flawmap.images.source import collect, find_images
 from flawmap.images.stream import stream
 from flawmap.prediction import Size
 
-SIDE_FILES = frozenset({".txt", ".md", ".csv", ".m", ".json", ".html", ".pdf", ".db", ".ini"})
-"""Licences, tables and files of file managers, which are ignored."""
-MASK_FOLDERS = frozenset({"ground_truth", "masks", "test_pixel_mask", "test_frame_mask"})
+SIDE_FILES = frozenset({".txt", ".md", ".csv", ".json", ".html", ".pdf"})
+"""Licences and tables, which are ignored in a class's own folder."""
 GOOD_FOLDERS = frozenset({"good", "ok", "normal", "MT_Free"})
 FIGURES = {
     "train": "training images",
@@ -215,8 +216,14 @@ def _read_all(data: Dataset, findings: _Findings, advance: Callable[[int], None]
         advance(1)
 
     sizes = {}
-    for image in stream([*data.train, *(sample.path for sample in data.test)], Preprocessing.of(8), on_bad=report):
-        sizes[image.name] = image.placement.image_size
+    items = [*collect(data.train, warn=False).items, *(first_page(sample.path) for sample in data.test)]
+    for image in stream(items, Preprocessing.of(8), on_bad=report):
+        name = image.name
+        if isinstance(image.source, ImagePage):
+            name = str(image.source.path)
+            for remark in image.source.remarks:
+                findings.note(name, remark)
+        sizes[name] = image.placement.image_size
         advance(1)
     return sizes
 
@@ -247,6 +254,8 @@ def _check_masks(data: Dataset, sizes: dict[str, Size], findings: _Findings) -> 
         except ImageError as error:
             findings.problem(error.name, error.reason)
             continue
+        if isinstance(sample.mask_path, Path) and (n_pages := len(page_numbers(sample.mask_path))) > 1:
+            findings.note(sample.mask_path, f"has {n_pages} pages; the first is the mask")
         (height, width), own = sizes.get(str(sample.path), mask.shape), mask.shape
         if own != (height, width):
             reason = f"is {own[0]} x {own[1]}, its image {sample.path} is {height} x {width}"
@@ -259,27 +268,21 @@ def _check_masks(data: Dataset, sizes: dict[str, Size], findings: _Findings) -> 
 
 def _check_strays(layout: Layout, path: Path, data: Dataset, findings: _Findings) -> None:
     """Files that belong to no image or mask, without those that are reported already."""
-    used = {file_of(item) for item in data.train}
-    used |= {sample.path for sample in data.test}
-    used |= {file_of(sample.mask_path) for sample in data.test if sample.mask_path is not None}
-    used |= {Path(problem.path) for problem in findings.problems}
+    used = files_used(data) | {Path(problem.path) for problem in findings.problems}
     # a clip's labels and masks are in use even if none of its frames is anomalous
     clips = {sample.group for sample in data.test}
     for file in layout.files(path):
-        parts = file.relative_to(path.parent).parts if file.is_relative_to(path.parent) else file.parts
         suffix = file.suffix.lower()
-        if file in used or file.name.startswith(".") or suffix in SIDE_FILES or "__MACOSX" in parts:
+        if file in used or (file.parent == path and suffix in SIDE_FILES):
             continue
-        if _is_mask(layout, parts, suffix):
-            if not (GOOD_FOLDERS & set(parts) or clips & {file.stem, file.parent.name.removesuffix("_gt")}):
+        if is_mask(layout, path, file):
+            if suffix not in SIDE_FILES and not (
+                GOOD_FOLDERS & set(inner_parts(path, file)) or clips & {file.stem, file.parent.name.removesuffix("_gt")}
+            ):
                 findings.problem(file, "is a mask without an image")
-        elif suffix in SUFFIXES or suffix == ".avi":
+        elif is_image(file) or suffix in VIDEO_SUFFIXES:
             findings.problem(file, "belongs to neither training nor test images")
+        elif suffix in RAW_SUFFIXES | OTHER_SUFFIXES:
+            findings.note(file, "is in a format that cannot be read; convert it to PNG or TIFF")
         else:
             findings.note(file, "is neither an image nor a mask")
-
-
-def _is_mask(layout: Layout, parts: tuple[str, ...], suffix: str) -> bool:
-    if layout.name == "mtd":
-        return suffix == ".png"
-    return any(part.lower() in MASK_FOLDERS or part.endswith("_gt") for part in parts)

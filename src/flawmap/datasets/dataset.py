@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from flawmap.errors import DatasetError, ParameterError
 from flawmap.files import expand_home
+from flawmap.images.hints import find_meant, why_missing
 from flawmap.images.masks import ClassMask, MaskFrame, MaskSource
 from flawmap.images.video import VideoFrame
 
@@ -62,6 +63,7 @@ class Dataset:
         train: good images: files, or frames of videos.
         test: labelled images.
         train_groups: clip or series of each image of `train`; empty if the data set has none.
+        passed_over: files in its folders that are no images that can be read, and no masks.
 
     Example:
         >>> data = Dataset("part", tuple(Path(f"{i}.png") for i in range(5)), ())
@@ -73,6 +75,7 @@ class Dataset:
     train: tuple[Path | VideoFrame, ...]
     test: tuple[Sample, ...]
     train_groups: tuple[str | None, ...] = ()
+    passed_over: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, name: str, train: Sequence[tuple[Path | VideoFrame, str | None]], test: Sequence[Sample]) -> Dataset:
@@ -136,8 +139,10 @@ def check_folder(root: str | os.PathLike[str]) -> Path:
     """The folder as a Path; DatasetError if there is none."""
     path = expand_home(root)
     if not is_folder(path):
+        meant = find_meant(str(path))
+        hint = f"did you mean {meant}? " if meant else ""
         raise DatasetError(
-            f"{root}: no such folder; expected a data set, NAME:FOLDER, a manifest (.csv), elpv:mono or elpv:poly"
+            f"{root}: no such folder; {hint}expected a data set, NAME:FOLDER, a manifest (.csv), elpv:mono or elpv:poly"
         )
     return path
 
@@ -170,7 +175,7 @@ def why_no_file(path: Path) -> str | None:
     try:
         return None if stat.S_ISREG(path.stat().st_mode) else f"{shown}: is no file"
     except (FileNotFoundError, NotADirectoryError):
-        return f"{shown}: no such file"
+        return f"{shown}: {why_missing(path, 'file') if shown is text else 'no such file'}"
     except OSError as error:
         return f"{shown}: cannot be opened ({error.strerror})"
     except ValueError:

@@ -12,7 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from flawmap.datasets.dataset import Dataset, Tell, subfolders
+from flawmap.datasets.dataset import Dataset, Tell, file_of, subfolders
+from flawmap.images.formats import is_image
+from flawmap.images.source import walk
+
+MASK_FOLDERS = frozenset({"ground_truth", "masks", "test_pixel_mask", "test_frame_mask"})
 
 TRAIN_SHARE = 0.8
 """Share of the good images for training, where the authors publish no split."""
@@ -57,8 +61,8 @@ class Counts:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder."""
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+    """Files below a folder, without hidden ones and those of file managers; none if there is no such folder."""
+    return iter(sorted(Path(path) for path in walk(folder)) if folder.is_dir() else ())
 
 
 def no_files(_: Path) -> Iterator[Path]:
@@ -130,6 +134,34 @@ class Layout:
         facts = dict(_facts()[name])
         published = {key: Counts(**numbers) for key, numbers in facts.pop("published").items()}
         return cls(name, **{**facts, "classes": tuple(facts["classes"])}, published=published, **functions)
+
+
+def files_used(data: Dataset) -> set[Path]:
+    """Files of a data set's images and masks."""
+    used = {file_of(item) for item in data.train} | {sample.path for sample in data.test}
+    return used | {file_of(sample.mask_path) for sample in data.test if sample.mask_path is not None}
+
+
+def find_passed_over(layout: Layout, path: Path, data: Dataset) -> tuple[Path, ...]:
+    """Files in the folders of a class that are neither images that can be read nor masks.
+
+    What lies in the class's own folder is no image: a licence, a table.
+    """
+    others = [file for file in layout.files(path) if file.parent != path and not is_image(file)]
+    used = files_used(data) if others else set()
+    return tuple(file for file in others if file not in used and not is_mask(layout, path, file))
+
+
+def is_mask(layout: Layout, path: Path, file: Path) -> bool:
+    """Whether a file of a class lies where its masks do."""
+    if layout.name == "mtd":
+        return file.suffix.lower() == ".png"
+    return any(part.lower() in MASK_FOLDERS or part.endswith("_gt") for part in inner_parts(path, file))
+
+
+def inner_parts(path: Path, file: Path) -> tuple[str, ...]:
+    """Names from a class's folder down to a file."""
+    return file.relative_to(path.parent).parts if file.is_relative_to(path.parent) else file.parts
 
 
 @cache

@@ -9,10 +9,11 @@ A clip with masks is labelled by them, another one by that file.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from flawmap.datasets.dataset import Dataset, Sample, Tell, clip_samples, expect_folder, subfolders
-from flawmap.datasets.layout import Layout, folders_that
+from flawmap.datasets.layout import Layout, files_below, folders_that
 from flawmap.errors import DatasetError, ImageError
 from flawmap.images.masks import read_mask
 from flawmap.images.source import find_images
@@ -101,4 +102,8 @@ def _is_anomalous(mask: Path, tell: Tell) -> bool | None:
         return None
 
 
-UCSD = Layout.of("ucsd", holds=_holds, read=_read, find_classes=folders_that(_holds), has_masks=False)
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in files_below(folder) if path.suffix != ".m")
+
+
+UCSD = Layout.of("ucsd", holds=_holds, read=_read, find_classes=folders_that(_holds), files=_files, has_masks=False)

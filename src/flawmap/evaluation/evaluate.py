@@ -18,7 +18,7 @@ from flawmap.datasets import Sample, find_classes, open_dataset
 from flawmap.detectors import Detector
 from flawmap.errors import DatasetError, ImageError
 from flawmap.evaluation.metrics import PixelScores, Rate, Reliability, image_auroc, reliability
-from flawmap.images import read_mask
+from flawmap.images import first_page, read_mask
 from flawmap.options import OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress, report_progress
@@ -142,9 +142,10 @@ def score_samples(
     model: Detector, samples: Sequence[Sample], what: str, *, progress: Progress = False, on_bad: OnBad | None = None
 ) -> Iterator[tuple[Sample, Prediction]]:
     """Labelled images and their predictions, in one streaming pass; `what` names the pass in the progress bar."""
-    by_path = {str(sample.path): sample for sample in samples}
+    images = [first_page(sample.path) for sample in samples]  # a sample is one image, with one mask
+    by_path = {str(image): sample for image, sample in zip(images, samples, strict=True)}
     with report_progress(progress, what, len(samples)) as advance:
-        for prediction in model.iter_predict([sample.path for sample in samples], on_bad=on_bad):
+        for prediction in model.iter_predict(images, on_bad=on_bad):
             yield by_path[str(prediction.path)], prediction
             advance(1)
 

@@ -2,7 +2,7 @@
 
 EXIF rotation is applied. Grey, palette, CMYK and other modes become RGB; transparency is laid over white, unless it
 hides everything. More than 8 bits are scaled from their full range to 0..255, rounded; of 16-bit colour files Pillow
-keeps the high byte, at most one level away. Of several frames the first is read. docs/images.md has formats and sizes.
+keeps the high byte, at most one level away. Of several pages the first is read. docs/images.md has formats and sizes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -26,13 +26,17 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from flawmap.errors import ImageError, ParameterError, first_line
 from flawmap.files import open_file
 from flawmap.images.depth import DEEP_MODES, check_array, scale_to_8_bits
+from flawmap.images.formats import RAW_SUFFIXES
+from flawmap.images.hints import why_missing
 from flawmap.images.memory import MACHINE_MEMORY
+from flawmap.images.pages import ImagePage, turn_to
+from flawmap.images.photo import Photo
 from flawmap.images.tiff import TIFF_MARKS, Directory, check_tiff, correct_grey, quiet_libtiff, refusal
 from flawmap.images.video import FrameReader, VideoFrame
 from flawmap.images.webp import canvas_size
 
-ImageSource = str | os.PathLike[str] | NDArray[Any] | Image.Image | VideoFrame
-"""One image: a path, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a PIL image, or a frame of a video."""
+ImageSource = str | os.PathLike[str] | NDArray[Any] | Image.Image | ImagePage | VideoFrame
+"""One image: a path, an array (H, W) or (H, W, 1, 3 or 4), a PIL image, a page of a file, or a frame of a video."""
 
 T = TypeVar("T")
 
@@ -79,27 +83,6 @@ _n_readers = 0
 _limits: list[int | None] = []
 
 
-@dataclass(frozen=True, eq=False)
-class Photo:
-    """An image that was read.
-
-    Attributes:
-        rgb: (H, W, 3) uint8, C-contiguous; it may share memory with its source, so do not write into it.
-        bits: of a sample, as its source declares them: 8 for 8 or fewer, else 9 to 16.
-        highest: highest sample of deep grey or of a uint16 array; None of 8 bits, and of 16-bit colour files.
-        remarks: what is unusual about it, in words.
-
-    Example:
-        >>> read_photo(np.full((2, 2), 4095, np.uint16), bits=12).rgb[0, 0].tolist()
-        [255, 255, 255]
-    """
-
-    rgb: NDArray[np.uint8]
-    bits: int = 8
-    highest: int | None = None
-    remarks: tuple[str, ...] = ()
-
-
 def read_image(source: ImageSource, *, name: str | None = None) -> NDArray[np.uint8]:
     """RGB (H, W, 3) uint8, C-contiguous, of an image; it may share memory with `source`, so do not write into it.
 
@@ -129,7 +112,7 @@ def use_photo(
         raise ImageError(name, NO_MEMORY) from error
 
 
-def decode(source: str | os.PathLike[str]) -> tuple[Image.Image, int]:
+def decode(source: str | os.PathLike[str] | ImagePage) -> tuple[Image.Image, int]:
     """A file's image, decoded and upright (deep grey in one of `DEEP_MODES`), and the bits of a sample. ImageError."""
     with ExitStack() as held:
         return _decode(source, held)
@@ -143,42 +126,49 @@ def _read(source: ImageSource, name: str, bits: int | None, held: ExitStack) -> 
             return Photo(frames.read(source))
     if isinstance(source, Image.Image):
         return _to_photo(*_from_pil(source, name, held), name, bits)
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike, ImagePage)):
         raise ImageError(name, f"expected a path, an array or a PIL image, got {type(source).__name__}")
     return _to_photo(*_decode(source, held), name, bits)
 
 
 def _name(source: ImageSource) -> str:
-    named = isinstance(source, (str, os.PathLike, VideoFrame))
+    named = isinstance(source, (str, os.PathLike, ImagePage, VideoFrame))
     return str(source) if named else os.fsdecode(getattr(source, "filename", "")) or "image"
 
 
-def _decode(source: str | os.PathLike[str], held: ExitStack) -> tuple[Image.Image, int]:
+def _decode(source: str | os.PathLike[str] | ImagePage, held: ExitStack) -> tuple[Image.Image, int]:
     """As `decode`; memory for the image is set aside until `held` ends."""
-    name = str(source)
-    with _explained(name), _pillow_for_large_images(MAX_PIXELS), open_file(source) as stream:
+    name, page = str(source), source if isinstance(source, ImagePage) else ImagePage(Path(source), 1)
+    path, number = page.path, page.number
+    if path.suffix.lower() in RAW_SUFFIXES:
+        raise ImageError(name, "is a camera's raw file, which cannot be read; convert it to PNG or TIFF")
+    with _explained(name), _pillow_for_large_images(MAX_PIXELS), open_file(path) as stream:
         n_bytes = os.fstat(stream.fileno()).st_size
         if n_bytes == 0:
             raise ImageError(name, "is empty; copy or record it again")
         start = stream.read(30)
         stream.seek(0)
-        directory = check_tiff(stream, n_bytes, name) if start.startswith(TIFF_MARKS) else None
+        directory = check_tiff(stream, n_bytes, name, number) if start.startswith(TIFF_MARKS) else None
         if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
             canvas = canvas_size(start)
             _check_size(canvas, canvas[0] * canvas[1], "RGBA", n_bytes, name, is_raw=False)
-        with _open(stream, directory, name) as image:
+        with _open(stream, directory, name, path.suffix.lower()) as image:
+            if number != 1 and directory is not None:
+                turn_to(image, number, name)
             n_pixels = image.width * image.height if directory is None else directory.n_pixels
             is_raw = image.format in UNCOMPRESSED and "rle" not in str(getattr(image, "tile", ""))
             _check_size(image.size, n_pixels, image.mode, n_bytes, name, is_raw=is_raw)
             a_pixel = BYTES_A_PIXEL + CODEC_BYTES.get(image.format or "", 8 * ("A" in image.mode))
             held.enter_context(_memory.hold(n_pixels * a_pixel, name))
+            if number != 1 and directory is None:  # an animation is drawn up to this page
+                turn_to(image, number, name)
             return _load(image)
 
 
-def _open(stream: BinaryIO, directory: Directory | None, name: str) -> Image.Image:
+def _open(stream: BinaryIO, directory: Directory | None, name: str, suffix: str) -> Image.Image:
     """The image of a file in one of the formats that are read, not yet decoded."""
     # nearly any file could be a TGA, which has no mark of its own
-    formats = [*FORMATS, "TGA"] if name.lower().endswith(".tga") else FORMATS
+    formats = [*FORMATS, "TGA"] if suffix == ".tga" else FORMATS
     try:
         return Image.open(stream, formats=formats)
     except UnidentifiedImageError:
@@ -279,7 +269,7 @@ def _explained(name: str) -> Iterator[None]:
     except MemoryError as error:
         raise ImageError(name, NO_MEMORY) from error
     except FileNotFoundError as error:
-        raise ImageError(name, "no such file; check the path") from error
+        raise ImageError(name, why_missing(name, "file")) from error
     except IsADirectoryError as error:
         raise ImageError(name, "is a folder, expected an image file") from error
     except PermissionError as error:

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.errors import ImageError, ParameterError
+from flawmap.images.pages import ImagePage
+from flawmap.images.photo import Photo
 from flawmap.images.preprocessing import Preprocessing
-from flawmap.images.read import ImageSource, Photo, use_photo
+from flawmap.images.read import ImageSource, use_photo
 from flawmap.images.video import FrameReader, VideoFrame
 from flawmap.options import OnBad
 from flawmap.prediction import Placement
@@ -42,18 +44,19 @@ class Loaded:
     Attributes:
         number: its position among the images asked for, from 1, bad ones counted.
         name: its path, or "image 3" for the third of images in memory; for messages.
-        source: its path, or a frame of a video: what it can be read from again; None if it came from memory.
+        source: its path, a page of a file or a frame of a video: what it can be read from again; None if it came from
+            memory.
         pixels: (h, w, 3) uint8, the model's input, or the canvas before the crop.
         placement: where the model's input lies on the original.
         remarks: what is unusual about the image, in words.
         bits: of a sample, as the image declares them.
         highest: highest sample of deep grey, or of a uint16 array; else None.
-        path: its path, `path#index` for a frame of a video, or None.
+        path: its path, `path#number` for a page of a file or a frame of a video, or None.
     """
 
     number: int
     name: str
-    source: str | VideoFrame | None
+    source: str | ImagePage | VideoFrame | None
     pixels: NDArray[np.uint8]
     placement: Placement
     remarks: tuple[str, ...] = ()
@@ -82,12 +85,14 @@ def load_image(
 
     Args:
         number: its position among the images asked for, from 1.
-        item: a path, array, PIL image or frame of a video.
+        item: a path, array, PIL image, page of a file or frame of a video.
         preprocessing: from the image to the model's input.
         whole: keep the pixels before the crop.
         frames: decodes frames of videos; None opens the video for this frame alone.
     """
-    source = item if isinstance(item, VideoFrame) else os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
+    source: str | ImagePage | VideoFrame | None = os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
+    if isinstance(item, (ImagePage, VideoFrame)):
+        source = item
     name = f"image {number}" if source is None else str(source)
     apply = partial(preprocessing.apply, whole=whole)
     if frames is not None and isinstance(item, VideoFrame):
@@ -95,7 +100,8 @@ def load_image(
         pixels, placement = apply(photo.rgb)
     else:
         photo, (pixels, placement) = use_photo(item, apply, name=name, bits=preprocessing.bits)
-    return Loaded(number, name, source, pixels, placement, photo.remarks, photo.bits, photo.highest)
+    remarks = (*photo.remarks, *(item.remarks if isinstance(item, ImagePage) else ()))
+    return Loaded(number, name, source, pixels, placement, remarks, photo.bits, photo.highest)
 
 
 def stream(
@@ -110,7 +116,8 @@ def stream(
     """Read and preprocess images, in order.
 
     Args:
-        items: paths, arrays, PIL images, frames of videos; of an iterator, pulled no faster than they are read.
+        items: paths, arrays, PIL images, pages of files, frames of videos; of an iterator, pulled no faster than they
+            are read.
         preprocessing: from an image to the model's input.
         on_bad: called with the ImageError of each image that cannot be used, which is then left out; None raises it.
         workers: threads, up to 1,024; None for one per processor, at most eight. ParameterError for none. Frames of

@@ -21,6 +21,7 @@ import PIL
 from PIL import Image, TiffImagePlugin
 
 from flawmap.errors import ImageError
+from flawmap.images.pages import NO_PAGE
 
 TIFF_MARKS = tuple(TiffImagePlugin.PREFIXES)
 """What a file begins with that Pillow takes for a TIFF: some are no right ones."""
@@ -57,7 +58,7 @@ JPEGS = {6, 7}
 
 @dataclass(frozen=True)
 class Directory:
-    """What a TIFF file says of its first image; `blocks` are its strips or tiles.
+    """What a TIFF file says of one of its images; `blocks` are its strips or tiles.
 
     Attributes:
         width, height: of the image as it is stored.
@@ -88,13 +89,21 @@ class Directory:
     subsampling: tuple[int, ...]
 
     @classmethod
-    def read(cls, stream: BinaryIO) -> Directory:
-        """The first directory of a file. Raises nearly anything for a damaged one, as Pillow does."""
+    def read(cls, stream: BinaryIO, number: int = 1) -> Directory:
+        """A directory of a file, of which the first has number 1. EOFError for none.
+
+        Raises nearly anything for a damaged one, as Pillow does.
+        """
         header = stream.read(8)
         header += stream.read(8) if header[2:3] == b"+" else b""  # a BigTIFF
         tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-        stream.seek(tags.next)
-        tags.load(stream)
+        seen = {0}
+        for _ in range(number):
+            if tags.next in seen:
+                raise EOFError
+            seen.add(tags.next)
+            stream.seek(tags.next)
+            tags.load(stream)
         stream.seek(0)
         height, is_tiled = _one(tags, 257), 324 in tags
         where, lengths = (324, 325) if is_tiled else (273, 279)
@@ -206,13 +215,16 @@ class Directory:
         return f"{outside} strips or tiles, which lie beyond its end" if outside else None
 
 
-def check_tiff(stream: BinaryIO, n_bytes: int, name: str) -> Directory:
-    """The directory of a TIFF file whose kind is read and whose pixels are all there; else ImageError."""
+def check_tiff(stream: BinaryIO, n_bytes: int, name: str, number: int = 1) -> Directory:
+    """A directory of a TIFF file whose kind is read and whose pixels are all there; else ImageError."""
     start = stream.read(4)
     stream.seek(0)
     if start == b"MM\0+":
         raise ImageError(name, "is a BigTIFF in big-endian byte order, which is not read; save it as PNG or plain TIFF")
-    directory = Directory.read(stream)
+    try:
+        directory = Directory.read(stream, number)
+    except EOFError as error:
+        raise ImageError(name, NO_PAGE) from error
     if min(directory.width, directory.height, *directory.block) < 1:
         raise ImageError(name, f"is damaged: it is said to have {directory.width} x {directory.height} pixels")
     if not directory.is_read:

@@ -20,6 +20,12 @@ from flawmap.errors import ImageError, MissingDependencyError
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
+MOST_DAMAGED = 100
+"""Frames in a row that cannot be decoded, after which a video counts as ended."""
+ESTIMATED = 0.01
+"""Share of the frames by which the number in a header may be wrong in a video that is whole."""
+
+
 @dataclass(frozen=True, slots=True)
 class VideoFrame:
     """A frame of a video, read when it is needed; its text is `path#index`, the first frame has index 0."""
@@ -97,6 +103,28 @@ def count_frames(path: Path) -> int:
         return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) if _open(capture, path) else 0
     finally:
         capture.release()
+
+
+def find_frames(path: Path) -> list[VideoFrame]:
+    """Every frame of a video. It is decoded once to count them: what headers announce is an estimate in some formats.
+
+    One more stands for those that the header announces and that are not there, and one for a file that is no video:
+    reading it tells what is wrong.
+    """
+    cv2 = _opencv()
+    capture = cv2.VideoCapture()
+    tried = n_frames = announced = 0
+    try:
+        if _open(capture, path):
+            announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+            while tried < max(announced, n_frames + 1) and tried - n_frames < MOST_DAMAGED:
+                tried += 1
+                if capture.grab():  # False for a damaged frame; the next one may be whole
+                    n_frames = tried
+    finally:
+        capture.release()
+    is_short = n_frames == 0 or announced - n_frames > max(1, ESTIMATED * announced)
+    return [VideoFrame(path, index) for index in range(n_frames + is_short)]
 
 
 def _opencv() -> Any:  # noqa: ANN401 (a module)

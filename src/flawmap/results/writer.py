@@ -11,16 +11,20 @@ from dataclasses import asdict
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import BinaryIO, Self, TextIO
+from typing import BinaryIO, Self, TextIO, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from flawmap.errors import ParameterError
 from flawmap.files import expand_home, replace_atomically
-from flawmap.images import read_image
+from flawmap.images import FrameReader, ImagePage, VideoFrame, named_source, read_image
 from flawmap.prediction import Prediction
 from flawmap.results.pictures import overlay
+
+Source = Path | ImagePage | VideoFrame
+"""An image that has a file: a path, a page of it, or a frame of it."""
+AnySource = TypeVar("AnySource", bound=Source)
 
 COLUMNS = (
     "path", "pred_score", "pred_label", "p_value", "pred_mask", "n_regions", "regions", "image_height", "image_width",
@@ -39,7 +43,8 @@ class ResultsWriter:
 
     Args:
         output: the folder; it is made if it does not exist.
-        paths: all images that will be written, from which each gets its distinct file name.
+        paths: all images that will be written, from which each gets its distinct file name: paths, also of pages
+            (`photo.tif#2`) and frames (`clip.mp4#17`).
         map_scale: the detector's `map_scale`; None writes no overlays.
         overlays: write overlays/NAME.png, each image with its anomaly map.
         maps: write maps/NAME.npy, each raw anomaly map, (H, W) float32 at the model's input size.
@@ -77,7 +82,7 @@ class ResultsWriter:
     def __init__(
         self,
         output: str | os.PathLike[str],
-        paths: Sequence[str | os.PathLike[str]],
+        paths: Sequence[str | os.PathLike[str] | ImagePage | VideoFrame],
         *,
         map_scale: tuple[float, float] | None = None,
         overlays: bool = True,
@@ -90,13 +95,15 @@ class ResultsWriter:
         self.maps = maps
         self.masks = masks
         self.n_anomalous = 0
-        images = [expand_home(path) for path in paths]
+        images = [_source(path) for path in paths]
         if len(kept := without_results(self.output, images)) < len(images):
             raise ParameterError(
                 f"{self.output}: {len(images) - len(kept)} images lie in the folders of its results, where they would "
                 f"be replaced. Name another folder, or leave them out"
             )
         self._names = _short_names(images)
+        self._sources = {str(image): image for image in images}
+        self._frames = FrameReader()
         self._stack = ExitStack()
         self._table: tuple[csv.DictWriter[str], TextIO] | None = None
 
@@ -116,6 +123,7 @@ class ResultsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._table = None
+        self._frames.close()
         self._stack.__exit__(kind, error, trace)
 
     def write(self, prediction: Prediction) -> dict[str, object]:
@@ -150,7 +158,10 @@ class ResultsWriter:
         """Write the files asked for; their paths, relative to the output folder, go into the row."""
         anomaly_map, mask = prediction.anomaly_map, prediction.pred_mask
         if self.overlays and self.map_scale is not None and anomaly_map is not None:
-            picture = Image.fromarray(overlay(read_image(path), prediction, self.map_scale))
+            source = self._sources[path]
+            # frames come in order, and are decoded one after the other
+            photo = self._frames.read(source) if isinstance(source, VideoFrame) else read_image(source)
+            picture = Image.fromarray(overlay(photo, prediction, self.map_scale))
             with self._file(OVERLAYS, path, ".png", row, "overlay") as file:
                 picture.save(file, format="PNG", compress_level=1)
         if self.maps and anomaly_map is not None:
@@ -172,24 +183,42 @@ class ResultsWriter:
         row[column] = str(relative)
 
 
-def without_results(output: str | os.PathLike[str], paths: Sequence[Path]) -> list[Path]:
+def _source(path: str | os.PathLike[str] | ImagePage | VideoFrame) -> Source:
+    return path if isinstance(path, (ImagePage, VideoFrame)) else named_source(expand_home(path))
+
+
+def _file(source: Source) -> Path:
+    return source if isinstance(source, Path) else source.path
+
+
+def without_results(output: str | os.PathLike[str], images: Sequence[AnySource]) -> list[AnySource]:
     """The images that do not lie in the folders of results below `output`, where an earlier run left its pictures."""
     root = os.path.realpath(expand_home(output))
     results = tuple(os.path.join(root, folder, "") for folder in FOLDERS)  # noqa: PTH118
-    return [path for path in paths if not os.path.realpath(path).startswith(results)]
+    return [image for image in images if not os.path.realpath(_file(image)).startswith(results)]
 
 
-def _short_names(paths: Sequence[Path]) -> dict[str, str]:
-    """A distinct relative name for each image: its path below the folder that all share, without the suffix."""
-    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 (no ".." may lead out of the folder)
+def without_tables(output: str | os.PathLike[str], files: Sequence[Path]) -> list[Path]:
+    """The files that are no results below `output`: not in their folders, and no tables of an earlier run."""
+    root = os.path.realpath(expand_home(output))
+    tables = tuple(os.path.join(root, table) for table in (TABLE, LINES))  # noqa: PTH118
+    return [file for file in without_results(output, files) if os.path.realpath(file) not in tables]
+
+
+def _short_names(images: Sequence[Source]) -> dict[str, str]:
+    """A distinct relative name for each image: its path below the folder that all share, without the suffix.
+
+    Pages and frames have their number after it.
+    """
+    absolute = [Path(os.path.abspath(_file(image))) for image in images]  # noqa: PTH100 (no ".." may lead out of it)
     shared = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
     names: dict[str, str] = {}
     used: set[str] = set()
-    for path, full in zip(paths, absolute, strict=True):
+    for image, full in zip(images, absolute, strict=True):
         relative = full.relative_to(shared)
-        name = relative.with_suffix("").as_posix()
-        candidates = chain([name, relative.as_posix()], (f"{relative.as_posix()}-{n}" for n in count(2)))
-        name = next(candidate for candidate in candidates if candidate not in used)
+        part = "" if isinstance(image, Path) else str(image).removeprefix(str(_file(image))).replace("#", "-")
+        stem, whole = relative.with_suffix("").as_posix() + part, relative.as_posix() + part
+        name = next(name for name in chain([stem, whole], (f"{whole}-{n}" for n in count(2))) if name not in used)
         used.add(name)
-        names[str(path)] = name
+        names[str(image)] = name
     return names
