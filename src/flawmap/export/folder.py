@@ -10,7 +10,8 @@ from flawmap.errors import ModelFileError, ParameterError
 from flawmap.export.graph import GraphNetwork
 from flawmap.export.onnx import write_onnx
 from flawmap.export.openvino import write_openvino
-from flawmap.files import expand_home, replace_folder_atomically
+from flawmap.files import expand_home
+from flawmap.folders import replace_folder_atomically
 from flawmap.options import GraphDtype, GraphFormat
 from flawmap.runtime.graphs import JUDGEMENTS, OUTPUTS
 from flawmap.runtime.metadata import FILES, METADATA_FILE, DecisionMetadata, GraphMetadata, Metadata, digest
