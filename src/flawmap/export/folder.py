@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from flawmap.files import expand_home
 from flawmap.folders import replace_folder_atomically
 from flawmap.options import GraphDtype, GraphFormat
 from flawmap.runtime.graphs import JUDGEMENTS, OUTPUTS
-from flawmap.runtime.metadata import FILES, METADATA_FILE, DecisionMetadata, GraphMetadata, Metadata, digest
+from flawmap.runtime.metadata import FILES, METADATA_FILE, DecisionMetadata, GraphMetadata, Metadata
 
 WRITERS = {"openvino": write_openvino, "onnx": write_onnx}
 
@@ -59,7 +60,7 @@ def export_model(
                 half=dtype == "float16",
                 resize_inside=resize_inside,
             )
-            files = {name: digest(temporary / name) for name in FILES[format] if (temporary / name).exists()}
+            files = {name: _digest(temporary / name) for name in FILES[format] if (temporary / name).exists()}
             Metadata(
                 decision=None if model.decision_ is None else DecisionMetadata.of(model.decision_),
                 image_size=preprocessing.resize,
@@ -75,6 +76,12 @@ def export_model(
             f"has room. Nothing was changed"
         ) from error
     return target
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file's bytes. Raises OSError."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check(model: Detector, folder: Path, format: str, dtype: str, resize_inside: bool) -> None:
