@@ -70,7 +70,7 @@ def _read_once(folder: Path) -> Export:
             try:
                 opened[name] = stack.enter_context(open_file(folder / name))
             except OSError as error:
-                opened[name] = error
+                opened[name] = error.with_traceback(None)  # it would keep all that is read here alive
         metadata = Metadata.parse(_read_metadata(folder / METADATA_FILE, opened[METADATA_FILE]), folder / METADATA_FILE)
         contents = {
             name: _read_checked(folder / name, opened[name], expected)
