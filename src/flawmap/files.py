@@ -106,7 +106,11 @@ def claim(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
             temporary = hidden_path(target, "partial")
             entries.append((os.getpid(), temporary))
             _unfinished.add(entries[-1])  # before the file is there: Ctrl-C may come between any two steps
-            make(temporary)
+            try:
+                make(temporary)
+            except OSError as error:
+                name_file(error, target)
+                raise
             try:
                 lock = hold(temporary)
             except (FileNotFoundError, BlockingIOError):  # another writer took it for a leftover before it was held

@@ -22,16 +22,23 @@ class StandardError:
     def write(self, text: str) -> int:
         """Write, if it is open and has room."""
         with suppress(OSError, ValueError, AttributeError):  # full or gone; closed by Python; closed from the start
-            sys.stderr.write(text)
+            _behind_bar().write(text)
         return len(text)
 
     def flush(self) -> None:
         """Flush likewise."""
         with suppress(OSError, ValueError, AttributeError):
-            sys.stderr.flush()
+            _behind_bar().flush()
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (of any stream)
-        return getattr(sys.stderr, name)
+        if name == "rich_proxied_file":  # rich would write there itself
+            raise AttributeError(name)
+        return getattr(_behind_bar(), name)
+
+
+def _behind_bar() -> Any:  # noqa: ANN401 (any stream, or None)
+    """Standard error, also while a progress bar has put its own stream before it."""
+    return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
 
 @contextmanager

@@ -37,21 +37,23 @@ def stage_run(output: Path) -> Iterator[Path]:
     recover_folder(target)
     remove_leftovers(target / INSIDE)
     beside = _is_exchangeable(target)
-    (target.parent if beside else target).mkdir(parents=True, exist_ok=True)
-    with claim(target if beside else target / INSIDE, Path.mkdir) as staged:
-        try:
+    claimed = target if beside else target / INSIDE
+    staged = claimed
+    try:
+        (target.parent if beside else target).mkdir(parents=True, exist_ok=True)
+        with claim(claimed, Path.mkdir) as staged:
             yield staged
             flush(staged)
             if beside and _is_exchangeable(target) and _has_same_owner(staged, target):
                 put_in_place(staged, target)
             else:  # files of others lie there, or have come meanwhile
                 _move_files(staged, target)
-        except OSError as error:
-            if error.filename is None:
-                name_file(error, output)
-            elif (path := Path(os.fsdecode(error.filename))).is_relative_to(staged):
-                name_file(error, output / path.relative_to(staged))
-            raise
+    except OSError as error:
+        path = Path(os.fsdecode(error.filename or claimed))
+        if path.is_relative_to(staged):
+            path = output / path.relative_to(staged)
+        name_file(error, output if path == claimed else path)
+        raise
 
 
 def _is_exchangeable(target: Path) -> bool:
@@ -72,20 +74,21 @@ def _is_exchangeable(target: Path) -> bool:
 def _holds_only_results(folder: Path) -> bool:
     """Whether every file in a folder is a table, or is named in the table. Raises OSError, ValueError."""
     named = {TABLE, LINES}
+    started = tuple(f"{folder}/" for folder in FOLDERS)
     if (folder / LINES).exists():
         with open_file(folder / LINES) as lines:
             for line in lines:
                 if not isinstance(row := json.loads(line), dict):
                     return False
-                named |= {name for column in FILE_COLUMNS if isinstance(name := row.get(column), str)}
+                values = (row.get(column) for column in FILE_COLUMNS)
+                named |= {name for name in values if isinstance(name, str) and name.startswith(started)}
     known_folders = {str(parent) for name in named for parent in PurePosixPath(name).parents}
     for root, folders, names in os.walk(folder, onerror=_fail):
         place = Path(root).relative_to(folder)
-        for name in (*folders, *names):
-            path = place / name
-            known = known_folders if name in folders and not (folder / path).is_symlink() else named
-            if path.as_posix() not in known or (len(path.parts) > 1 and path.parts[0] not in FOLDERS):
-                return False
+        if any((place / name).as_posix() not in named for name in names):
+            return False
+        if any((place / name).as_posix() not in known_folders or Path(root, name).is_symlink() for name in folders):
+            return False
     return True
 
 
