@@ -225,6 +225,16 @@ def test_places_that_no_result_may_take_are_refused(photos, tmp_path):
     assert names_below(out) == ["overlays", "overlays/a", "overlays/a/part.png", "predictions.csv"]
 
 
+def test_a_name_that_no_folder_can_have_is_an_error_before_the_work(photos, tmp_path):
+    with pytest.raises(OSError, match="File name too long"):
+        ResultsWriter(tmp_path / ("n" * 300), photos).__enter__()
+    for nothing in (None, 3):
+        with pytest.raises(ParameterError, match="expected a path"):
+            ResultsWriter(nothing, photos)
+    write_run(tmp_path / "new" / "folders" / "out", photos)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "photos"]
+
+
 def test_every_table_is_utf_8(photos, tmp_path):
     odd = tmp_path / b"\xff=1.png".decode(errors="surrogateescape")
     photos[0].rename(odd)

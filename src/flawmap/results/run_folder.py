@@ -57,13 +57,16 @@ def stage_run(output: Path) -> Iterator[Path]:
 
 
 def _is_exchangeable(target: Path) -> bool:
-    """Whether a folder does not exist, or may be exchanged as a whole: nobody else's file or place would be lost."""
-    if not target.parent.exists():
-        return not os.path.lexists(target)
+    """Whether a folder does not exist, or may be exchanged as a whole: nobody else's file or place would be lost.
+
+    Raises OSError for a name that no folder can have.
+    """
+    try:
+        target.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return os.access(target.parent, os.W_OK | os.X_OK) or not target.parent.exists()
     if not os.access(target.parent, os.W_OK | os.X_OK):
         return False
-    if not os.path.lexists(target):
-        return True
     try:
         here = Path(os.path.realpath(os.curdir))
         return not here.is_relative_to(target) and not os.path.ismount(target) and _holds_only_results(target)
