@@ -33,6 +33,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/flawmap benchmark speed
 	$(BIN)/python benchmarks/trained.py
+	$(BIN)/python benchmarks/kill.py
 
 bench-peers: $(INSTALLED)
 	test -x .peers/anomavision/bin/python || $(PYTHON) -m venv .peers/anomavision

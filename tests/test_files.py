@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
 import sys
 
 import pytest
 
 from flawmap import files as atomic
-from flawmap.files import remove_leftovers, replace_atomically, replace_folder_atomically
+from flawmap.errors import ParameterError
+from flawmap.files import expand_home, hidden_path, open_file, remove_leftovers, replace_atomically
 
 
 def names(folder):
@@ -119,34 +122,6 @@ def _write_with_an_interrupt_after(n_lines, target):
     return False
 
 
-def test_a_folder_appears_whole_and_takes_the_place_of_the_old_one(tmp_path):
-    for content in ("old", "new"):
-        with replace_folder_atomically(tmp_path / "a") as temporary:
-            (temporary / f"{content}.txt").write_text(content)
-        assert names(tmp_path) == ["a"]
-        assert names(tmp_path / "a") == [f"{content}.txt"]
-
-
-def test_an_error_leaves_the_old_folder(tmp_path, monkeypatch):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "old.txt").write_text("old")
-    with pytest.raises(TypeError), replace_folder_atomically(tmp_path / "a") as temporary:
-        (temporary / "new.txt").write_bytes(b"half" + None)
-    assert names(tmp_path) == ["a"]
-    rename = type(tmp_path).rename
-
-    def fail(path, target):
-        if path.name.endswith(".partial"):
-            raise OSError(5, "Input/output error")
-        return rename(path, target)
-
-    monkeypatch.setattr(type(tmp_path), "rename", fail)
-    with pytest.raises(OSError, match="Input/output"), replace_folder_atomically(tmp_path / "a") as temporary:
-        (temporary / "new.txt").write_text("new")
-    assert names(tmp_path) == ["a"]
-    assert names(tmp_path / "a") == ["old.txt"]
-
-
 def test_only_leftovers_of_the_very_file_are_removed(tmp_path):
     own = ".tables.md.0123456789abcdef.partial"
     foreign = [".tables.md.partial", ".tables.html.0123456789abcdef.partial", ".a.partial", "tables.md", f"{own}.bak"]
@@ -154,3 +129,108 @@ def test_only_leftovers_of_the_very_file_are_removed(tmp_path):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path / "tables.md")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(foreign)
+
+
+@pytest.mark.parametrize("name", ["part.flawmap", "n" * 250, "ü" * 120, b"\xff.csv".decode(errors="surrogateescape")])
+def test_names_of_any_length_and_bytes_can_be_replaced(tmp_path, name):
+    for content in ("old", "new"):
+        hidden_path(tmp_path / name, "partial").touch()
+        with replace_atomically(tmp_path / name) as temporary:
+            temporary.write_text(content)
+    assert names(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == "new"
+    assert (
+        hidden_path(tmp_path / ("n" * 249), "partial").name.split(".")[2]
+        != hidden_path(tmp_path / ("n" * 250), "partial").name.split(".")[2]
+    )
+
+
+WRITE = """
+import sys, time
+from pathlib import Path
+from flawmap.files import replace_atomically
+with replace_atomically(sys.argv[1]) as temporary:
+    temporary.write_text(sys.argv[2])
+    print("writing", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def start(code, *arguments):
+    """A process that has said a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    return process
+
+
+def finish(process):
+    process.communicate("go on\n", timeout=60)
+    return process.returncode
+
+
+@pytest.mark.skipif(atomic.fcntl is None, reason="needs locks")
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_a_live_one(tmp_path):
+    target = tmp_path / "a.txt"
+    killed, alive = start(WRITE, target, "killed"), start(WRITE, target, "alive")
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert len(names(tmp_path)) == 2
+    with replace_atomically(target) as temporary:
+        temporary.write_text("new")
+        assert len(names(tmp_path)) == 2
+    assert len(names(tmp_path)) == 2
+    assert target.read_text() == "new"
+    assert finish(alive) == 0
+    assert target.read_text() == "alive"
+    assert names(tmp_path) == ["a.txt"]
+    killed.communicate()
+
+
+def test_a_file_that_is_taken_for_a_leftover_before_it_is_held_is_made_again(tmp_path, monkeypatch):
+    hold, calls = atomic.hold, []
+
+    def swept(path):
+        calls.append(path)
+        if len(calls) == 1:
+            path.unlink()
+        return hold(path)
+
+    monkeypatch.setattr(atomic, "hold", swept)
+    with replace_atomically(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert len(set(calls)) == 2
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_without_locks_files_are_written_and_nothing_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "fcntl", None)
+    leftover = hidden_path(tmp_path / "a.txt", "partial")
+    leftover.touch()
+    with replace_atomically(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert sorted(names(tmp_path)) == sorted([leftover.name, "a.txt"])
+
+
+def test_an_error_without_a_reason_says_what_may_be_wrong(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"10 written.*the disk may be full.*a\.txt"),
+        replace_atomically(tmp_path / "a.txt"),
+    ):
+        raise OSError("20 requested and 10 written")
+
+
+@pytest.mark.parametrize("path", [None, 3, b"bytes", ["a"], "a\0b"])
+def test_what_is_no_path_is_a_parameter_error(path):
+    with pytest.raises(ParameterError, match="expected a path, got"):
+        expand_home(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name, message in {"pipe": "device or pipe", "zero": "device or pipe", ".": "directory", "x": "No such"}.items():
+        with pytest.raises(OSError, match=message):
+            open_file(tmp_path / name)

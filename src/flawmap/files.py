@@ -1,20 +1,33 @@
-"""Paths as users write them, and files and folders that are written whole or not at all."""
+"""Paths as users write them, and files that are written whole or not at all.
+
+A file is written under a hidden name beside its place. The writer holds a lock on it (flock, where the system has it),
+so that the next writer of the same file can tell what a killed one has left, and removes that.
+"""
 
 from __future__ import annotations
 
 import atexit
 import errno
+import hashlib
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from flawmap.errors import ParameterError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LONGEST = 100
+"""Bytes of a file's name that its hidden names keep: systems allow 255."""
 
 _unfinished: set[tuple[int, Path]] = set()  # (process, temporary path): what an interrupt can leave at any instruction
 
@@ -53,34 +66,134 @@ def replace_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
 
     A link stays and what it points to is replaced; a file that is replaced leaves its permissions to the new one. Two
-    processes that write the same path do not disturb each other: the last to finish stays. Raises OSError, which names
-    the path; also for what is no file, and for a file that may not be written.
+    processes that write the same path do not disturb each other: the last to finish stays. What a killed writer of
+    this path has left is removed. The block writes into the file that is there; it puts no other in its place. Raises
+    OSError, which names the path; also for what is no file, and for a file that may not be written.
     """
     target = Path(os.path.realpath(path))
     check_replaceable(target)
-    temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(8)}.partial"
-    entry = (os.getpid(), temporary)
+    temporary = target
     try:
-        _unfinished.add(entry)  # before the file is there: Ctrl-C may come between any two steps
         kept = target.stat().st_mode & 0o777 if target.exists() else None
         created = 0o666 if kept is None else kept | 0o600
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, created)
-        # of a new file what the umask leaves; a library may put another file there
-        mode = os.fstat(descriptor).st_mode & 0o777 if kept is None else kept
-        os.close(descriptor)
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(mode)
-        temporary.replace(target)
+        with claim(target, lambda new: new.touch(created, exist_ok=False)) as temporary:
+            # of a new file what the umask leaves; a library may change it
+            mode = temporary.stat().st_mode & 0o777 if kept is None else kept
+            yield temporary
+            with temporary.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            temporary.chmod(mode)
+            temporary.replace(target)
     except OSError as error:
         if error.filename is None or Path(os.fsdecode(error.filename)) == temporary:
-            error.filename = str(target)  # a write says what went wrong, and not where
+            name_file(error, target)
         raise
+
+
+@contextmanager
+def claim(target: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new hidden path beside `target`, made by `make`; held while the block runs, and removed after it.
+
+    What killed writers of the same target have left is removed first. Raises OSError.
+    """
+    remove_leftovers(target)
+    lock: int | None = None
+    entries: list[tuple[int, Path]] = []
+    try:
+        while True:
+            temporary = hidden_path(target, "partial")
+            entries.append((os.getpid(), temporary))
+            _unfinished.add(entries[-1])  # before the file is there: Ctrl-C may come between any two steps
+            try:
+                make(temporary)
+            except OSError as error:
+                name_file(error, target)
+                raise
+            try:
+                lock = hold(temporary)
+            except (FileNotFoundError, BlockingIOError):  # another writer took it for a leftover before it was held
+                continue
+            except OSError:  # no locks here: then nobody removes leftovers either
+                pass
+            break
+        yield temporary
     finally:
-        with suppress(OSError):  # what went wrong before matters more
-            temporary.unlink(missing_ok=True)
-        _unfinished.discard(entry)
+        for entry in entries:
+            _remove(entry[1])
+        if lock is not None:
+            os.close(lock)
+        _unfinished.difference_update(entries)
+
+
+def hold(path: Path) -> int:
+    """A descriptor of a file or folder that holds its lock until it is closed, or the process ends.
+
+    Raises BlockingIOError if another holds it, FileNotFoundError if it is gone, another OSError where there are no
+    locks.
+    """
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(path))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def hidden_path(target: Path, suffix: str) -> Path:
+    """A new name beside a target, for what is being written ("partial") or was there before ("previous")."""
+    return target.parent / f".{_short(target.name)}.{secrets.token_hex(8)}.{suffix}"
+
+
+def find_hidden(target: Path, suffix: str) -> list[Path]:
+    """What lies beside a target under its hidden names."""
+    own = re.compile(rf"\.{re.escape(_short(target.name))}\.[0-9a-f]{{16}}\.{suffix}")
+    try:
+        with os.scandir(target.parent) as entries:
+            return [target.parent / entry.name for entry in entries if own.fullmatch(entry.name)]
+    except OSError:  # what writes there will say why
+        return []
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed writers of this very file or folder have left beside it, but nothing that a live one holds."""
+    target = Path(os.path.realpath(path))
+    left = find_hidden(target, "partial")
+    if target.exists():  # else what was there before is all that there is
+        left += find_hidden(target, "previous")
+    for leftover in left:
+        with suppress(OSError):
+            lock = hold(leftover)
+            _remove(leftover)
+            os.close(lock)
+
+
+def _short(name: str) -> str:
+    """The name, or of a long one its beginning and a digest that tells it from others."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= LONGEST:
+        return name
+    return f"{encoded[: LONGEST - 20].decode(errors='ignore')}.{hashlib.sha256(encoded).hexdigest()[:16]}"
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that is possible: what went wrong before matters more."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def name_file(error: OSError, path: Path) -> None:
+    """Complete an error of a write: which file, and what went wrong where a library dropped the system's reason."""
+    if error.errno is None:
+        error.errno, error.strerror = errno.EIO, f"cannot be written whole ({error}); the disk may be full"
+    error.filename = str(path)
 
 
 def check_replaceable(path: Path) -> None:
@@ -92,50 +205,9 @@ def check_replaceable(path: Path) -> None:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what writers of this very file have left beside it when they were killed; there must be none at work."""
-    path = Path(os.path.realpath(path))
-    own = re.compile(rf"\.{re.escape(path.name[:100])}\.[0-9a-f]{{16}}\.partial")
-    for left in path.parent.glob(".*.partial"):
-        if own.fullmatch(left.name) and left.is_file():
-            left.unlink()
-
-
-@contextmanager
-def replace_folder_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A new folder beside `path` that takes its place when the block ends well, and vanishes when it does not.
-
-    What was at `path` is deleted once the new folder stands there; the caller has made sure that it may be. Raises
-    OSError.
-    """
-    target = Path(path).absolute()
-    name = f".{target.name[:100]}.{secrets.token_hex(8)}"
-    temporary, previous = target.parent / f"{name}.partial", target.parent / f"{name}.previous"
-    entry = (os.getpid(), temporary)
-    try:
-        _unfinished.add(entry)
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb+") as stream:
-                os.fsync(stream.fileno())
-        try:  # a folder that holds files cannot be replaced in one step
-            if target.is_dir():
-                target.rename(previous)
-            temporary.rename(target)
-        finally:
-            if previous.exists() and not target.exists():
-                previous.rename(target)
-        shutil.rmtree(previous, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        _unfinished.discard(entry)
-
-
 @atexit.register
 def _remove_unfinished() -> None:
     """Remove what an interrupt during the clean-up above has left."""
     for process, temporary in _unfinished:
         if process == os.getpid():
-            with suppress(OSError):
-                shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+            _remove(temporary)

@@ -14,6 +14,7 @@ import flawmap.export.folder
 import flawmap.export.onnx
 from flawmap import Inspector, PaDiM, export_model
 from flawmap.errors import MissingDependencyError, ModelFileError, NotFittedError, ParameterError
+from flawmap.files import hidden_path
 from flawmap.images import Preprocessing, stream
 
 FORMATS = ["openvino", "onnx"]
@@ -133,6 +134,38 @@ def test_a_failed_export_leaves_the_earlier_one(exported, small_model, tmp_path,
         export_model(small_model, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_files_that_are_put_into_the_folder_meanwhile_are_kept(exported, small_model, tmp_path, monkeypatch):
+    folder = shutil.copytree(exported, tmp_path / "part")
+
+    def slow_writer(_program, temporary, **_):
+        (temporary / "model.onnx").write_bytes(b"graph")
+        (folder / "notes.txt").write_text("keep")
+
+    monkeypatch.setattr(flawmap.export.folder, "WRITERS", dict.fromkeys(FORMATS, slow_writer))
+    with pytest.raises(ParameterError, match=r"other files than an export \(notes\.txt\)"):
+        export_model(small_model, folder, format="onnx")
+    assert (folder / "notes.txt").read_text() == "keep"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_export_removes_what_killed_ones_left(exported, small_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(flawmap.export.folder, "WRITERS", dict.fromkeys(FORMATS, fake_writer))
+    folder = tmp_path / "part"
+    shutil.copytree(exported, hidden_path(folder, "previous"))
+    hidden_path(folder, "partial").mkdir()
+    export_model(small_model, folder, format="onnx")
+    assert list(tmp_path.iterdir()) == [folder]
+    assert sorted(path.name for path in folder.iterdir()) == ["metadata.json", "model.onnx"]
+
+
+@pytest.mark.parametrize("folder", [None, 3])
+def test_what_is_no_folder_is_refused_before_any_work(small_model, tmp_path, folder):
+    with pytest.raises(ParameterError, match="expected a path"):
+        export_model(small_model, folder)
+    with pytest.raises(ModelFileError, match=r"cannot be written \(File name too long\)"):
+        export_model(small_model, tmp_path / ("n" * 300))
 
 
 def test_impossible_exports_are_refused_before_any_work(small_model, tmp_path):

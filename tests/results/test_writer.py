@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import csv
 import doctest
+import errno
 import json
+import os
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from PIL import Image
 import flawmap.results.writer
 from flawmap.decision import find_regions
 from flawmap.errors import ParameterError
+from flawmap.files import hidden_path
 from flawmap.images import ImagePage, Preprocessing, VideoFrame, read_image
 from flawmap.prediction import Prediction
 from flawmap.results import ResultsWriter, overlay, without_results, without_tables
@@ -68,6 +72,198 @@ def test_only_what_is_asked_for_and_there_is_written(photos, tmp_path):
     assert (row["pred_label"], row["n_regions"], row["regions"]) == (None, None, [])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predictions.csv", "predictions.jsonl"]
     assert results.n_anomalous == 0
+
+
+def names_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def write_run(out, photos, **options):
+    with ResultsWriter(out, photos, map_scale=SCALE, **options) as results:
+        for path in photos:
+            results.write(prediction_of(path))
+    return results.run
+
+
+def runs_of(out):
+    """The runs that tables and pictures of a folder name."""
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    with (out / "predictions.csv").open(newline="") as file:
+        found = {row["run"] for row in (*lines, *csv.DictReader(file))}
+    for name in (row[column] for row in lines for column in ("overlay", "pred_mask") if row.get(column)):
+        with Image.open(out / name) as picture:
+            found.add(picture.text["run"])
+    return found
+
+
+def test_a_run_is_named_in_its_tables_and_pictures(photos, tmp_path):
+    runs = [write_run(tmp_path / f"out-{i}", photos, masks=True) for i in range(2)]
+    assert len(set(runs)) == 2
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ-[0-9a-f]{6}", runs[0])
+    for i, run in enumerate(runs):
+        assert runs_of(tmp_path / f"out-{i}") == {run}
+    tables = [(tmp_path / f"out-{i}" / "predictions.csv").read_text().replace(runs[i], "") for i in range(2)]
+    assert tables[0] == tables[1]
+
+
+def test_nothing_but_results_is_replaced_as_a_whole(photos, tmp_path):
+    out = tmp_path / "out"
+    write_run(out, photos, maps=True, masks=True)
+    out.chmod(0o750)
+    before = out.stat().st_ino
+    run = write_run(out, photos[:1])
+    assert names_below(out) == ["overlays", "overlays/part.png", "predictions.csv", "predictions.jsonl"]
+    assert runs_of(out) == {run}
+    assert out.stat().st_ino != before
+    assert out.stat().st_mode & 0o777 == 0o750
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+
+
+def add_file(out):
+    (out / "notes.txt").write_text("keep")
+
+
+def add_picture(out):
+    (out / "overlays" / "mine.png").write_text("keep")
+
+
+def add_folder(out):
+    (out / "mine").mkdir()
+
+
+def add_link(out):
+    (out / "masks").symlink_to(out.parent / "photos")
+
+
+def spoil_table(out):
+    (out / "predictions.jsonl").write_text("[1]\n")
+
+
+def name_a_file_of_mine(out):
+    (out / "notes.txt").write_text("keep")
+    with (out / "predictions.jsonl").open("a") as lines:
+        lines.write(json.dumps({"overlay": "notes.txt"}) + "\n")
+
+
+@pytest.mark.parametrize("change", [add_file, add_picture, add_folder, add_link, spoil_table, name_a_file_of_mine])
+def test_what_else_lies_in_the_folder_stays(photos, tmp_path, change):
+    out = tmp_path / "out"
+    write_run(out, photos, maps=True)
+    change(out)
+    before = out.stat().st_ino
+    others = [name for name in names_below(out) if not name.startswith("predictions")]
+    (out / "overlays" / "a" / "part.png").chmod(0o640)
+    run = write_run(out, photos)
+    assert out.stat().st_ino == before
+    assert runs_of(out) == {run}
+    assert [name for name in names_below(out) if not name.startswith("predictions")] == others
+    assert (out / "overlays" / "a" / "part.png").stat().st_mode & 0o777 == 0o640
+    for name in ("notes.txt", "overlays/mine.png"):
+        assert not (out / name).exists() or (out / name).read_text() == "keep"
+
+
+def test_a_file_that_comes_while_the_run_is_written_stays(photos, tmp_path):
+    out = tmp_path / "out"
+    write_run(out, photos)
+    with ResultsWriter(out, photos, map_scale=SCALE) as results:
+        results.write(prediction_of(photos[0]))
+        add_file(out)
+    assert (out / "notes.txt").read_text() == "keep"
+    assert "overlays/part.png" not in names_below(out)
+    assert runs_of(out) == {results.run, *runs_of(out)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+
+
+def test_links_are_followed_and_the_current_folder_stays(photos, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+    run = write_run(tmp_path / "out", photos)
+    assert (tmp_path / "out").is_symlink()
+    assert runs_of(tmp_path / "real") == {run}
+    monkeypatch.chdir(tmp_path / "real")
+    before = os.stat(".").st_ino  # noqa: PTH116
+    for folder in (".", tmp_path / "out"):
+        run = write_run(folder, photos)
+        assert os.stat(".").st_ino == before  # noqa: PTH116
+        assert runs_of(tmp_path / "real") == {run}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos", "real"]
+
+
+def test_results_on_another_disk_are_copied(photos, tmp_path, monkeypatch):
+    add_file_to = tmp_path / "out"
+    add_file_to.mkdir()
+    add_file(add_file_to)
+    replace = type(tmp_path).replace
+
+    def across(path, target):
+        if ".results." in str(path):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return replace(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", across)
+    run = write_run(tmp_path / "out", photos, masks=True)
+    assert runs_of(tmp_path / "out") == {run}
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_what_a_killed_run_left_is_removed(photos, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for leftover in (hidden_path(out, "partial"), hidden_path(out / "results", "partial")):
+        (leftover / "overlays").mkdir(parents=True)
+    write_run(out, photos)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_places_that_no_result_may_take_are_refused(photos, tmp_path):
+    out = tmp_path / "out"
+    (out / "overlays" / "a" / "part.png").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"is no file.*out/overlays/a/part\.png"):
+        write_run(out, photos)
+    (out / "predictions.csv").mkdir()
+    with pytest.raises(OSError, match=r"is no file.*predictions\.csv"):
+        write_run(out, photos)
+    assert names_below(out) == ["overlays", "overlays/a", "overlays/a/part.png", "predictions.csv"]
+
+
+def test_a_name_that_no_folder_can_have_is_an_error_before_the_work(photos, tmp_path):
+    with pytest.raises(OSError, match="File name too long"):
+        ResultsWriter(tmp_path / ("n" * 300), photos).__enter__()
+    for nothing in (None, 3):
+        with pytest.raises(ParameterError, match="expected a path"):
+            ResultsWriter(nothing, photos)
+    write_run(tmp_path / "new" / "folders" / "out", photos)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "photos"]
+
+
+def test_every_table_is_utf_8(photos, tmp_path):
+    odd = tmp_path / b"\xff=1.png".decode(errors="surrogateescape")
+    photos[0].rename(odd)
+    write_run(tmp_path / "out", [odd])
+    assert "\\udcff=1.png" in (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8")
+    line = json.loads((tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8"))
+    assert line["path"] == str(odd)
+    write_run(tmp_path / "out", [odd])  # names as the table has them
+    assert len(names_below(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r"])
+def test_spreadsheets_compute_no_text(photos, tmp_path, monkeypatch, first):
+    monkeypatch.chdir(tmp_path)
+    name = f"{first}HYPERLINK(1).png"
+    photos[0].rename(name)
+    for excel in (False, True):
+        write_run(tmp_path / f"out-{excel}", [name], excel=excel)
+    raw = (tmp_path / "out-True" / "predictions.csv").read_bytes()
+    assert raw.startswith(b"\xef\xbb\xbfpath,")
+    with (tmp_path / "out-True" / "predictions.csv").open(newline="", encoding="utf-8-sig") as file:
+        (row,) = csv.DictReader(file)
+    assert row["path"] == f"'{name}"
+    assert float(row["pred_score"]) == 3
+    with (tmp_path / "out-False" / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["path"] == name
+    assert json.loads((tmp_path / "out-True" / "predictions.jsonl").read_text())["path"] == name
 
 
 def test_an_error_leaves_the_tables_of_the_run_before(photos, tmp_path):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import doctest
-import json
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -16,6 +16,7 @@ import flawmap.runtime.inspector
 from flawmap import Inspector
 from flawmap.errors import ImageError, MissingDependencyError, ModelFileError, NotFittedError, ParameterError
 from flawmap.prediction import Prediction
+from flawmap.runtime.export_files import read_export
 
 WITHOUT_TORCH = "import sys; sys.modules.update(torch=None, timm=None, torchvision=None, scipy=None); "
 
@@ -114,24 +115,39 @@ def test_it_answers_to_the_names_of_a_detector(inspector, exported, small_model,
     assert inspector.map_scale == pytest.approx(small_model.map_scale)
     assert inspector.threshold_ == inspector.decision_.threshold == small_model.threshold_
     folder = shutil.copytree(exported, tmp_path / "part")
-    content = json.loads((folder / "metadata.json").read_text())
-    (folder / "metadata.json").write_text(json.dumps({**content, "decision": None}))
+    read_export(folder).metadata.model_copy(update={"decision": None}).write(folder)
     uncalibrated = Inspector(folder)
     assert (uncalibrated.decision_, uncalibrated.false_alarm_rate) == (None, None)
     with pytest.raises(NotFittedError, match="not calibrated"):
         _ = uncalibrated.threshold_
 
 
-def test_a_graph_whose_scores_are_not_finite_labels_nothing(exported, good_images, monkeypatch):
+@pytest.mark.parametrize("spoilt", [0, 1])
+def test_a_graph_whose_scores_are_not_finite_labels_nothing(exported, good_images, monkeypatch, spoilt):
     inspector = Inspector(exported)
     run = inspector._graph.run
-    monkeypatch.setattr(
-        inspector._graph, "run", lambda images: tuple(values * np.float32("nan") for values in run(images))
-    )
+
+    def wrong(images):
+        results = run(images)
+        return tuple(values * np.float32("nan" if i == spoilt else 1) for i, values in enumerate(results))
+
+    monkeypatch.setattr(inspector._graph, "run", wrong)
     with pytest.raises(ModelFileError, match="not finite"):
         inspector.predict(good_images[0])
     with pytest.raises(ModelFileError, match="not finite"):
         inspector.score_batch(np.zeros((1, 72, 72, 3), np.uint8))
+
+
+def test_a_graph_that_fails_or_gives_other_shapes_is_a_model_file_error(exported, good_images, monkeypatch):
+    inspector = Inspector(exported)
+    with pytest.raises(ModelFileError, match=r"model\.\w+: the graph fails on images of shape \(1, 7, 5, 3\)"):
+        inspector._graph.run(np.zeros((1, 7, 5, 3), np.uint8))
+    run = inspector._graph.run
+    monkeypatch.setattr(
+        inspector._graph, "run", lambda images: tuple(values[:, :9] for values in [*run(images)][:1]) * 2
+    )
+    with pytest.raises(ModelFileError, match="gives scores of shape"):
+        inspector.predict(good_images[0])
 
 
 def test_one_image_walks_through_each_file_once(inspector, good_folder):
@@ -207,8 +223,6 @@ def test_other_arrays_are_refused(inspector, images, message):
 def test_impossible_options_are_refused(exported, options):
     with pytest.raises(ParameterError, match=r"not available|threads must be"):
         Inspector(exported, **options)
-    with pytest.raises(ParameterError, match="batch_size must be"):
-        Inspector(exported).predict([], batch_size=0)
 
 
 def test_a_damaged_graph_is_refused(exported, tmp_path):
@@ -225,17 +239,33 @@ def test_a_damaged_graph_is_refused(exported, tmp_path):
 
 
 def test_a_graph_of_something_else_is_refused(exported, tmp_path):
-    from flawmap.runtime.metadata import Metadata, digest
-
     folder = shutil.copytree(exported, tmp_path / "part")
     for content in (b"no graph", b"<net></net>", b""):
-        metadata = Metadata.read(exported)
+        metadata = read_export(exported).metadata
         name = next(iter(metadata.graph.files))
         (folder / name).write_bytes(content)
-        files = {**metadata.graph.files, name: digest(folder / name)}
+        files = {**metadata.graph.files, name: hashlib.sha256(content).hexdigest()}
         metadata.model_copy(update={"graph": metadata.graph.model_copy(update={"files": files})}).write(folder)
         with pytest.raises(ModelFileError, match="not a graph of `flawmap export`"):
             Inspector(folder)
+
+
+@pytest.mark.parametrize("folder", [None, 3, b"part", "a\0b"])
+def test_what_is_no_folder_is_a_parameter_error(folder):
+    with pytest.raises(ParameterError, match="expected a path"):
+        Inspector(folder)
+
+
+def test_names_that_no_system_holds_are_named(tmp_path):
+    with pytest.raises(ModelFileError, match=r"nnn.*cannot be read \(File name too long\)"):
+        Inspector(tmp_path / ("n" * 300))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8", True, [1]])
+def test_impossible_batch_sizes_are_refused(inspector, batch_size):
+    for call in (inspector.predict, inspector.iter_predict):
+        with pytest.raises(ParameterError, match="batch_size must be a number from 1"):
+            call([], batch_size=batch_size)
 
 
 def test_a_missing_package_is_named(exported, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 
 from flawmap import Inspector
 from flawmap.errors import ModelFileError
-from flawmap.runtime import Metadata
+from flawmap.runtime.export_files import read_export
+from flawmap.runtime.metadata import EDITED
 
 
 @pytest.fixture
@@ -72,13 +73,25 @@ def decision(**changes):
         (decision(pixel_quantiles=[1.0]), "wrong at 'decision.pixel_quantiles'"),
         (decision(treshold=3), "wrong at 'decision.treshold'"),
         (lambda content: content.pop("graph"), "wrong at 'graph'"),
-        (lambda content: content.update(format_version=2), "written by a newer flawmap"),
+        (lambda content: content.update(format_version=3), "written by a newer flawmap"),
         (lambda content: content.update(image_size=[10, 10]), "not those of its preprocessing"),
         (lambda content: content["preprocessing"].update(resize=[10**9, 2]), "wrong at 'document': .*resize"),
         (lambda content: content["preprocessing"].update(aspect="stretch"), "wrong at 'preprocessing.aspect'"),
         (lambda content: content["graph"].update(format="tflite"), "wrong at 'graph.format'"),
         (lambda content: content["graph"].update(files={"../model.xml": "0" * 64}), "expected the files"),
         (lambda content: content["graph"].update(files={}), "expected the files"),
+        (lambda content: content["model"]["backbone"].update(precision="bfloat61"), "must be float32 or bfloat16"),
+        (lambda content: content["model"]["backbone"].update(precision=["float32"]), "must be float32 or bfloat16"),
+        (lambda content: content.update(digest="no"), "wrong at 'digest'"),
+        # what nobody edits
+        (lambda content: content["decision"]["leave_one_out_scores"].__setitem__(0, 9.5), "digest is wrong"),
+        (lambda content: content["decision"]["pixel_quantiles"].__setitem__(0, 9.5), "digest is wrong"),
+        (lambda content: content["decision"].update(group_sizes=[1.0] * 12), "digest is wrong"),
+        (lambda content: content.update(map_scale=[0.0, 1.0]), "digest is wrong"),
+        (lambda content: content.update(decision=None), "digest is wrong"),
+        (lambda content: content["model"]["backbone"].update(precision="bfloat16"), "digest is wrong"),
+        (lambda content: content.pop("digest"), "digest is wrong"),
+        (lambda content: content.update(format_version=1), "digest is wrong"),
     ],
 )
 def test_wrong_metadata_are_refused(edit, change, message):
@@ -99,7 +112,51 @@ def test_wrong_metadata_are_refused(edit, change, message):
 def test_a_file_that_is_no_metadata_is_refused(tmp_path, content, message):
     (tmp_path / "metadata.json").write_bytes(content)
     with pytest.raises(ModelFileError, match=message):
-        Metadata.read(tmp_path)
+        Inspector(tmp_path)
+
+
+def test_format_1_has_no_digest(edit, small_model):
+    def older(content):
+        content.update(format_version=1)
+        del content["digest"]
+
+    assert Inspector(edit(older)).threshold_ == small_model.threshold_
+
+
+def test_every_flipped_digit_outside_the_thresholds_is_refused(edit, exported):
+    """Every digit of the document becomes another one; what still loads differs in what people edit alone."""
+    text = (exported / "metadata.json").read_text()
+    folder = edit(lambda _: None)
+    original = Inspector(folder).metadata
+    edited = dict.fromkeys(EDITED)
+    digits = [place for place, letter in enumerate(text) if letter.isdigit()]
+    loaded = 0
+    for place in digits[:: max(1, len(digits) // 200)]:
+        flipped = f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}"
+        (folder / "metadata.json").write_text(flipped)
+        try:
+            metadata = read_export(folder).metadata
+        except ModelFileError:
+            continue
+        loaded += 1
+        assert metadata.model_copy(update={"decision": None}) == original.model_copy(update={"decision": None})
+        assert metadata.decision.model_copy(update=edited) == original.decision.model_copy(update=edited)
+    assert loaded < 40
+
+
+def test_other_programs_may_write_numbers_and_names_in_their_own_way(edit, exported):
+    folder = edit(lambda _: None)
+    content = json.loads((exported / "metadata.json").read_text(), parse_float=lambda text: Written(float(text)))
+    text = json.dumps(dict(reversed(content.items())), default=None)
+    (folder / "metadata.json").write_text(text.replace('": ', '":   ').replace("0.0,", "0,"))
+    assert Inspector(folder).threshold_ == Inspector(exported).threshold_
+
+
+class Written(float):
+    """A number as another program writes it."""
+
+    def __repr__(self):
+        return f"{float(self):.17e}" if self else "0"
 
 
 def test_a_folder_without_metadata_is_refused(tmp_path):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 import sys
 import threading
 import warnings
 from types import FrameType
 
+from flawmap.progress import StandardError
+
 
 def main() -> None:
     """Entry point of the command."""
+    _open_closed_streams()
     signal.signal(signal.SIGTERM, _terminate)
     sys.unraisablehook = _interrupt_again
     warnings.filterwarnings("ignore", module="PIL")  # oddities of images' metadata; damaged images are named as errors
@@ -20,11 +24,23 @@ def main() -> None:
 
         app()
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        StandardError().write("interrupted\n")
         sys.exit(130)
     except OSError as error:  # of the help; those of a command have been told
-        sys.stderr.write(f"error: {error}\n")
+        StandardError().write(f"error: {error}\n")
         sys.exit(1)
+
+
+def _open_closed_streams() -> None:
+    """Open what the caller has closed of the three standard streams: else the first file takes its number.
+
+    Messages that libraries print would then be written into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:

@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
 
 from flawmap.cli import options
-from flawmap.cli.console import BadImages, check_writable_target, guarded, messages, note, print_json, say, table
+from flawmap.cli.console import (
+    BadImages,
+    check_writable_target,
+    guarded,
+    literal,
+    messages,
+    note,
+    print_json,
+    say,
+    table,
+)
 from flawmap.cli.fit import parse_regularization
 from flawmap.cli.options import option
 from flawmap.errors import ParameterError
@@ -139,7 +148,7 @@ def paper(
         raise ParameterError("nothing could be run: " + "; ".join(reasons))
     if outcome.failures:
         for name, reason in sorted(outcome.failures.items()) if quiet and not as_json else ():
-            messages.print(f"[bold red]error:[/] {escape(f'{name}: {reason}')}")
+            messages.print(f"[bold red]error:[/] {literal(f'{name}: {reason}')}")
         raise typer.Exit(1)
 
 
@@ -250,9 +259,9 @@ def _show_tables(tables: list[Table], quiet: bool) -> None:
 
 
 def _rich(content: Table) -> RichTable:
-    shown = RichTable(title=escape(content.title))
+    shown = RichTable(title=literal(content.title))
     for i, heading in enumerate(content.header):
-        shown.add_column(escape(heading), justify="left" if i < 2 else "right")
+        shown.add_column(literal(heading), justify="left" if i < 2 else "right")
     for row in content.rows:
-        shown.add_row(*map(escape, row))
+        shown.add_row(*map(literal, row))
     return shown

@@ -9,9 +9,10 @@ import math
 import os
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, ParamSpec
+from typing import IO, NoReturn, ParamSpec, cast
 
 import typer
 from rich.console import Console
@@ -22,11 +23,23 @@ from flawmap.decision import Decision
 from flawmap.errors import DatasetError, FlawmapError, ImageError, ParameterError
 from flawmap.files import check_replaceable
 from flawmap.images import describe_passed_over
+from flawmap.progress import StandardError
 
 EXTRAS = dict.fromkeys(("torch", "torchvision", "timm", "scipy", "sklearn"), "train") | {"matplotlib": "plots"}
 """Modules that only an extra installs."""
 
-messages = Console(stderr=True, highlight=False, soft_wrap=True)
+messages = Console(file=cast(IO[str], StandardError()), highlight=False, soft_wrap=True)
+
+
+def literal(text: str) -> str:
+    """Markup that shows a text as it is, in one line; control characters, which a terminal would obey, as \\x1b."""
+    shown = (
+        letter
+        if letter.isprintable() or unicodedata.category(letter) == "Zs"
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+    return escape("".join(shown))
 
 
 class BadImages:
@@ -38,7 +51,7 @@ class BadImages:
     def __call__(self, error: ImageError) -> None:
         """Add an image."""
         self.errors.append(error)
-        messages.print(f"[yellow]skipped[/] {escape(str(error))}")
+        messages.print(f"[yellow]skipped[/] {literal(str(error))}")
 
     def to_json(self) -> list[dict[str, str]]:
         """Path and reason of each."""
@@ -98,7 +111,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             fail("interrupted; no file is incomplete", 130)
         except BrokenPipeError:
-            sys.stderr.close()  # the reader of standard output has gone
+            if sys.stderr is not None:
+                sys.stderr.close()  # the reader of standard output has gone
             raise typer.Exit(1) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
@@ -111,18 +125,18 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """Print one line of error and exit."""
-    messages.print(f"[bold red]error:[/] {escape(message)}")
+    messages.print(f"[bold red]error:[/] {literal(message)}")
     raise typer.Exit(code)
 
 
 def say(text: str) -> None:
     """Print a line on standard error."""
-    messages.print(escape(text))
+    messages.print(literal(text))
 
 
 def note(text: str) -> None:
     """Print a note."""
-    messages.print(f"[yellow]note:[/] {escape(text)}")
+    messages.print(f"[yellow]note:[/] {literal(text)}")
 
 
 def print_json(content: Mapping[str, object]) -> None:
@@ -134,7 +148,7 @@ def print_json(content: Mapping[str, object]) -> None:
 
 def table(title: str, first: str, *figures: str) -> Table:
     """A table whose first column is text, and whose others are numbers."""
-    made = Table(first, title=escape(title))
+    made = Table(first, title=literal(title))
     for heading in figures:
         made.add_column(heading, justify="right")
     return made

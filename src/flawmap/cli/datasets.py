@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from flawmap.cli import options
@@ -16,6 +15,7 @@ from flawmap.cli.console import (
     BadImages,
     check_writable_target,
     guarded,
+    literal,
     messages,
     print_json,
     say,
@@ -153,7 +153,7 @@ def _show(report: Report, quiet: bool) -> None:
     shown = table(title, "class", "train", "good", "anomalous", "all test", "problems")
     for part in report.classes:
         cells = [_of(part.found, part.published, figure) for figure in FIGURES]
-        shown.add_row(escape(part.name), *cells, str(len(part.problems)))
+        shown.add_row(literal(part.name), *cells, str(len(part.problems)))
     Console().print(shown)
     problems = [*(problem for part in report.classes for problem in part.problems), *report.problems]
     for problem in problems:
@@ -172,4 +172,4 @@ def _of(found: Counts, published: Counts | None, figure: str) -> str:
 
 
 def _line(problem: Problem) -> str:
-    return escape(f"{problem.path}: {problem.reason}")
+    return literal(f"{problem.path}: {problem.reason}")

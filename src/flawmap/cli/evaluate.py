@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from flawmap.cli import options
 from flawmap.cli.console import (
@@ -15,6 +14,7 @@ from flawmap.cli.console import (
     Remarks,
     check_writable_target,
     guarded,
+    literal,
     note,
     print_json,
     table,
@@ -81,7 +81,7 @@ def evaluate(
         rows: dict[str, Figures] = {**result.by_type, "all": result}
         for name, row in rows.items():
             figures = (row.image_auroc, row.pixel_auroc, row.pro_score)
-            shown.add_row(escape(name), str(row.n_images), *("-" if x is None else f"{x:.4f}" for x in figures))
+            shown.add_row(literal(name), str(row.n_images), *("-" if x is None else f"{x:.4f}" for x in figures))
         console = Console()
         console.print(shown)
         if (alarms := result.false_alarm_rate) is not None:

@@ -6,11 +6,10 @@ import json
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from flawmap.cli import options
-from flawmap.cli.console import guarded, print_json
+from flawmap.cli.console import guarded, literal, print_json
 
 
 @guarded
@@ -25,7 +24,7 @@ def info(model: options.Model, as_json: options.Json = False) -> None:
         print_json(content)
         return
     content.pop("channels", None)
-    table = Table("", "", show_header=False, title=escape(str(model)))
+    table = Table("", "", show_header=False, title=literal(str(model)))
     for name, value in content.items():
         if isinstance(value, dict):
             for key, inner in value.items():
@@ -36,4 +35,4 @@ def info(model: options.Model, as_json: options.Json = False) -> None:
 
 
 def _shown(value: object) -> str:
-    return escape(value if isinstance(value, str) else json.dumps(value))
+    return literal(value if isinstance(value, str) else json.dumps(value))

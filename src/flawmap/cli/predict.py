@@ -11,6 +11,7 @@ from flawmap.cli import options
 from flawmap.cli.console import BadImages, Remarks, guarded, note, print_json, say, tell_passed_over
 from flawmap.cli.options import option
 from flawmap.errors import DatasetError, ParameterError
+from flawmap.folders import recover_folder
 from flawmap.images import ImagePage, VideoFrame, collect
 from flawmap.options import Runtime
 from flawmap.progress import report_progress
@@ -31,6 +32,9 @@ def predict(
         bool, option("Write each mask as .png at the photo's size, anomalous pixels white.", None, "--masks")
     ] = False,
     overlays: Annotated[bool, option("Write a picture of each image.")] = True,
+    excel: Annotated[
+        bool, option("Write predictions.csv for spreadsheets: no text in it is computed as a formula.", None, "--excel")
+    ] = False,
     weights: options.Weights = None,
     device: options.Device = "auto",
     runtime: options.RuntimeChoice = "auto",
@@ -54,7 +58,8 @@ def predict(
     if not paths:
         raise DatasetError(f"{output}: all {len(everything)} images lie where its results go; name another folder")
     detector = _open(model, weights, device, runtime, workers)
-    writer = ResultsWriter(output, paths, map_scale=detector.map_scale, overlays=overlays, maps=maps, masks=masks)
+    files = {"overlays": overlays, "maps": maps, "masks": masks}
+    writer = ResultsWriter(output, paths, map_scale=detector.map_scale, excel=excel, **files)
     bad, remarks = BadImages(), Remarks()
     with writer as results, report_progress(not quiet, "Predicting", len(paths)) as advance:
         for prediction in detector.iter_predict(paths, on_bad=bad):
@@ -77,6 +82,7 @@ def predict(
 
 def _open(model: Path, weights: str | None, device: str, runtime: Runtime, workers: int | None) -> Detector | Inspector:
     """A model file, which needs torch, or an export folder, which does not."""
+    recover_folder(model)
     if model.is_dir():
         from flawmap import Inspector
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 from flawmap.detectors import Detector
-from flawmap.errors import ModelFileError, ParameterError
+from flawmap.errors import ModelFileError, ParameterError, first_line
 from flawmap.export.graph import GraphNetwork
 from flawmap.export.onnx import write_onnx
 from flawmap.export.openvino import write_openvino
-from flawmap.files import expand_home, replace_folder_atomically
+from flawmap.files import expand_home
+from flawmap.folders import replace_folder_atomically
 from flawmap.options import GraphDtype, GraphFormat
 from flawmap.runtime.graphs import JUDGEMENTS, OUTPUTS
-from flawmap.runtime.metadata import FILES, METADATA_FILE, DecisionMetadata, GraphMetadata, Metadata, digest
+from flawmap.runtime.metadata import FILES, METADATA_FILE, DecisionMetadata, GraphMetadata, Metadata
 
 WRITERS = {"openvino": write_openvino, "onnx": write_onnx}
 
@@ -40,7 +42,7 @@ def export_model(
     written, MissingDependencyError for a missing package, NotFittedError for a model that was not fitted.
     """
     target = expand_home(folder)
-    _check(model, target, format, dtype, resize_inside)
+    _check(model, format, dtype, resize_inside)
     preprocessing = model.preprocessing
     outputs = OUTPUTS if model.localises else OUTPUTS[-1:]
     # the score of a letterbox depends on where its padding lies, which the graph does not know
@@ -49,7 +51,8 @@ def export_model(
     described.get("backbone", {}).pop("weights_path", None)  # a path on this machine
     network = GraphNetwork(model.network(for_graph=True), preprocessing.window, decision)
     try:
-        with replace_folder_atomically(target) as temporary:
+        _check_folder(target)
+        with replace_folder_atomically(target, check=lambda: _check_folder(target)) as temporary:
             WRITERS[format](
                 network,
                 temporary,
@@ -58,7 +61,7 @@ def export_model(
                 half=dtype == "float16",
                 resize_inside=resize_inside,
             )
-            files = {name: digest(temporary / name) for name in FILES[format] if (temporary / name).exists()}
+            files = {name: _digest(temporary / name) for name in FILES[format] if (temporary / name).exists()}
             Metadata(
                 decision=None if model.decision_ is None else DecisionMetadata.of(model.decision_),
                 image_size=preprocessing.resize,
@@ -71,13 +74,19 @@ def export_model(
             ).write(temporary)
     except OSError as error:
         raise ModelFileError(
-            f"{target}: cannot be written ({error.strerror or error}); check that the place exists, is writable and "
+            f"{target}: cannot be written ({first_line(error)}); check that the place exists, is writable and "
             f"has room. Nothing was changed"
         ) from error
     return target
 
 
-def _check(model: Detector, folder: Path, format: str, dtype: str, resize_inside: bool) -> None:
+def _digest(path: Path) -> str:
+    """SHA-256 of a file's bytes. Raises OSError."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check(model: Detector, format: str, dtype: str, resize_inside: bool) -> None:
     """Raise before any work is done for what cannot be."""
     if not isinstance(model, Detector):
         raise ParameterError(f"expected a fitted detector, got {type(model).__name__}")
@@ -87,6 +96,10 @@ def _check(model: Detector, folder: Path, format: str, dtype: str, resize_inside
             raise ParameterError(f"{name} must be {expected} for {model.name}, got {value!r}")
     if resize_inside and model.aspect == "letterbox":
         raise ParameterError("the resize of a letterbox depends on each image and cannot be inside the graph")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ParameterError for what an export may not replace, OSError for what cannot be a folder."""
     known = {METADATA_FILE, *(name for files in FILES.values() for name in files)}
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ParameterError(f"{folder} is a file or a link; name a new folder")

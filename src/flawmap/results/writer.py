@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -15,12 +18,14 @@ from typing import BinaryIO, Self, TextIO, TypeVar
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from flawmap.errors import ParameterError
-from flawmap.files import expand_home, replace_atomically
+from flawmap.files import check_replaceable, expand_home, name_file
 from flawmap.images import FrameReader, ImagePage, VideoFrame, named_source, read_image
 from flawmap.prediction import Prediction
 from flawmap.results.pictures import overlay
+from flawmap.results.run_folder import FOLDERS, LINES, MAPS, MASKS, OVERLAYS, TABLE, stage_run
 
 Source = Path | ImagePage | VideoFrame
 """An image that has a file: a path, a page of it, or a frame of it."""
@@ -28,18 +33,20 @@ AnySource = TypeVar("AnySource", bound=Source)
 
 COLUMNS = (
     "path", "pred_score", "pred_label", "p_value", "pred_mask", "n_regions", "regions", "image_height", "image_width",
-    "overlay", "anomaly_map", "remarks",
+    "overlay", "anomaly_map", "remarks", "run",
 )  # fmt: skip
-TABLE, LINES = "predictions.csv", "predictions.jsonl"
-OVERLAYS, MAPS, MASKS = FOLDERS = ("overlays", "maps", "masks")
-"""Folders of each image's files."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""How a text begins that spreadsheets compute."""
 
 
 class ResultsWriter:
-    """Writes predictions into a folder. A context manager: both tables appear when its block ends without an error.
+    """Writes predictions into a folder. A context manager: the results appear when its block ends without an error.
 
     The folder then holds predictions.csv and predictions.jsonl, a row for each prediction. Each image's files have its
-    name and lie in overlays/, maps/ and masks/. They replace files of an earlier run, but never one of the images.
+    name and lie in overlays/, maps/ and masks/. A folder that holds nothing but an earlier run's results is replaced in
+    one step. Into any other folder the files are moved one by one, tables last: they replace results of the same name,
+    and nothing else. The tables, overlays and masks of a run carry its name. If the block ends by an error, nothing has
+    changed.
 
     Args:
         output: the folder; it is made if it does not exist.
@@ -49,8 +56,11 @@ class ResultsWriter:
         overlays: write overlays/NAME.png, each image with its anomaly map.
         maps: write maps/NAME.npy, each raw anomaly map, (H, W) float32 at the model's input size.
         masks: write masks/NAME.png, each mask at the image's size, anomalous pixels white.
+        excel: write predictions.csv for spreadsheets: with a byte order mark, and with a ' before text that would be
+            computed. A path that begins with one of = + - @ is then not the file's name.
 
     Attributes:
+        run: name of this run: time in UTC, and random digits.
         n_anomalous: images with label 1 so far.
 
     Raises ParameterError for images that lie in the folders of the results, which `without_results` leaves out.
@@ -88,12 +98,15 @@ class ResultsWriter:
         overlays: bool = True,
         maps: bool = False,
         masks: bool = False,
+        excel: bool = False,
     ) -> None:
         self.output = expand_home(output)
         self.map_scale = map_scale
         self.overlays = overlays
         self.maps = maps
         self.masks = masks
+        self.excel = excel
+        self.run = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{secrets.token_hex(3)}"
         self.n_anomalous = 0
         images = [_source(path) for path in paths]
         if len(kept := without_results(self.output, images)) < len(images):
@@ -105,15 +118,19 @@ class ResultsWriter:
         self._sources = {str(image): image for image in images}
         self._frames = FrameReader()
         self._stack = ExitStack()
+        self._staged = Path()  # where the block writes
         self._table: tuple[csv.DictWriter[str], TextIO] | None = None
 
     def __enter__(self) -> Self:
-        self.output.mkdir(parents=True, exist_ok=True)
+        encoding = "utf-8-sig" if self.excel else "utf-8"
         with ExitStack() as stack:
-            csv_path = stack.enter_context(replace_atomically(self.output / TABLE))
-            lines_path = stack.enter_context(replace_atomically(self.output / LINES))
-            csv_file = stack.enter_context(csv_path.open("w", encoding="utf-8", errors="surrogateescape", newline=""))
-            lines = stack.enter_context(lines_path.open("w", encoding="utf-8"))
+            self._staged = stack.enter_context(stage_run(self.output))
+            for name in (TABLE, LINES):
+                check_replaceable(self.output / name)
+            csv_file = stack.enter_context(
+                (self._staged / TABLE).open("w", encoding=encoding, errors="backslashreplace", newline="")
+            )  # names may be no UTF-8
+            lines = stack.enter_context((self._staged / LINES).open("w", encoding="utf-8"))
             table = csv.DictWriter(csv_file, COLUMNS, restval="", extrasaction="ignore")
             table.writeheader()
             self._table, self._stack = (table, lines), stack.pop_all()
@@ -147,10 +164,12 @@ class ResultsWriter:
             "image_width": width,
             "regions": [asdict(region) for region in prediction.regions],
             "remarks": list(prediction.remarks),
+            "run": self.run,
         }
         self._write_files(prediction, path, row)
         table, lines = self._table
-        table.writerow({**row, "regions": json.dumps(row["regions"]), "remarks": "; ".join(prediction.remarks)})
+        cells = {**row, "regions": json.dumps(row["regions"]), "remarks": "; ".join(prediction.remarks)}
+        table.writerow({name: _quoted(cell) for name, cell in cells.items()} if self.excel else cells)
         lines.write(json.dumps(row) + "\n")
         return row
 
@@ -163,24 +182,42 @@ class ResultsWriter:
             photo = self._frames.read(source) if isinstance(source, VideoFrame) else read_image(source)
             picture = Image.fromarray(overlay(photo, prediction, self.map_scale))
             with self._file(OVERLAYS, path, ".png", row, "overlay") as file:
-                picture.save(file, format="PNG", compress_level=1)
+                picture.save(file, format="PNG", compress_level=1, pnginfo=self._label())
         if self.maps and anomaly_map is not None:
             with self._file(MAPS, path, ".npy", row, "anomaly_map") as file:
-                np.save(file, anomaly_map, allow_pickle=False)
+                content = io.BytesIO()
+                np.save(content, anomaly_map, allow_pickle=False)
+                file.write(content.getbuffer())  # np.save into a file would not say that the disk is full
         if self.masks and mask is not None:
             full = prediction.placement.to_original(mask.astype(np.float32)) > 0.5
             with self._file(MASKS, path, ".png", row, "pred_mask") as file:
-                Image.fromarray(full).save(file, format="PNG")
+                Image.fromarray(full).save(file, format="PNG", pnginfo=self._label())
 
     @contextmanager
     def _file(self, folder: str, path: str, suffix: str, row: dict[str, object], column: str) -> Iterator[BinaryIO]:
         """An image's file in a subfolder; its relative path goes into the row."""
         relative = PurePosixPath(folder, self._names[path] + suffix)
-        target = self.output / relative
+        check_replaceable(self.output / relative)
+        target = self._staged / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replace_atomically(target) as temporary, temporary.open("wb") as file:
-            yield file
+        try:
+            with target.open("wb") as file:
+                yield file
+        except OSError as error:
+            name_file(error, self.output / relative)
+            raise
         row[column] = str(relative)
+
+    def _label(self) -> PngInfo:
+        """What tells a picture's run."""
+        label = PngInfo()
+        label.add_text("run", self.run)
+        return label
+
+
+def _quoted(cell: object) -> object:
+    """The cell, as text if a spreadsheet would compute it."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 def _source(path: str | os.PathLike[str] | ImagePage | VideoFrame) -> Source:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from flawmap.errors import MissingDependencyError, ModelFileError, ParameterError
 from flawmap.openvino_module import has_bfloat16, import_openvino
 from flawmap.options import PRECISION_HINTS, Precision, PrecisionChoice
+from flawmap.runtime.export_files import Content, Export
 from flawmap.runtime.metadata import FILES, Metadata
 
 INPUT = "images"
@@ -27,22 +30,19 @@ Result = tuple[NDArray[np.float32] | None, NDArray[np.float32]]
 """Anomaly maps (N, h, w), if the graph makes any, and image scores (N,)."""
 
 
-def open_graph(folder: Path, metadata: Metadata, device: str, threads: int | None, precision: PrecisionChoice) -> Graph:
-    """The graph of an export folder, compiled. Raises ModelFileError, ParameterError, MissingDependencyError."""
+def open_graph(export: Export, device: str, threads: int | None, precision: PrecisionChoice) -> Graph:
+    """The graph of an export, compiled. Raises ModelFileError, ParameterError, MissingDependencyError."""
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ParameterError(f"threads must be a number from 1, or None for all processors; got {threads!r}")
     if precision not in get_args(PrecisionChoice):
         raise ParameterError(f"precision must be 'auto', 'float32' or 'bfloat16', got {precision!r}")
-    path = folder / FILES[metadata.graph.format][0]
-    if metadata.graph.format == "onnx":
+    if export.metadata.graph.format == "onnx":
         if precision == "bfloat16":
             raise ParameterError("ONNX Runtime computes in float32; export with format 'openvino' for bfloat16")
-        return OnnxGraph(path, metadata, device, threads)
+        return OnnxGraph(export, device, threads)
     if precision == "auto":
-        backbone = metadata.model.get("backbone")
-        fitted_in = backbone.get("precision") if isinstance(backbone, dict) else None
-        precision = "bfloat16" if fitted_in == "bfloat16" and has_bfloat16() else "float32"
-    return OpenVinoGraph(path, metadata, device, threads, precision)
+        precision = "bfloat16" if export.metadata.fitted_in == "bfloat16" and has_bfloat16() else "float32"
+    return OpenVinoGraph(export, device, threads, precision)
 
 
 class OpenVinoGraph:
@@ -51,8 +51,11 @@ class OpenVinoGraph:
     Several threads may call it. `device` is the OpenVINO device that runs it.
     """
 
-    def __init__(self, path: Path, metadata: Metadata, device: str, threads: int | None, precision: Precision) -> None:
+    def __init__(self, export: Export, device: str, threads: int | None, precision: Precision) -> None:
         openvino = import_openvino()
+        metadata = export.metadata
+        graph, constants = FILES["openvino"]
+        self._path = export.folder / graph
         core = openvino.Core()
         self.device = "CPU" if device == "auto" else str(device).upper()
         if self.device.split(".")[0] not in {name.split(".")[0] for name in core.available_devices}:
@@ -61,8 +64,11 @@ class OpenVinoGraph:
         options: dict[str, object] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None and self.device == "CPU":
             options["INFERENCE_NUM_THREADS"] = threads
+        # OpenVINO computes with these bytes in place and does not keep them alive
+        self._constants = export.contents.get(constants, np.empty(0, np.uint8))
         try:
-            model = core.read_model(path)
+            shared = openvino.Tensor(self._constants, shared_memory=True)
+            model = core.read_model(export.contents[graph], shared)
             height, width = (-1, -1) if metadata.graph.resize_inside else metadata.image_size
             wanted = [-1, height, width, 3]
             if model.input(INPUT).partial_shape != openvino.PartialShape(wanted):
@@ -72,13 +78,13 @@ class OpenVinoGraph:
                 model.output(name)
             compiled = core.compile_model(model, self.device, options)
         except (RuntimeError, ValueError) as error:
-            raise _not_exported(path, error) from error
+            raise _not_exported(self._path, error) from error
         self._request = compiled.create_infer_request()
         self._lock = Lock()
 
     def run(self, images: NDArray[np.uint8]) -> Result:
         """Anomaly maps (N, h, w), if the graph makes any, and image scores (N,) of images (N, H, W, 3)."""
-        with self._lock:
+        with self._lock, _errors_named(self._path, images):
             results = self._request.infer({INPUT: images})  # copies: the next call reuses its memory
         *maps, scores = (results[name] for name in self._outputs)
         return (maps[0] if maps else None), scores
@@ -90,7 +96,7 @@ class OnnxGraph:
     `device` is "cpu", or another that this build of ONNX Runtime supports, such as "cuda".
     """
 
-    def __init__(self, path: Path, metadata: Metadata, device: str, threads: int | None) -> None:
+    def __init__(self, export: Export, device: str, threads: int | None) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -105,8 +111,16 @@ class OnnxGraph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = ERRORS_ONLY
+        metadata = export.metadata
+        graph, constants = FILES["onnx"]
+        self._path = path = export.folder / graph
+        if constants in export.contents:
+            _add_constants(options, constants, export.contents[constants])
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=[providers[self.device]])
+            self._session = onnxruntime.InferenceSession(
+                export.contents[graph], options, providers=[providers[self.device]]
+            )
+            self._session._model_bytes = None  # it would keep the file's bytes, for a change of providers
         except Exception as error:  # its exceptions share no base but this
             raise _not_exported(path, error) from error
         self._outputs = _outputs_of(metadata)
@@ -121,7 +135,8 @@ class OnnxGraph:
 
     def run(self, images: NDArray[np.uint8]) -> Result:
         """Anomaly maps (N, h, w), if the graph makes any, and image scores (N,) of images (N, H, W, 3)."""
-        *maps, scores = self._session.run(list(self._outputs), {INPUT: images})
+        with _errors_named(self._path, images):
+            *maps, scores = self._session.run(list(self._outputs), {INPUT: images})
         return (maps[0] if maps else None), scores
 
 
@@ -133,11 +148,38 @@ def _outputs_of(metadata: Metadata) -> tuple[str, ...]:
     return OUTPUTS if metadata.map_scale is not None else OUTPUTS[-1:]
 
 
+def _add_constants(options: Any, name: str, content: Content) -> None:  # noqa: ANN401 (onnxruntime.SessionOptions)
+    """Give a session the constants that lie in a file of their own."""
+    add = getattr(options, "add_external_initializers_from_files_in_memory", None)
+    if add is None:
+        raise MissingDependencyError("this export needs a newer ONNX Runtime: pip install --upgrade onnxruntime")
+    add([name], [content], [len(content)])
+
+
+@contextmanager
+def _errors_named(path: Path, images: NDArray[np.uint8]) -> Iterator[None]:
+    """A failure of a graph that runs, as a ModelFileError."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # those of ONNX Runtime share no base but this
+        raise ModelFileError(
+            f"{path}: the graph fails on images of shape {images.shape} ({_reason(error)}). Use device 'cpu', or "
+            f"export again"
+        ) from error
+
+
 def _no_device(device: str, available: list[str]) -> ParameterError:
     return ParameterError(f"Device {device!r} is not available. Available: {', '.join(available)}.")
 
 
 def _not_exported(path: Path, reason: object) -> ModelFileError:
     """The error for a graph that flawmap did not export."""
+    return ModelFileError(f"{path}: is not a graph of `flawmap export` ({_reason(reason)}). Export again.")
+
+
+def _reason(reason: object) -> str:
+    """The last line, in which both libraries say what is wrong."""
     lines = str(reason).strip().splitlines() or [type(reason).__name__]
-    return ModelFileError(f"{path}: is not a graph of `flawmap export` ({lines[-1][:200]}). Export again.")
+    return lines[-1][:200]

@@ -16,8 +16,8 @@ from flawmap.files import expand_home
 from flawmap.images import ImageCollection, ImageInput, Loaded, Preprocessing, collect, load_image, stream
 from flawmap.options import OnBad, PrecisionChoice
 from flawmap.prediction import Prediction
-from flawmap.runtime.graphs import open_graph
-from flawmap.runtime.metadata import Metadata
+from flawmap.runtime.export_files import read_export
+from flawmap.runtime.graphs import Result, open_graph
 
 BATCH = 8
 """Images per step if all are known from the start: more of them read the model's factors less often."""
@@ -75,10 +75,11 @@ class Inspector:
     ) -> None:
         self.folder = expand_home(folder)
         self.workers = workers
-        self.metadata = Metadata.read(self.folder)
+        export = read_export(self.folder)
+        self.metadata = export.metadata
         described = self.metadata.decision
         self.decision_: Decision | None = None if described is None else described.to_decision()
-        self._graph = open_graph(self.folder, self.metadata, device, threads, precision)
+        self._graph = open_graph(export, device, threads, precision)
 
     @property
     def device(self) -> str:
@@ -145,11 +146,7 @@ class Inspector:
         Ready means of `metadata.image_size`, or of any one size if the resize is inside the graph. The padding of a
         letterbox counts like everything else. Raises ParameterError for other arrays.
         """
-        maps, scores = self._graph.run(self._checked(images))
-        if not ((maps is None or np.isfinite(maps).all()) and np.isfinite(scores).all()):
-            raise ModelFileError(
-                f"{self.folder}: scores of its graph are not finite on {self.device}. Use device 'cpu', or export again"
-            )
+        maps, scores = self._run(self._checked(images))
         return scores, maps
 
     def _predict(
@@ -164,9 +161,24 @@ class Inspector:
 
     def _judge(self, batch: list[Loaded]) -> list[Prediction]:
         """Predictions of images that hold their canvas: the graph crops."""
-        maps, scores = self._graph.run(np.stack([image.pixels for image in batch]))
+        maps, scores = self._run(np.stack([image.pixels for image in batch]))
         # the score of a graph with maps is the highest value of the map, of a letterbox its padding included
         return judge(batch, maps, scores if maps is None else None, self.decision_, good=self.metadata.images)
+
+    def _run(self, images: NDArray[np.uint8]) -> Result:
+        """What the graph says of images (N, H, W, 3), checked. Raises ModelFileError."""
+        maps, scores = self._graph.run(images)
+        wanted = (len(images), *self.metadata.map_size)
+        if scores.shape != wanted[:1] or (maps is not None and maps.shape != wanted):
+            raise ModelFileError(
+                f"{self.folder}: its graph gives scores of shape {scores.shape} and maps of shape "
+                f"{None if maps is None else maps.shape}, expected {wanted[:1]} and {wanted}. Export again"
+            )
+        if not ((maps is None or np.isfinite(maps).all()) and np.isfinite(scores).all()):
+            raise ModelFileError(
+                f"{self.folder}: scores of its graph are not finite on {self.device}. Use device 'cpu', or export again"
+            )
+        return maps, scores
 
     def _checked(self, images: NDArray[Any]) -> NDArray[np.uint8]:
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
@@ -183,5 +195,7 @@ class Inspector:
 
 def _check_batch_size(batch_size: int | None) -> None:
     """Raise ParameterError for no number of images."""
-    if batch_size is not None and batch_size < 1:
-        raise ParameterError(f"batch_size must be a number from 1, got {batch_size}")
+    if batch_size is None:
+        return
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ParameterError(f"batch_size must be a number from 1, or None to choose; got {batch_size!r}")

@@ -1,6 +1,6 @@
 """metadata.json, the file beside an exported graph. People and programs edit its decision; the rest describes it.
 
-Reading trusts nothing: the file's size, its version, every field, and the bytes of the graph it belongs to.
+Reading trusts nothing: its version, every field, and, by a digest, that nobody changed what people do not edit.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,15 +17,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from flawmap.decision import PIXEL_RATES, Decision, GoodPhotos
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Preprocessing
-from flawmap.options import GraphDtype, GraphFormat
+from flawmap.options import GraphDtype, GraphFormat, Precision
 from flawmap.prediction import Size
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA_FILE = "metadata.json"
-MAX_BYTES = 256 * 2**20
+EDITED = ("threshold", "false_alarm_rate", "pixel_threshold", "pixel_false_alarm_rate")
+"""What people and programs change in the decision: the digest leaves it out."""
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Distance = Annotated[float, Field(ge=0, le=1e30)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 FILES: dict[GraphFormat, tuple[str, ...]] = {
     "openvino": ("model.xml", "model.bin"),
@@ -113,7 +115,7 @@ class GraphMetadata(_Record):
     format: GraphFormat
     dtype: GraphDtype
     resize_inside: bool
-    files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
+    files: dict[str, Digest]
 
     @model_validator(mode="after")
     def _known_files(self) -> Self:
@@ -136,9 +138,10 @@ class Metadata(_Record):
         graph: its files.
         images: sizes and depth of the good images' photos; None in older exports.
         model: what was exported, for the record: class, backbone, layers, number of good images, versions.
+        digest: `fingerprint` of the rest; None in format 1.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     decision: DecisionMetadata | None
     image_size: Size
     map_size: Size
@@ -147,6 +150,14 @@ class Metadata(_Record):
     graph: GraphMetadata
     images: GoodPhotos | None = None
     model: dict[str, Any]
+    digest: Digest | None = None
+
+    @property
+    def fitted_in(self) -> Precision:
+        """The precision in which the model was fitted, on which its thresholds depend."""
+        backbone = self.model.get("backbone")
+        precision: Precision = backbone.get("precision", "float32") if isinstance(backbone, dict) else "float32"
+        return precision
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -158,19 +169,23 @@ class Metadata(_Record):
             raise ValueError("a graph does not letterbox")
         if self.decision is not None and bool(self.decision.pixel_quantiles) != (self.map_scale is not None):
             raise ValueError("map_scale and pixel_quantiles disagree on whether there are maps")
+        if self.fitted_in not in get_args(Precision):
+            raise ValueError(f"model.backbone.precision must be float32 or bfloat16, got {self.fitted_in!r}")
         return self
 
     def write(self, folder: Path) -> None:
         """Write metadata.json into a folder. Raises OSError."""
-        text = json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)
+        document = json.loads(self.model_dump_json()) | {"format_version": FORMAT_VERSION}
+        document["digest"] = fingerprint(document)
+        text = json.dumps(document, indent=2, allow_nan=False)
         (folder / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
-        """The metadata of an export folder; raises ModelFileError, also where the graph's files are damaged."""
-        path = folder / METADATA_FILE
+    def parse(cls, content: bytes, path: Path) -> Self:
+        """The metadata that a file's bytes say; the path is for messages. Raises ModelFileError."""
+        document = _load_json(content, path)
         try:
-            metadata = cls.model_validate(_read_json(path))
+            metadata = cls.model_validate(document)
             if metadata.decision is not None:
                 metadata.decision.to_decision()
         except ValidationError as error:
@@ -179,40 +194,46 @@ class Metadata(_Record):
             raise ModelFileError(f"{path}: is wrong at '{where}': {first['msg']}; mend it or export again") from error
         except ParameterError as error:
             raise ModelFileError(f"{path}: is wrong at 'decision': {error}; mend it or export again") from error
-        for name, expected in metadata.graph.files.items():
-            try:
-                found = digest(folder / name)
-            except OSError as error:
-                raise ModelFileError(f"{folder / name}: cannot be read ({error.strerror}); export again") from error
-            if found != expected:
-                raise ModelFileError(f"{folder / name}: is damaged or of another export; copy or export it again")
+        if metadata.digest != (None if metadata.format_version == 1 else fingerprint(document)):
+            raise ModelFileError(
+                f"{path}: its digest is wrong: more was changed than thresholds and rates of its decision; mend it or "
+                f"export again"
+            )
         return metadata
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes. Raises OSError."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def fingerprint(document: dict[str, Any]) -> str:
+    """SHA-256 of a document of metadata, without its digest and without what people edit: thresholds and rates.
+
+    Neither the order of names nor how a number is written counts: programs that edit the file may change both.
+    """
+    fields = {name: value for name, value in document.items() if name != "digest"}
+    if isinstance(decision := fields["decision"], dict):
+        fields["decision"] = {name: value for name, value in decision.items() if name not in EDITED}
+    text = json.dumps(_plain(fields), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read_json(path: Path) -> object:
-    """The file's content, of a version that this program reads."""
+def _plain(value: Any) -> Any:  # noqa: ANN401 (JSON)
+    """The value with whole numbers as integers, however they were written."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _load_json(content: bytes, path: Path) -> Any:  # noqa: ANN401 (JSON)
+    """What the bytes say, of a version that this program reads."""
     try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise ModelFileError(f"{path}: has {size} bytes, no metadata of an export; export again")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelFileError(
-            f"{path}: no such file; expected a folder of `flawmap export`, with its graph and {METADATA_FILE}"
-        ) from error
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from error
+        document = json.loads(content.decode("utf-8"))
+        _plain(document)  # nested no deeper than it can be read again
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: is not JSON ({error}); mend it or export again") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
+    version = document.get("format_version") if isinstance(document, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ModelFileError(
             f"{path}: was written by a newer flawmap (format {version}; this one reads up to {FORMAT_VERSION}); "
             f"upgrade flawmap, or export again"
         )
-    return content
+    return document
