@@ -159,9 +159,8 @@ def find_hidden(target: Path, suffix: str) -> list[Path]:
         return []
 
 
-def remove_leftovers(path: Path) -> None:
+def remove_leftovers(target: Path) -> None:
     """Remove what killed writers of this very file or folder have left beside it, but nothing that a live one holds."""
-    target = Path(os.path.realpath(path))
     left = find_hidden(target, "partial")
     if target.exists():  # else what was there before is all that there is
         left += find_hidden(target, "previous")

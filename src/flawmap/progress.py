@@ -15,6 +15,7 @@ class StandardError:
     """Standard error as a stream; what cannot be written there is dropped: the work matters more than its messages.
 
     Example:
+        >>> from flawmap.progress import StandardError
         >>> StandardError().write("")
         0
     """

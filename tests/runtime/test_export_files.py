@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -57,7 +58,8 @@ def test_a_read_beside_a_writer_is_of_one_export(two_exports, tmp_path):
     writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     seen = []
     try:
-        for _ in range(150):
+        deadline = time.monotonic() + 60
+        while (len(seen) < 150 or len(set(seen)) < 2) and time.monotonic() < deadline:
             export = read_export(place)
             threshold = export.metadata.decision.threshold
             seen.append(threshold)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from flawmap.files import claim, name_file, open_file, remove_leftovers, replace_atomically
+from flawmap.files import check_replaceable, claim, name_file, open_file, remove_leftovers, replace_atomically
 from flawmap.folders import flush, put_in_place, recover_folder
 
 TABLE, LINES = "predictions.csv", "predictions.jsonl"
@@ -114,6 +114,8 @@ def _move_files(staged: Path, target: Path) -> None:
     """Move all files to their places in a folder, tables last. Raises OSError."""
     target.mkdir(parents=True, exist_ok=True)
     files = sorted(path.relative_to(staged) for path in staged.rglob("*") if path.is_file())
+    for path in files:
+        check_replaceable(target / path)
     for path in sorted(files, key=lambda path: path.name in (TABLE, LINES) and len(path.parts) == 1):
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         _move(staged / path, Path(os.path.realpath(target / path)))

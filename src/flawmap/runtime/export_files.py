@@ -43,14 +43,14 @@ class Export:
 def read_export(folder: Path) -> Export:
     """Read and check an export folder. Raises ModelFileError."""
     recover_folder(folder)
-    for left in reversed(range(TRIES)):
+    for _ in range(TRIES - 1):
         before = _state_of(folder)
         try:
             return _read_once(folder)
         except ModelFileError:
-            if not left or _state_of(folder) == before:
+            if _state_of(folder) == before:
                 raise
-    raise AssertionError  # the last try returns or raises
+    return _read_once(folder)
 
 
 def _state_of(folder: Path) -> tuple[int, ...] | None:

@@ -39,7 +39,7 @@ class Inspector:
         decision_: thresholds and held-out scores, from metadata.json; None if the model was not calibrated.
 
     Raises ModelFileError for a folder that is damaged, hostile or too new, MissingDependencyError for a missing
-    OpenVINO or ONNX Runtime, ParameterError for a device that is not available.
+    OpenVINO or ONNX Runtime, ParameterError for what is no path and for a device that is not available.
 
     See Also:
         flawmap.export_model: writes the folder.
