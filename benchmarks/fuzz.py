@@ -4,7 +4,7 @@ Each case runs in another process, within 5 seconds and 2 GB, and may write noth
 or another exception is a fault; its file is kept beside the results. Case i of a seed is always the same, and a run
 goes on where an earlier one with the same folder stopped. Prints one JSON object; exit code 1 if there are faults.
 
-    python benchmarks/fuzz.py images FOLDER [--count 20000] [--seed 0]
+    python benchmarks/fuzz.py images|models|exports FOLDER [--count 20000] [--seed 0]
 """
 
 from __future__ import annotations
@@ -56,7 +56,19 @@ def _images() -> Target:
     return Target(image_seeds, damage_image, read_damaged)
 
 
-TARGETS: dict[str, Callable[[], Target]] = {"images": _images}
+def _models() -> Target:
+    from damaged_models import check_model, damage_model, model_seeds
+
+    return Target(model_seeds, damage_model, check_model)
+
+
+def _exports() -> Target:
+    from damaged_models import check_export, damage_bytes, export_seeds
+
+    return Target(export_seeds, damage_bytes, check_export)
+
+
+TARGETS: dict[str, Callable[[], Target]] = {"images": _images, "models": _models, "exports": _exports}
 """What is attacked; a function, so that only its own libraries are imported."""
 
 

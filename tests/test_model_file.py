@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from damaged_models import damage_bytes
 from flawmap import PaDiM, load
 from flawmap.detectors.document import read_document
 from flawmap.errors import BackboneError, ModelFileError, ParameterError, WeightsError
@@ -194,41 +195,13 @@ def test_tensors_of_other_types_are_refused(path):
             load(path)
 
 
-MUTATIONS = ("flip a bit", "change a byte", "zero a block", "cut the end off", "append", "swap two blocks")
-
-
-def mutate(whole, rng):
-    """The bytes of a file, damaged in one of the ways in which disks and copies damage files."""
-    changed = bytearray(whole)
-    kind, length = rng.choice(MUTATIONS), len(whole)
-    # as often in the header and in the first bytes as in the far larger data
-    start = int(rng.choice([rng.integers(length), rng.integers(min(length, 4000)), rng.integers(16)]))
-    block = int(rng.choice([1, 16, 512, 4096]))
-    if kind == "flip a bit":
-        changed[start] ^= 1 << int(rng.integers(8))
-    elif kind == "change a byte":
-        changed[start] ^= int(rng.integers(1, 256))
-    elif kind == "zero a block":
-        changed[start : start + block] = bytes(len(changed[start : start + block]))
-    elif kind == "cut the end off":
-        del changed[start:]
-    elif kind == "append":
-        changed += rng.bytes(block)
-    else:
-        other = int(rng.integers(length))
-        one, two = changed[start : start + block], changed[other : other + block]
-        size = min(len(one), len(two))
-        changed[start : start + size], changed[other : other + size] = two[:size], one[:size]
-    return bytes(changed)
-
-
 def test_a_damaged_file_is_refused_or_predicts_the_very_same(path, good_images):
     """Any bit of a mean, a factor, a threshold or the header: nothing changes a score in silence."""
     whole, rng = path.read_bytes(), np.random.default_rng(0)
     wanted = outcome(path, good_images[0])
     n_whole = 0
-    for _ in range(300):
-        changed = mutate(whole, rng)
+    for _ in range(150):
+        changed = damage_bytes(path.name, whole, rng)
         path.write_bytes(changed)
         try:
             found = outcome(path, good_images[0])
@@ -236,7 +209,7 @@ def test_a_damaged_file_is_refused_or_predicts_the_very_same(path, good_images):
             continue
         assert found == wanted
         n_whole += 1
-    assert n_whole < 10  # a block that was zero before, or swapped with itself
+    assert n_whole < 5  # a block that was zero before, or swapped with itself
 
 
 def outcome(path, image):

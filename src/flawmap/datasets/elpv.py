@@ -6,12 +6,14 @@ Each cell carries the probability that it is defective: 0, 1/3, 2/3 or 1. Licenc
 from __future__ import annotations
 
 import importlib.util
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal, cast
 
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell
 from flawmap.datasets.layout import Layout, hold_out, no_files
 from flawmap.errors import DatasetError, MissingDependencyError
+from flawmap.files import open_file
 
 Cells = Literal["mono", "poly"]
 """Monocrystalline or polycrystalline."""
@@ -31,7 +33,7 @@ def read_elpv(cells: Cells | None = None, *, seed: int = 0, folder: Path | None 
     functional: list[Path] = []
     defective: list[Path] = []
     try:
-        with (folder / LABELS).open(encoding="utf-8") as lines:
+        with TextIOWrapper(open_file(folder / LABELS), encoding="utf-8") as lines:
             for line in lines:
                 name, probability, kind = line.split()
                 if cells is not None and kind != cells:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, why_no_file
 from flawmap.datasets.layout import Layout, no_files
 from flawmap.errors import DatasetError
+from flawmap.files import open_file
 from flawmap.images.video import VideoFrame
 
 REQUIRED = ("path", "label", "split")
@@ -79,7 +81,7 @@ def _kind(label: str) -> str:
 def read_table(path: Path, columns: Sequence[str], required: Sequence[str], tell: Tell) -> Iterator[tuple[int, Row]]:
     """Line numbers and rows of a CSV file, without empty lines; wrong lines are reported. DatasetError for no table."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
+        with TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, restval="", skipinitialspace=True, strict=True)
             header = [(name or "").strip() for name in reader.fieldnames or ()]
             _check_header(path, header, columns, required)

@@ -15,6 +15,7 @@ from pathlib import Path
 from flawmap.datasets.dataset import Dataset, Sample, Tell, clip_samples, expect_folder, subfolders
 from flawmap.datasets.layout import Layout, files_below, folders_that
 from flawmap.errors import DatasetError, ImageError
+from flawmap.files import open_file
 from flawmap.images.masks import read_mask
 from flawmap.images.source import find_images
 from flawmap.images.video import VideoFrame
@@ -58,7 +59,8 @@ def _listed_frames(test: Path, tell: Tell) -> dict[int, Ranges]:
     if not tables:
         return {}
     try:
-        text = tables[0].read_text(encoding="latin-1")
+        with open_file(tables[0]) as table:
+            text = table.read().decode("latin-1")
     except OSError as error:
         tell(tables[0], f"cannot be read ({error.strerror})")
         return {}

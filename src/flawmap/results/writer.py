@@ -170,7 +170,7 @@ class ResultsWriter:
         table, lines = self._table
         cells = {**row, "regions": json.dumps(row["regions"]), "remarks": "; ".join(prediction.remarks)}
         table.writerow({name: _quoted(cell) for name, cell in cells.items()} if self.excel else cells)
-        lines.write(json.dumps(row) + "\n")
+        lines.write(json.dumps(row, allow_nan=False) + "\n")
         return row
 
     def _write_files(self, prediction: Prediction, path: str, row: dict[str, object]) -> None:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from flawmap.errors import ParameterError
+from flawmap.files import open_file
 
 RUNS_FILE = "runs.jsonl"
 BEGINNING = b'{"format": '
@@ -156,7 +157,8 @@ def _parse(path: Path) -> tuple[dict[str, Any] | None, list[Run], int]:
 
     Of repeated runs the last one counts, and of a class the runs on the files of its last run.
     """
-    *lines, torn = path.read_bytes().split(b"\n")
+    with open_file(path) as file:
+        *lines, torn = file.read().split(b"\n")
     if not lines and torn.strip(b"\0") and not (torn.startswith(BEGINNING) or BEGINNING.startswith(torn)):
         raise ParameterError(f"{path}: is no results file and stays unchanged; name another folder")
     settings: dict[str, Any] | None = None
