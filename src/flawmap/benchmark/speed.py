@@ -237,7 +237,7 @@ def _runners(model: PaDiM, folder: Path, side: int) -> dict[str, Callable[[NDArr
     file = folder / "model.flawmap"
     model.save(file)
     for runtime in RUNTIMES:
-        runners[f"predict, {SHOWN[runtime]} float32"] = load(file, runtime=runtime).predict
+        runners[f"predict, {SHOWN[runtime]} float32"] = load(file, weights=model.weights, runtime=runtime).predict
         runners[f"backbone alone, {SHOWN[runtime]} float32"] = _backbone(model, runtime, "float32").features
     export_model(model, folder / "openvino")
     for precision in PRECISIONS:

@@ -77,7 +77,7 @@ class MahalanobisAD(FeatureDetector):
         backbone = self.backbone_
         loaded = stream(collect(images).items, self.preprocessing, workers=self.workers)
         parts = []
-        for batch in in_batches(loaded, batch_size or self._step):
+        for batch in in_batches(loaded, self._step if batch_size is None else batch_size):
             pooled = [maps.mean(dim=(2, 3)).cpu().numpy() for maps in backbone.features(batch.pixels)]
             levels = zip(self.gaussians_, pooled, strict=True)
             parts.append(np.stack([gaussian.distances(vectors) for gaussian, vectors in levels], axis=1))

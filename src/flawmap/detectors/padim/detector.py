@@ -30,6 +30,8 @@ from flawmap.model_file import Streamed, is_finite
 from flawmap.options import Calibration, FactorDtype, PrecisionChoice
 
 MAX_LAYERS = 5
+MAX_CHANNELS = MAX_LAYERS * 65536
+"""Highest index of a channel that a model file may name."""
 COMPONENTS = "pca.components"
 """Tensor (channels, n_features) of a model reduced by principal components."""
 _PAPER_IMAGES: dict[str, Any] = {"resize": 256, "crop": 224, "regularization": 0.01}
@@ -45,7 +47,7 @@ class RegularizationRecord(Record):
 class LearntRecord(Record):
     """What the document keeps of a PaDiM: the channels are indices into the concatenated layers."""
 
-    channels: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, max_length=65536)
+    channels: tuple[Annotated[int, Field(ge=0, le=MAX_CHANNELS)], ...] = Field(min_length=1, max_length=65536)
     regularization: RegularizationRecord
 
 
@@ -54,8 +56,13 @@ def _check_regularization(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _as_list(value: object) -> object:
-    return value if value is None else np.asarray(value).tolist()
+def _check_channels(value: object) -> object:
+    if value is None:
+        return None
+    channels = np.asarray(value)
+    if channels.ndim != 1 or channels.dtype.kind not in "iu" or channels.min(initial=0) < 0:
+        raise ValueError(f"must be a list of integers from 0, got {value!r}")
+    return channels.tolist()
 
 
 class PaDiM(FeatureDetector):
@@ -104,7 +111,9 @@ class PaDiM(FeatureDetector):
         Field(description='"random" draws channels; "pca" computes that many principal components, in one more pass.'),
     ] = "random"
     channels: Annotated[
-        Any, BeforeValidator(_as_list), Field(description="Indices into the concatenated layers, in place of a draw.")
+        Any,
+        BeforeValidator(_check_channels),
+        Field(description="Indices into the concatenated layers, in place of a draw."),
     ] = None
     regularization: Annotated[
         Literal["auto", "paper"] | float | tuple[float, float],
@@ -141,7 +150,7 @@ class PaDiM(FeatureDetector):
         with torch.inference_mode():
             maps = [
                 head.distances(backbone.features(batch.pixels)).cpu().numpy()
-                for batch in in_batches(loaded, batch_size or self._step)
+                for batch in in_batches(loaded, self._step if batch_size is None else batch_size)
             ]
         return np.concatenate(maps) if maps else np.empty((0, *self.factor_.hierarchy.grid), np.float32)
 
@@ -248,7 +257,7 @@ class PaDiM(FeatureDetector):
         n_total, n_features = sum(n_channels), self.n_features or 0
         if not 1 <= n_features <= n_total or len(channels) != n_total:
             raise ParameterError(f"{n_features} principal components of {len(channels)} of {n_total} channels")
-        return project_hierarchy(grids, torch.empty(n_total, n_features))
+        return project_hierarchy(grids, torch.empty(n_total, n_features, device="meta"))
 
     def _expected_shapes(self, hierarchy: Hierarchy, layers: Sequence[str]) -> dict[str, tuple[int, ...]]:
         """Shapes of a model file's tensors."""

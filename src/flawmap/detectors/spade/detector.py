@@ -136,7 +136,9 @@ class SPADE(FeatureDetector):
         """Patch distances (N, h, w) before up-sampling and smoothing: one array, or one per layer of variant "port"."""
         self._check_fitted()
         loaded = stream(collect(images).items, self.preprocessing, workers=self.workers)
-        parts = [self._search(batch)[1] for batch in in_batches(loaded, batch_size or self._step)]
+        parts = [
+            self._search(batch)[1] for batch in in_batches(loaded, self._step if batch_size is None else batch_size)
+        ]
         return [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
 
     def _learn(self, good: GoodImages) -> HeldOutScores | None:
