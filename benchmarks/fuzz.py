@@ -165,7 +165,11 @@ def _start(target: str, folder: Path) -> tuple[Any, Connection]:
 
 def _serve(target: str, pipe: Connection, folder: Path) -> None:
     """Read files until the other side is gone."""
-    check = TARGETS[target]().check
+    kind = TARGETS[target]()
+    check = kind.check
+    for name, content in kind.seeds().items():  # what they import and keep does not count
+        folder.joinpath(name).write_bytes(content)
+        check(folder / name)
     resource.setrlimit(resource.RLIMIT_AS, (HARD_LIMIT, HARD_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     errors = folder / "stderr"

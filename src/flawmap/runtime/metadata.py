@@ -210,7 +210,7 @@ def fingerprint(document: dict[str, Any]) -> str:
     fields = {name: value for name, value in document.items() if name != "digest"}
     if isinstance(decision := fields["decision"], dict):
         fields["decision"] = {name: value for name, value in decision.items() if name not in EDITED}
-    text = json.dumps(_plain(fields), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_plain(fields), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
