@@ -13,9 +13,6 @@ from flawmap.cli import options
 from flawmap.cli.console import BadImages, check_writable_target, guarded, note, print_json, table
 from flawmap.errors import DatasetError
 
-DOUBTFUL = 0.01
-"""Uniformity of p-values below which a note doubts the promise."""
-
 
 @guarded
 def evaluate(
@@ -54,7 +51,7 @@ def evaluate(
     data = open_dataset(dataset).every(stride)
     bad = BadImages()
     detector = load(model, weights=weights, device=device, runtime=runtime, workers=workers)
-    result = run(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
+    result = run(detector, data, progress=not quiet, on_bad=bad if skip_bad else None)
     if reliability is not None:
         if result.reliability is None:
             raise DatasetError(
@@ -65,10 +62,14 @@ def evaluate(
     if as_json:
         print_json({**result.to_json(), "promised_false_alarm_rate": promised, "skipped": bad.to_json()})
     else:
-        shown = table(data.name, "type", "images", "image AUROC", "pixel AUROC", "PRO")
+        has_spro = result.type_mean is not None
+        headings = ("images", "image AUROC", "pixel AUROC", "PRO", *(("sPRO",) if has_spro else ()))
+        shown = table(data.name, "type", *headings)
         rows: dict[str, Figures] = {**result.by_type, "all": result}
+        if result.type_mean is not None:
+            rows["mean of types"] = result.type_mean
         for name, row in rows.items():
-            figures = (row.image_auroc, row.pixel_auroc, row.pro_score)
+            figures = (row.image_auroc, row.pixel_auroc, row.pro_score, *((row.spro_score,) if has_spro else ()))
             shown.add_row(escape(name), str(row.n_images), *("-" if x is None else f"{x:.4f}" for x in figures))
         console = Console()
         console.print(shown)
@@ -77,11 +78,5 @@ def evaluate(
             console.print(f"good parts flagged: {alarms}{promise}")
         if result.miss_rate is not None:
             console.print(f"anomalous parts missed: {result.miss_rate}")
-        if result.reliability is not None and result.reliability.uniformity < DOUBTFUL:
-            note(
-                f"the scores of these good parts differ from those of the training images (uniformity "
-                f"{result.reliability.uniformity:.2g}): their false-alarm rate may exceed the promised one; refit "
-                f"on parts like these"
-            )
     for warning in () if quiet else result.warnings:
         note(warning)

@@ -105,6 +105,7 @@ class Detector(Parametrised, ABC):
         self.duplicates_: tuple[tuple[str, str], ...] = ()
         self._images: ImagesRecord | None = None
         self._input: Preprocessing | None = None
+        self._digests: frozenset[bytes] = frozenset()
         self._network: nn.Module | None = None
         self._stored_dtype: FactorDtype = "float32"
 
@@ -174,7 +175,7 @@ class Detector(Parametrised, ABC):
             collection = collect(images)
             if collection.single and self._input is not None:
                 [item] = collection.items
-                return self._judge(make_batch([load_image(1, item, self._input)]))[0]
+                return self._judge(make_batch([load_image(1, item, self._input, learnt=self._digests)]))[0]
         except ImageError as error:
             if on_bad is not None:
                 on_bad(error)
@@ -314,6 +315,9 @@ class Detector(Parametrised, ABC):
     def _prepare(self) -> None:
         """Make ready to score, after a fit or a load."""
         self._input, self._network = self.preprocessing, None
+        # images that were learnt from whole, before their crop, are no longer recognised after it
+        known = () if self._images is None or (self.reads_whole and self.crop is not None) else self._images.digests
+        self._digests = frozenset(bytes.fromhex(one) for one in known)
         self._step = max(1, batch_size(self._input.input_size) // 4)
 
     def _make_ready(self) -> None:
@@ -357,7 +361,7 @@ class Detector(Parametrised, ABC):
     def _predict(
         self, collection: ImageCollection, on_bad: OnBad | None, size: int | None, *, live: bool = False
     ) -> Iterator[Prediction]:
-        options: dict[str, Any] = {"on_bad": on_bad, "workers": self.workers, "live": live}
+        options: dict[str, Any] = {"on_bad": on_bad, "workers": self.workers, "live": live, "learnt": self._digests}
         loaded = stream(collection.items, self._input or self.preprocessing, **options)
         for batch in in_batches(loaded, self._step if size is None else size):
             yield from self._judge(batch)
