@@ -19,7 +19,7 @@ import numpy as np
 
 from flawmap import Inspector, PaDiM, export_model, load
 from flawmap.datasets import Dataset, open_dataset
-from flawmap.evaluation.evaluate import Evaluation, evaluate
+from flawmap.evaluation import Evaluation, evaluate
 from flawmap.images import ImageInput
 from flawmap.options import FactorDtype, Precision
 from flawmap.prediction import Prediction

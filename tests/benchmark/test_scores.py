@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from flawmap.benchmark.paper.scores import RATES, run_curves, run_figures
-from flawmap.evaluation.evaluate import ImageGroup
+from flawmap.evaluation.figures import ImageGroup
 from flawmap.evaluation.metrics import PixelScores
 
 

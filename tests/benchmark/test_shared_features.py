@@ -10,7 +10,8 @@ from flawmap.benchmark.paper.scores import run_curves, run_figures
 from flawmap.benchmark.paper.shared_features import SharedFeatures, score_shared
 from flawmap.datasets import open_dataset
 from flawmap.errors import DatasetError, ParameterError
-from flawmap.evaluation.evaluate import ImageGroup, evaluate
+from flawmap.evaluation.evaluate import evaluate
+from flawmap.evaluation.figures import ImageGroup
 
 PLAIN = {"backbone": "resnet10t", "pretrained": False, "calibrate": None, "runtime": "torch"}
 LAYERS = ("layer1", "layer2", "layer3")

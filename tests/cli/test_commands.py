@@ -118,8 +118,13 @@ def test_evaluate(model, dataset):
     assert 0 < result["pro_score"] <= 1
     assert set(result["by_type"]) == {"scratch", "spot"}
     assert result["by_type"]["scratch"]["n_images"] == 2
-    assert set(result["by_type"]["spot"]) == {"n_images", "image_auroc", "pixel_auroc", "pro_score"}
-    assert result["warnings"] == ["scratch: 1 of 2 images have no mask"]
+    assert set(result["by_type"]["spot"]) == {"n_images", "image_auroc", "pixel_auroc", "pro_score", "spro_score"}
+    assert result["spro_score"] is result["type_mean"] is None
+    assert result["warnings"] == [
+        "scratch: 1 of 2 images have no mask",
+        "4 of 4 good images were learnt from: their scores are too low, leave them out; first "
+        f"{dataset / 'test/good/0.png'}",
+    ]
     assert (result["false_alarm_rate"]["value"], result["false_alarm_rate"]["n"]) == (0, 4)
     assert (result["miss_rate"]["value"], result["miss_rate"]["n"]) == (0, 3)
     assert result["promised_false_alarm_rate"] == pytest.approx(1 / 13)

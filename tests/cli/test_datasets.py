@@ -66,7 +66,7 @@ def campus(tmp_path, good_images, scratched):
 def test_list_names_every_data_set_with_licence_and_origin():
     listed = json.loads(run("datasets", "list", "--json").stdout)["datasets"]
     names = [row["name"] for row in listed]
-    assert names == ["mvtec_ad", "visa", "btad", "mtd", "elpv", "stc", "ucsd", "csv"]
+    assert names == ["mvtec_ad", "mvtec_loco", "visa", "btad", "mtd", "elpv", "stc", "ucsd", "csv"]
     assert all(row["licence"] and row["origin"] and row["what"] and row["paper"] for row in listed)
     assert len(listed[0]["classes"]) == 15
     table = run("datasets", "list").stdout
@@ -104,7 +104,7 @@ def test_check_compares_with_the_published_counts(parts):
 
 
 def test_check_refuses_what_it_does_not_know(tmp_path):
-    assert "there are mvtec_ad, visa, btad" in run("datasets", "check", "cifar", tmp_path, code=1).stderr
+    assert "there are mvtec_ad, mvtec_loco, visa, btad" in run("datasets", "check", "cifar", tmp_path, code=1).stderr
     assert "no such file or folder" in run("datasets", "check", "btad", tmp_path / "none", code=1).stderr
     assert run("datasets", "check", "btad", tmp_path, "-q", code=1).stderr
 

@@ -174,7 +174,7 @@ def test_a_sample_with_several_pages_is_judged_by_its_first(model, good_images, 
         first.save(tmp_path / "data" / kind / "0.tif", save_all=True, append_images=[second])
     scored = list(score_samples(load(model, runtime="torch"), open_dataset(tmp_path / "data").test, "Scoring"))
     assert [(sample.type, prediction.pred_label) for sample, prediction in scored] == [("good", 0), ("scratch", 1)]
-    assert [prediction.remarks for _, prediction in scored] == [("only the first of its 2 pages is judged",)] * 2
+    assert [prediction.remarks[0] for _, prediction in scored] == ["only the first of its 2 pages is judged"] * 2
     run("evaluate", model, tmp_path / "data")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +12,12 @@ from flawmap.datasets import LAYOUTS, Counts
 
 @pytest.fixture
 def write():
-    """Write an image of a grey, making its folders."""
+    """Write an image of a grey, or of dots that differ from path to path, making its folders."""
 
-    def write_image(path, value=0, size=(6, 8)):
+    def write_image(path, value=None, size=(6, 8)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full(size, value, np.uint8)).save(path)
+        dots = np.random.default_rng(zlib.crc32(str(path).encode())).integers(0, 256, size, np.uint8)
+        Image.fromarray(dots if value is None else np.full(size, value, np.uint8)).save(path)
         return path
 
     return write_image

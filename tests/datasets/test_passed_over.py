@@ -37,8 +37,10 @@ def test_images_of_other_endings_are_judged_and_others_named(bolt):
     assert [sample.path.name for sample in data.test] == ["0.png", "1.dat", "0.png"]
     assert names(data, bolt) == ["test/a.json", "test/bent/2.heic", "train/good/2.cr2"]
     report = check_dataset(f"mvtec_ad:{bolt}")
+    inverted = "marks 100% of its image; if it is inverted, paint defects white on black"
     cannot = "is in a format that cannot be read; convert it to PNG or TIFF"
     assert {note.path.removeprefix(f"{bolt}/"): note.reason for note in report.classes[0].notes} == {
+        "ground_truth/bent/0_mask.png": inverted,
         "test/a.json": "is neither an image nor a mask",
         "test/bent/2.heic": cannot,
         "train/good/2.cr2": cannot,
@@ -61,7 +63,8 @@ def test_tables_and_arrays_of_other_layouts_are_no_images(tmp_path, write):
 
 
 def test_pages_of_samples_and_masks_are_noted(bolt):
-    pages = [Image.new("L", (8, 6), 255)] * 2
+    pages = [Image.new("L", (8, 6))] * 2
+    pages[0].paste(255, (0, 0, 3, 3))
     for name in ("test/bent/0.png", "ground_truth/bent/0_mask.png"):
         (bolt / name).unlink()
         pages[0].save((bolt / name).with_suffix(".tif"), save_all=True, append_images=pages[1:])

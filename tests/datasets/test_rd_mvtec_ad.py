@@ -105,6 +105,8 @@ def test_images_that_would_be_written_to_one_file_are_refused(parts, tmp_path):
     twin.unlink()
     (parts / "bolt/test/bent/more").mkdir()
     (parts / "bolt/test/bent/001.png").rename(parts / "bolt/test/bent/more/000.png")
+    (parts / "bolt/ground_truth/bent/more").mkdir()
+    (parts / "bolt/ground_truth/bent/001_mask.png").rename(parts / "bolt/ground_truth/bent/more/000_mask.png")
     with pytest.raises(DatasetError, match=r"would be written to ground_truth/bent/000_mask\.png"):
         write_rd_mvtec_ad(parts, tmp_path / "out", seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["mvtec"]

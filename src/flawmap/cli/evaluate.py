@@ -22,9 +22,6 @@ from flawmap.cli.console import (
 )
 from flawmap.errors import DatasetError
 
-DOUBTFUL = 0.01
-"""Uniformity of p-values below which a note doubts the guarantee."""
-
 
 @guarded
 def evaluate(
@@ -65,7 +62,7 @@ def evaluate(
     tell_passed_over(data.passed_over, strict=strict, quiet=quiet or as_json)
     bad = BadImages()
     detector = load(model, weights=weights, device=device, runtime=runtime, workers=workers)
-    result = run(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
+    result = run(detector, data, progress=not quiet, on_bad=bad if skip_bad else None)
     if reliability is not None:
         if result.reliability is None:
             raise DatasetError(
@@ -77,10 +74,14 @@ def evaluate(
         found = {"skipped": bad.to_json(), "passed_over": [str(path) for path in data.passed_over]}
         print_json({**result.to_json(), "promised_false_alarm_rate": promised, **found})
     else:
-        shown = table(data.name, "type", "images", "image AUROC", "pixel AUROC", "PRO")
+        has_spro = result.type_mean is not None
+        headings = ("images", "image AUROC", "pixel AUROC", "PRO", *(("sPRO",) if has_spro else ()))
+        shown = table(data.name, "type", *headings)
         rows: dict[str, Figures] = {**result.by_type, "all": result}
+        if result.type_mean is not None:
+            rows["mean of types"] = result.type_mean
         for name, row in rows.items():
-            figures = (row.image_auroc, row.pixel_auroc, row.pro_score)
+            figures = (row.image_auroc, row.pixel_auroc, row.pro_score, *((row.spro_score,) if has_spro else ()))
             shown.add_row(literal(name), str(row.n_images), *("-" if x is None else f"{x:.4f}" for x in figures))
         console = Console()
         console.print(shown)
@@ -89,12 +90,6 @@ def evaluate(
             console.print(f"good parts flagged: {alarms}{promise}")
         if result.miss_rate is not None:
             console.print(f"anomalous parts missed: {result.miss_rate}")
-        if result.reliability is not None and result.reliability.uniformity < DOUBTFUL:
-            note(
-                f"the scores of these good parts differ from those of the training images (uniformity "
-                f"{result.reliability.uniformity:.2g}): their false-alarm rate may exceed the guaranteed one; refit "
-                f"on parts like these"
-            )
     remarks = Remarks()
     remarks.add_all({} if quiet or as_json else result.remarks)
     remarks.show()

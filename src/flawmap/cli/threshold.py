@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flawmap.cli import options
-from flawmap.cli.console import BadImages, explain_promise, guarded, print_json, say, tell_passed_over
+from flawmap.cli.console import BadImages, explain_promise, guarded, note, print_json, say, tell_passed_over
 from flawmap.cli.options import option
 from flawmap.errors import ParameterError
 from flawmap.options import Criterion
@@ -65,10 +65,13 @@ def threshold(
     bad = BadImages()
     labels: list[int] = []
     scores: list[float] = []
+    warnings: tuple[str, ...] = ()
     if labelled is not None:
         data = open_dataset(labelled)
         tell_passed_over(data.passed_over, strict=False, quiet=quiet or as_json)
-        labels, scores = labelled_scores(detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None)
+        labels, scores, warnings = labelled_scores(
+            detector, data.test, progress=not quiet, on_bad=bad if skip_bad else None
+        )
         error_rates(labels, scores, 0.0)  # both kinds of images are there
     if by is not None:
         value = best_threshold(labels, scores, by, **costs).threshold
@@ -89,10 +92,13 @@ def threshold(
                 "lowest_false_alarm_rate": decision.lowest_rate,
                 "n_good_images": len(decision.scores),
                 "labelled": None if errors is None else asdict(errors),
+                "warnings": warnings,
                 "skipped": bad.to_json(),
             }
         )
-    elif not quiet:
+    for warning in () if quiet else warnings:
+        note(warning)
+    if not as_json and not quiet:
         explain_promise(decision, false_alarm_rate or decision.false_alarm_rate or 1.0)
         flagged = Rate.of(int((decision.scores > decision.threshold).sum()), len(decision.scores))
         scored = "held-out" if detector.calibrate == "holdout" else "leave-one-out"

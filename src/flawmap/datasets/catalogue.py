@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from flawmap.datasets.btad import BTAD
-from flawmap.datasets.dataset import GOOD, Dataset, check_folder, is_folder, refuse
+from flawmap.datasets.dataset import Dataset, check_folder, find_good, is_folder, refuse
 from flawmap.datasets.elpv import ELPV, packaged_folder
 from flawmap.datasets.layout import Layout, find_passed_over
 from flawmap.datasets.magnetic_tile import MAGNETIC_TILE
 from flawmap.datasets.manifest import MANIFEST
 from flawmap.datasets.mvtec_ad import MVTEC_AD, find_class_folders
+from flawmap.datasets.mvtec_loco import MVTEC_LOCO
 from flawmap.datasets.stc import STC
 from flawmap.datasets.ucsd import UCSD
 from flawmap.datasets.visa import VISA
@@ -20,10 +21,12 @@ from flawmap.errors import DatasetError
 from flawmap.files import expand_home
 from flawmap.images.source import ImageInput
 
-LAYOUTS = {layout.name: layout for layout in (MVTEC_AD, VISA, BTAD, MAGNETIC_TILE, ELPV, STC, UCSD, MANIFEST)}
+LAYOUTS = {
+    layout.name: layout for layout in (MVTEC_AD, MVTEC_LOCO, VISA, BTAD, MAGNETIC_TILE, ELPV, STC, UCSD, MANIFEST)
+}
 """Known layouts, by name."""
 
-RECOGNISED = tuple(layout.name for layout in (MANIFEST, STC, UCSD, BTAD, VISA, MAGNETIC_TILE, ELPV))
+RECOGNISED = tuple(layout.name for layout in (MANIFEST, STC, UCSD, MVTEC_LOCO, BTAD, VISA, MAGNETIC_TILE, ELPV))
 """Names of layouts that are recognised by their folders; everything else is read as MVTec AD."""
 
 
@@ -51,16 +54,15 @@ def training_images(where: str | os.PathLike[str]) -> ImageInput:
     layout, path = find_layout(where)
     if layout.name != MVTEC_AD.name:
         return open_dataset(where).train
-    for good in (path / "train" / GOOD, path / GOOD):
-        if is_folder(good):
-            return good
+    if (good := find_good(path / "train") or find_good(path)) is not None:
+        return good
     if any(is_folder(path / part) for part in ("test", "ground_truth")):
         raise DatasetError(
             f"{where}: expected train/good beside its test images and masks, found none; name the folder of good images"
         )
     if classes := find_class_folders(path):
-        if len(classes) == 1:
-            return classes[0] / "train" / GOOD
+        if len(classes) == 1 and (good := find_good(classes[0] / "train")) is not None:
+            return good
         raise _several(layout, where, classes)
     if path != expand_home(where):  # it was named as a data set
         check_folder(path)

@@ -9,20 +9,22 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from flawmap.datasets.catalogue import find_layout
-from flawmap.datasets.dataset import Dataset, file_of, subfolders
+from flawmap.datasets.copies import find_copies
+from flawmap.datasets.dataset import GOOD_NAMES, Dataset, file_of, subfolders
 from flawmap.datasets.layout import Counts, Layout, files_used, inner_parts, is_mask
+from flawmap.datasets.mask_files import FOLDERS, image_names
 from flawmap.errors import DatasetError, ImageError
 from flawmap.images.formats import OTHER_SUFFIXES, RAW_SUFFIXES, VIDEO_SUFFIXES, is_image
-from flawmap.images.masks import read_mask
+from flawmap.images.masks import inspect_mask
 from flawmap.images.pages import ImagePage, first_page, page_numbers
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.source import collect, find_images
 from flawmap.images.stream import stream
 from flawmap.prediction import Size
 
-SIDE_FILES = frozenset({".txt", ".md", ".csv", ".json", ".html", ".pdf"})
-"""Licences and tables, which are ignored in a class's own folder."""
-GOOD_FOLDERS = frozenset({"good", "ok", "normal", "MT_Free"})
+SIDE_FILES = frozenset({".txt", ".md", ".csv", ".m", ".json", ".html", ".pdf", ".db", ".ini"})
+"""Licences, tables and files of file managers, which are ignored in a class's own folder."""
+GOOD_FOLDERS = GOOD_NAMES | {"mt_free"}
 FIGURES = {
     "train": "training images",
     "test": "test images",
@@ -177,6 +179,8 @@ def _check_class(layout: Layout, path: Path, decode: bool, advance: Callable[[in
         findings.problem(path, str(error).removeprefix(f"{path}: "))
         return ClassReport(path.name, str(path), Counts(0, 0, 0, 0, 0, 0), published, tuple(findings.problems))
     found = Counts.of(data)
+    for remark in data.remarks:
+        findings.note(path, remark)
     if published is not None:
         findings.compare(layout, path, found, published)
     if not data.train:
@@ -188,6 +192,7 @@ def _check_class(layout: Layout, path: Path, decode: bool, advance: Callable[[in
         sizes = _read_all(data, findings, advance)
         _check_sizes(data, sizes, findings)
         _check_masks(data, sizes, findings)
+        _check_copies(data, findings)
         layout.contradictions(path, findings.problem)
     _check_strays(layout, path, data, findings)
     results = tuple(findings.problems), tuple(findings.notes)
@@ -244,16 +249,23 @@ def _check_sizes(data: Dataset, sizes: dict[str, Size], findings: _Findings) -> 
 
 
 def _check_masks(data: Dataset, sizes: dict[str, Size], findings: _Findings) -> None:
-    """Masks that cannot be read, have another size than their image, or no anomalous pixels."""
+    """Masks that cannot be read, have another size than their image, mark nothing, or are those of two images."""
     empty: Counter[Path] = Counter()
+    owners: dict[str, Path] = {}
+    unusual: dict[str, list[str]] = {}
     for sample in data.test:
         if sample.mask_path is None:
             continue
+        if (owner := owners.setdefault(str(sample.mask_path), sample.path)) != sample.path:
+            findings.note(str(sample.mask_path), f"is the mask of two images, {owner} and {sample.path}")
         try:
-            mask = read_mask(sample.mask_path)
+            found = inspect_mask(sample.mask_path)
         except ImageError as error:
             findings.problem(error.name, error.reason)
             continue
+        mask = found.marked
+        if found.remark is not None:
+            unusual.setdefault(found.remark, []).append(str(sample.mask_path))
         if isinstance(sample.mask_path, Path) and (n_pages := len(page_numbers(sample.mask_path))) > 1:
             findings.note(sample.mask_path, f"has {n_pages} pages; the first is the mask")
         (height, width), own = sizes.get(str(sample.path), mask.shape), mask.shape
@@ -264,6 +276,15 @@ def _check_masks(data: Dataset, sizes: dict[str, Size], findings: _Findings) -> 
             empty[file_of(sample.mask_path)] += 1
     for file, n in empty.items():
         findings.note(file, f"marks nothing, in {n} images that are labelled anomalous")
+    for remark, names in unusual.items():
+        findings.note(names[0], remark if len(names) == 1 else f"as {len(names) - 1} more masks, {remark}")
+
+
+def _check_copies(data: Dataset, findings: _Findings) -> None:
+    """Equal files with contradicting labels, and test images that are also training images."""
+    for copy in find_copies(data):
+        add = findings.problem if copy.contradicts else findings.note
+        add(copy.path, f"is the same file as {copy.first}, which is {copy.first_label}; this one is {copy.label}")
 
 
 def _check_strays(layout: Layout, path: Path, data: Dataset, findings: _Findings) -> None:
@@ -271,14 +292,16 @@ def _check_strays(layout: Layout, path: Path, data: Dataset, findings: _Findings
     used = files_used(data) | {Path(problem.path) for problem in findings.problems}
     # a clip's labels and masks are in use even if none of its frames is anomalous
     clips = {sample.group for sample in data.test}
+    good = {sample.path.stem.lower() for sample in data.test if not sample.is_anomalous}
     for file in layout.files(path):
         suffix = file.suffix.lower()
         if file in used or (file.parent == path and suffix in SIDE_FILES):
             continue
         if is_mask(layout, path, file):
-            if suffix not in SIDE_FILES and not (
-                GOOD_FOLDERS & set(inner_parts(path, file)) or clips & {file.stem, file.parent.name.removesuffix("_gt")}
-            ):
+            folders = {part.lower() for part in inner_parts(path, file)}
+            of_good = file.parent.name.lower() in FOLDERS and not good.isdisjoint(image_names(file))
+            known = of_good or GOOD_FOLDERS & folders or clips & {file.stem, file.parent.name.removesuffix("_gt")}
+            if suffix not in SIDE_FILES and not known:
                 findings.problem(file, "is a mask without an image")
         elif is_image(file) or suffix in VIDEO_SUFFIXES:
             findings.problem(file, "belongs to neither training nor test images")

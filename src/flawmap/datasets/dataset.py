@@ -13,11 +13,14 @@ from typing import NoReturn
 from flawmap.errors import DatasetError, ParameterError
 from flawmap.files import expand_home
 from flawmap.images.hints import find_meant, why_missing
-from flawmap.images.masks import ClassMask, MaskFrame, MaskSource
+from flawmap.images.masks import ClassMask, DefectMasks, MaskFrame, MaskSource
+from flawmap.images.source import find_images
 from flawmap.images.video import VideoFrame
 
 GOOD = "good"
 """The type of normal images, as MVTec AD calls it."""
+GOOD_NAMES = frozenset({GOOD, "ok", "normal"})
+"""What people call good images, in lower case."""
 ANOMALOUS = "anomalous"
 """The type of anomalous images where the data set has only one."""
 
@@ -64,6 +67,7 @@ class Dataset:
         test: labelled images.
         train_groups: clip or series of each image of `train`; empty if the data set has none.
         passed_over: files in its folders that are no images that can be read, and no masks.
+        remarks: what is unusual about the data set, in words.
 
     Example:
         >>> data = Dataset("part", tuple(Path(f"{i}.png") for i in range(5)), ())
@@ -76,6 +80,7 @@ class Dataset:
     test: tuple[Sample, ...]
     train_groups: tuple[str | None, ...] = ()
     passed_over: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, name: str, train: Sequence[tuple[Path | VideoFrame, str | None]], test: Sequence[Sample]) -> Dataset:
@@ -121,8 +126,13 @@ def clip_samples(
 
 
 def file_of(source: MaskSource | VideoFrame) -> Path:
-    """The file of an image or mask; frames of a video, or of an array, share one file."""
-    return source.path if isinstance(source, VideoFrame | MaskFrame | ClassMask) else Path(source)
+    """The file of an image or mask, or its folder of masks; frames of a video, or of an array, share one file."""
+    return source.path if isinstance(source, VideoFrame | MaskFrame | ClassMask | DefectMasks) else Path(source)
+
+
+def files_of(source: MaskSource | VideoFrame) -> list[Path]:
+    """The files of an image or mask: one, or those of a folder of masks."""
+    return find_images(source.path) if isinstance(source, DefectMasks) else [file_of(source)]
 
 
 def refuse(path: Path, reason: str) -> NoReturn:
@@ -133,6 +143,18 @@ def refuse(path: Path, reason: str) -> NoReturn:
 def is_folder(path: Path) -> bool:
     """Whether a path, however long, is a folder."""
     return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises for names that are too long)
+
+
+def is_good(name: str) -> bool:
+    """Whether a folder of this name holds good images."""
+    return name.lower() in GOOD_NAMES
+
+
+def find_good(parent: Path) -> Path | None:
+    """The folder of good images in a folder: good, or another usual name; None without one."""
+    if is_folder(parent / GOOD):
+        return parent / GOOD
+    return next((path for path in subfolders(parent) if is_good(path.name)), None)
 
 
 def check_folder(root: str | os.PathLike[str]) -> Path:

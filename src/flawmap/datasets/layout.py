@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from flawmap.datasets.dataset import Dataset, Tell, file_of, subfolders
+from flawmap.datasets.dataset import Dataset, Tell, file_of, files_of, subfolders
+from flawmap.datasets.mask_files import FOLDERS
 from flawmap.images.formats import is_image
 from flawmap.images.source import walk
 
-MASK_FOLDERS = frozenset({"ground_truth", "masks", "test_pixel_mask", "test_frame_mask"})
+MASK_FOLDERS = FOLDERS | {"test_pixel_mask", "test_frame_mask"}
 
 TRAIN_SHARE = 0.8
 """Share of the good images for training, where the authors publish no split."""
@@ -139,7 +140,7 @@ class Layout:
 def files_used(data: Dataset) -> set[Path]:
     """Files of a data set's images and masks."""
     used = {file_of(item) for item in data.train} | {sample.path for sample in data.test}
-    return used | {file_of(sample.mask_path) for sample in data.test if sample.mask_path is not None}
+    return used | {file for sample in data.test if sample.mask_path is not None for file in files_of(sample.mask_path)}
 
 
 def find_passed_over(layout: Layout, path: Path, data: Dataset) -> tuple[Path, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, expect_folder, on_another_level, subfolders
 from flawmap.datasets.layout import Layout, hold_out
+from flawmap.datasets.mask_files import find_masks, why_no_masks
 from flawmap.errors import DatasetError
 from flawmap.images.source import find_images
 
@@ -32,19 +33,17 @@ def read_magnetic_tile(folder: Path, *, seed: int = 0) -> Dataset:
     samples = [Sample(path, GOOD) for path in held_out]
     for path in types:
         if path.name != FREE:
-            samples += [Sample(image, path.name[len(PREFIX) :].lower(), _mask(image)) for image in _photos(path)]
-    return Dataset("Magnetic Tile Defects", tuple(train), tuple(samples))
+            folder, images = path / "Imgs", _photos(path)
+            masks = find_masks([folder], {folder: images})
+            samples += [Sample(image, path.name[len(PREFIX) :].lower(), masks.get(image)) for image in images]
+    remarks = why_no_masks(samples, [path / "Imgs" for path in types[:1]])
+    return Dataset("Magnetic Tile Defects", tuple(train), tuple(samples), remarks=remarks)
 
 
 def _photos(folder: Path) -> list[Path]:
     """Photos of a type; the .png files among them are masks."""
     photos = find_images(expect_folder(folder, "Imgs", "Magnetic Tile Defects"))
     return [path for path in photos if path.suffix.lower() in (".jpg", ".jpeg")]
-
-
-def _mask(image: Path) -> Path | None:
-    mask = image.with_suffix(".png")
-    return mask if mask.is_file() else None
 
 
 def _holds(path: Path) -> bool:

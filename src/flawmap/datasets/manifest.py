@@ -1,7 +1,7 @@
 """A manifest: a CSV file with the columns path, label, split, and optionally mask and group.
 
-Paths are relative to the file. `split` is train or test. `label` is good (also: ok, normal, 0), or the kind of
-defect; 1 stands for "anomalous".
+Paths are relative to the file. `split` is train or test. `label` is good (also: ok, normal, 0, false), or the
+kind of defect; 1 and true stand for "anomalous". `mask` is a file, or a folder in which the mask has its image's name.
 """
 
 from __future__ import annotations
@@ -9,18 +9,25 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 
-from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, why_no_file
+from flawmap.datasets.dataset import ANOMALOUS, GOOD, GOOD_NAMES, Dataset, Sample, Tell, is_folder, why_no_file
 from flawmap.datasets.layout import Layout, no_files
+from flawmap.datasets.mask_files import find_masks, find_named
 from flawmap.errors import DatasetError
 from flawmap.files import open_file
+from flawmap.images.masks import DefectMasks
 from flawmap.images.video import VideoFrame
 
 REQUIRED = ("path", "label", "split")
 COLUMNS = (*REQUIRED, "mask", "group")
-GOOD_LABELS = frozenset({GOOD, "ok", "normal", "0"})
+GOOD_LABELS = GOOD_NAMES | {"0", "0.0", "false"}
+BAD_LABELS = frozenset({"1", "1.0", "true"})
+"""Labels that only say that an image is not good."""
+NO_LABELS = frozenset({"", "-", "?", "n/a", "na", "nan", "none", "null", "unknown"})
+"""What tables hold where nobody has labelled an image, in lower case."""
 Row = dict[str, str]
 
 
@@ -38,6 +45,7 @@ def _read(path: Path, tell: Tell) -> Dataset:
                 tell(path, f"line {number}: {problem}")
             continue
         image = path.parent / row["path"]
+        mask = _mask(path.parent, row)
         first = first_lines.setdefault(os.path.realpath(image), number)
         if first != number:
             tell(path, f"line {number}: {row['path']} is named a second time, first in line {first}")
@@ -46,10 +54,29 @@ def _read(path: Path, tell: Tell) -> Dataset:
         if row["split"] == "train":
             train.append((image, group))
         else:
-            samples.append(Sample(image, kind, path.parent / row["mask"] if row["mask"] else None, group))
+            samples.append(Sample(image, kind, mask, group))
     if not train and not samples:
         raise DatasetError(f"{path}: names no image that can be used; expected a line for each")
-    return Dataset.of(path.stem, train, samples)
+    return replace(Dataset.of(path.stem, train, samples), remarks=(*_alike(samples),))
+
+
+def _mask(folder: Path, row: Row) -> Path | DefectMasks | None:
+    """The mask that a line names: a file, in whatever case, or a folder in which it has its image's name."""
+    mask, image = folder / row["mask"], folder / row["path"]
+    if not row["mask"]:
+        return None
+    if not is_folder(mask):
+        return find_named(mask)
+    return find_masks([mask], {image.parent: [image]}).get(image) or DefectMasks(mask)
+
+
+def _alike(samples: Sequence[Sample]) -> Iterator[str]:
+    """Types whose names differ in case alone."""
+    spellings: dict[str, str] = {}
+    for sample in samples:
+        first = spellings.setdefault(sample.type.lower(), sample.type)
+        if first != sample.type:
+            yield f"the types '{first}' and '{sample.type}' differ in case alone, and count as two"
 
 
 def _problems(folder: Path, row: Row) -> Iterator[str]:
@@ -61,21 +88,23 @@ def _problems(folder: Path, row: Row) -> Iterator[str]:
         yield reason
     if split not in ("train", "test"):
         yield f"split must be train or test, got '{split}'"
-    if not label:
-        yield "no label; expected good, or the kind of defect"
+    if label.lower() in NO_LABELS:
+        yield f"no label{label and f', got {label!r}'}; expected good, or the kind of defect"
     elif split == "train" and _kind(label) != GOOD:
         yield f"{image} is '{label}'; only good images are for training, expected split test"
     if mask and _kind(label) == GOOD:
         yield f"{image} is good and needs no mask; leave the column empty"
-    elif mask and (reason := why_no_file(folder / mask)):
-        yield f"mask {reason}"
+    elif mask and os.path.realpath(folder / mask) == os.path.realpath(folder / image):
+        yield f"mask {mask} is the image itself; name its mask, or leave the column empty"
+    elif mask and not is_folder(folder / mask) and find_named(folder / mask) is None:
+        yield f"mask {why_no_file(folder / mask)}"
 
 
 def _kind(label: str) -> str:
     """The type meant by a label."""
     if label.lower() in GOOD_LABELS:
         return GOOD
-    return "anomalous" if label == "1" else label
+    return ANOMALOUS if label.lower() in BAD_LABELS else label
 
 
 def read_table(path: Path, columns: Sequence[str], required: Sequence[str], tell: Tell) -> Iterator[tuple[int, Row]]:

@@ -1,6 +1,6 @@
 """MVTec AD (Bergmann et al. 2019): CLASS/train/good, CLASS/test/<type>, CLASS/ground_truth/<type>/NNN_mask.png.
 
-A folder of good/ and other types without test/ is read the same way; it has no masks.
+A folder of good/ and other types without test/ is read the same way. Masks may also lie elsewhere, see `mask_files`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flawmap.datasets.dataset import GOOD, Dataset, Sample, check_folder, is_folder, subfolders
+from flawmap.datasets.dataset import GOOD, Dataset, Sample, check_folder, find_good, is_folder, is_good, subfolders
 from flawmap.datasets.layout import Layout
+from flawmap.datasets.mask_files import find_masks, mask_folders, why_no_masks, without_masks
 from flawmap.errors import DatasetError
+from flawmap.images.formats import is_image
 from flawmap.images.source import find_images
 
 
@@ -18,41 +20,49 @@ def read_mvtec_ad(root: str | os.PathLike[str]) -> Dataset:
     """Data set below a folder in MVTec AD layout. Raises DatasetError."""
     folder = check_folder(root)
     test = folder / "test" if (folder / "test").is_dir() else folder
-    types = subfolders(test)
-    if test is folder:
-        types = [path for path in types if path.name not in ("train", "ground_truth")]
-        if GOOD not in [path.name for path in types]:
-            names = sorted(path.name for path in folder.iterdir())
-            hint = "; rename Test to test, case matters" if "Test" in names else ""
-            raise DatasetError(
-                f"{root}: expected test/good and test/<type> (MVTec AD layout), or good/ and folders of other types; "
-                f"found {', '.join(names[:8]) or 'an empty folder'}{hint}"
-            )
+    masks = [*mask_folders(folder), *(mask_folders(test) if test != folder else [])]
+    types = [path for path in subfolders(test) if path not in masks and path != folder / "train"]
+    if test == folder and not any(is_good(path.name) for path in types):
+        names = sorted(path.name for path in folder.iterdir())
+        hint = "; rename Test to test, case matters" if "Test" in names else ""
+        raise DatasetError(
+            f"{root}: expected test/good and test/<type> (MVTec AD layout), or good/ and folders of other types; "
+            f"found {', '.join(names[:8]) or 'an empty folder'}{hint}"
+        )
+    images = {path: without_masks(find_images(path)) for path in types}
+    found = find_masks(masks, {path: paths for path, paths in images.items() if not is_good(path.name)})
     samples = [
-        Sample(image, path.name, _mask(image, folder / "ground_truth" / path.name))
-        for path in types
-        for image in find_images(path)
+        Sample(image, GOOD if is_good(path.name) else path.name, found.get(image))
+        for path, paths in images.items()
+        for image in paths
     ]
     if not samples:
         raise DatasetError(f"{root}: the folders of test images are empty; expected images in good/ and <type>/")
-    train = folder / "train" / GOOD
-    return Dataset(folder.resolve().name, tuple(find_images(train)) if train.is_dir() else (), tuple(samples))
+    train = find_good(folder / "train")
+    return Dataset(
+        folder.resolve().name,
+        tuple(find_images(train)) if train is not None else (),
+        tuple(samples),
+        remarks=(*why_no_masks(samples, masks), *_without_type(test)),
+    )
 
 
 def find_class_folders(root: Path) -> list[Path]:
     """Folders with train/good and test below a root."""
-    return [path for path in subfolders(root) if (path / "train" / GOOD).is_dir() and (path / "test").is_dir()]
+    return [path for path in subfolders(root) if (path / "test").is_dir() and find_good(path / "train") is not None]
 
 
-def _mask(path: Path, masks: Path) -> Path | None:
-    """The mask of an image: NNN_mask.png, or of the image's own name."""
-    candidates = [masks / f"{path.stem}_mask.png", masks / f"{path.stem}.png", masks / path.name]
-    return next((mask for mask in candidates if mask.is_file()), None)
+def _without_type(test: Path) -> tuple[str, ...]:
+    """A remark on images that lie beside the folders of types."""
+    stray = sorted(path.name for path in test.iterdir() if not path.name.startswith(".") and is_image(path))
+    if not stray:
+        return ()
+    return (f"{len(stray)} images in {test} lie in no folder of a type and are left out: first {stray[0]}",)
 
 
 MVTEC_AD = Layout.of(
     "mvtec_ad",
-    holds=lambda path: is_folder(path / "test") or is_folder(path / GOOD),
+    holds=lambda path: is_folder(path / "test") or find_good(path) is not None,
     read=lambda folder, _: read_mvtec_ad(folder),
     find_classes=find_class_folders,
 )

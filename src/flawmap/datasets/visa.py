@@ -13,6 +13,7 @@ from pathlib import Path
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, subfolders, why_no_file
 from flawmap.datasets.layout import Layout
 from flawmap.datasets.manifest import read_table
+from flawmap.datasets.mask_files import find_named, why_no_masks
 from flawmap.datasets.mvtec_ad import find_class_folders, read_mvtec_ad
 from flawmap.errors import DatasetError
 from flawmap.images.masks import ClassMask
@@ -60,14 +61,15 @@ def _read_original(folder: Path, name: str, tell: Tell) -> Dataset:
         elif row["split"] == "train" and row["label"] == "normal":
             train.append(path)
         elif row["split"] == "test":
-            mask = root / row["mask"] if row["mask"] else None
-            found = ClassMask(mask) if mask is not None and why_no_file(mask) is None else None
+            mask = find_named(root / row["mask"]) if row["mask"] else None
+            found = None if mask is None else ClassMask(mask)
             samples.append(Sample(path, GOOD if row["label"] == "normal" else row["label"], found))
         else:
             tell(table, f"line {number}: expected a normal training image or a test image, got {list(row.values())}")
     if not train and not samples:
         raise DatasetError(f"{table}: names no image of {folder.name}; expected it in the column object")
-    return Dataset(name, tuple(train), tuple(samples))
+    remarks = why_no_masks(samples, [Path(folder.name, "Data", "Masks")])
+    return Dataset(name, tuple(train), tuple(samples), remarks=remarks)
 
 
 VISA = Layout.of("visa", holds=_holds, read=_read, find_classes=_find_classes)

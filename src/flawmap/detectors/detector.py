@@ -113,6 +113,7 @@ class Detector(Parametrised, ABC):
         self._images: ImagesRecord | None = None
         self._input: Preprocessing | None = None
         self._fitted: dict[str, Any] = {}
+        self._digests: frozenset[bytes] = frozenset()
         self._network: nn.Module | None = None
         self._stored_dtype: FactorDtype = "float32"
 
@@ -184,8 +185,8 @@ class Detector(Parametrised, ABC):
         try:
             collection = collect(images)
             if collection.single and self._input is not None:
-                [item] = collection.items
-                return self._judge(batch_of_one(load_image(1, item, self._input), batch_size))[0]
+                image = load_image(1, next(iter(collection.items)), self._input, learnt=self._digests)
+                return self._judge(batch_of_one(image, batch_size))[0]
         except ImageError as error:
             if on_bad is not None:
                 on_bad(error)
@@ -338,6 +339,8 @@ class Detector(Parametrised, ABC):
         self._fitted = {name: getattr(self, name) for name, field in fields if not field.exclude}
         self._input, self._network = self.preprocessing, None
         self.good_photos_ = None if self._images is None else self._images.photos(self.aspect)
+        is_cropped = self.reads_whole and self.crop is not None  # after it was learnt
+        self._digests = frozenset() if is_cropped or self._images is None else self._images.learnt
         self._step = max(1, batch_size(self._input.input_size) // 4)
 
     def _make_ready(self) -> None:
@@ -386,7 +389,7 @@ class Detector(Parametrised, ABC):
     def _predict(
         self, collection: ImageCollection, on_bad: OnBad | None, size: int | None, *, live: bool = False
     ) -> Iterator[Prediction]:
-        options: dict[str, Any] = {"on_bad": on_bad, "workers": self.workers, "live": live}
+        options: dict[str, Any] = {"on_bad": on_bad, "workers": self.workers, "live": live, "learnt": self._digests}
         loaded = stream(collection.items, self._input or self.preprocessing, **options)
         for batch in in_batches(loaded, self._step if size is None else size):
             yield from self._judge(batch)

@@ -102,6 +102,11 @@ class ImagesRecord(Record):
     sizes: tuple[tuple[PhotoSide, PhotoSide], ...] = Field(max_length=MAX_SIZES)
     bits: int | None = Field(default=None, ge=MIN_BITS, le=MAX_BITS)
 
+    @property
+    def learnt(self) -> frozenset[bytes]:
+        """The digests, to compare others with."""
+        return frozenset(bytes.fromhex(digest) for digest in self.digests)
+
     def photos(self, aspect: Aspect) -> GoodPhotos:
         """What later images are compared with, by a model with this handling of proportions."""
         compares = aspect == "squash" and len(self.sizes) < MAX_SIZES

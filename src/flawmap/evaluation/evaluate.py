@@ -8,142 +8,35 @@ frames of a scene, averaged over the scenes; frame-level AUROC (`image_auroc`) b
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from flawmap.datasets import Sample, find_classes, open_dataset
+from flawmap.datasets import Dataset, Sample, find_classes, open_dataset
 from flawmap.detectors import Detector
 from flawmap.errors import DatasetError, ImageError
-from flawmap.evaluation.metrics import PixelScores, Rate, Reliability, image_auroc, reliability
-from flawmap.images import first_page, read_mask
+from flawmap.evaluation.doubts import Doubts
+from flawmap.evaluation.figures import ClassMean, Evaluation, ImageGroup, group_figures, mean_figures
+from flawmap.evaluation.metrics import Rate, reliability
+from flawmap.evaluation.truth import Truth
+from flawmap.images import first_page
 from flawmap.options import OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress, report_progress
 
 
-@dataclass(frozen=True)
-class Figures:
-    """Figures over some images; None where they are not defined (one class only, or no masks).
-
-    Attributes:
-        n_images: number of anomalous images of a type; of all images in the overall figures.
-        image_auroc: area under the ROC curve of the image scores.
-        pixel_auroc: the same over all pixels of the maps at the model's input size.
-        pro_score: per-region overlap, integrated up to a false-positive rate of 0.3.
-
-    Example:
-        >>> Figures(n_images=160, image_auroc=0.97, pixel_auroc=None, pro_score=None).image_auroc
-        0.97
-    """
-
-    n_images: int
-    image_auroc: float | None
-    pixel_auroc: float | None
-    pro_score: float | None
-
-
-@dataclass(frozen=True)
-class Evaluation(Figures):
-    """Figures over all images and, by defect type, over that type's images and the good ones.
-
-    Attributes:
-        by_type: the figures of each defect type.
-        false_alarm_rate: share of good images labelled anomalous; None without good images or without a decision.
-        miss_rate: share of anomalous images labelled good; None likewise.
-        reliability: promised and realised false-alarm rates; None likewise.
-        warnings: limits of these figures, in words.
-        remarks: what is unusual about images, in words, and their paths.
-
-    Example:
-        >>> bent = Figures(9, 0.97, 0.95, 0.9)
-        >>> Evaluation(30, 0.97, 0.95, 0.9, by_type={"bent": bent}).to_json()["by_type"]["bent"]["n_images"]
-        9
-    """
-
-    by_type: dict[str, Figures]
-    false_alarm_rate: Rate | None = None
-    miss_rate: Rate | None = None
-    reliability: Reliability | None = None
-    warnings: tuple[str, ...] = ()
-    remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, object]:
-        """One plain object: the overall figures, `by_type`, `warnings` and `remarks`."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class ClassMean:
-    """Figures of each class, and their mean.
-
-    Attributes:
-        by_class: the evaluation of each class that has test images.
-        mean: mean of each figure over the classes where it is defined; `n_images` is their sum.
-
-    Example:
-        >>> by_class = {"01": Evaluation(6, 1.0, 0.8, None, {}), "02": Evaluation(4, 0.5, 0.6, None, {})}
-        >>> ClassMean(by_class, mean_figures(by_class)).mean
-        Figures(n_images=10, image_auroc=0.75, pixel_auroc=0.7, pro_score=None)
-    """
-
-    by_class: dict[str, Evaluation]
-    mean: Figures
-
-    def to_json(self) -> dict[str, object]:
-        """One plain object."""
-        return asdict(self)
-
-
-@dataclass
-class ImageGroup:
-    """Scores and pixels of the good images, or of the anomalous images of one type."""
-
-    is_anomalous: bool
-    scores: list[float] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    p_values: list[float] = field(default_factory=list)
-    pixels: PixelScores = field(default_factory=PixelScores)
-    n_without_mask: int = 0
-    n_without_map: int = 0
-
-    @property
-    def n_masked(self) -> int:
-        """Images that count in the pixel figures."""
-        return len(self.scores) - self.n_without_mask - self.n_without_map
-
-    def add(self, score: float, anomaly_map: NDArray[np.float32] | None, mask: NDArray[np.bool_] | None) -> None:
-        """Add an image. Pixel figures leave out an anomalous image without a mask."""
-        self.scores.append(score)
-        if anomaly_map is None:
-            self.n_without_map += 1
-        elif self.is_anomalous and mask is None:
-            self.n_without_mask += 1
-        else:
-            self.pixels.add(anomaly_map, mask if self.is_anomalous else None)
-
-
-def group_figures(good: ImageGroup, anomalous: Sequence[ImageGroup], n_images: int) -> Figures:
-    """Figures over the good images and some groups of anomalous ones."""
-    scores = [score for group in anomalous for score in group.scores]
-    masked = [group.pixels for group in anomalous if group.n_masked]
-    labels = [0] * len(good.scores) + [1] * len(scores)
-    return Figures(
-        n_images=n_images,
-        image_auroc=image_auroc(labels, good.scores + scores) if labels else None,
-        pixel_auroc=good.pixels.auroc(masked) if masked else None,
-        pro_score=good.pixels.pro(masked) if masked else None,
-    )
-
-
 def score_samples(
     model: Detector, samples: Sequence[Sample], what: str, *, progress: Progress = False, on_bad: OnBad | None = None
 ) -> Iterator[tuple[Sample, Prediction]]:
-    """Labelled images and their predictions, in one streaming pass; `what` names the pass in the progress bar."""
+    """Labelled images and their predictions, in one streaming pass; `what` names the pass in the progress bar.
+
+    Raises DatasetError for an image that is given twice: it may have two labels.
+    """
     images = [first_page(sample.path) for sample in samples]  # a sample is one image, with one mask
-    by_path = {str(image): sample for image, sample in zip(images, samples, strict=True)}
+    by_path: dict[str, Sample] = {}
+    for image, sample in zip(images, samples, strict=True):
+        if (first := by_path.setdefault(str(image), sample)) is not sample:
+            raise DatasetError(f"{sample.path}: is given twice, as {first.type} and as {sample.type}; leave one out")
     with report_progress(progress, what, len(samples)) as advance:
         for prediction in model.iter_predict(images, on_bad=on_bad):
             yield by_path[str(prediction.path)], prediction
@@ -151,43 +44,73 @@ def score_samples(
 
 
 def evaluate(
-    model: Detector, samples: Sequence[Sample], *, progress: Progress = False, on_bad: OnBad | None = None
+    model: Detector, samples: Dataset | Sequence[Sample], *, progress: Progress = False, on_bad: OnBad | None = None
 ) -> Evaluation:
-    """Score labelled images and compare with their labels and masks, in one streaming pass.
+    """Score labelled images, or the test images of a data set, and compare with their labels and masks, in one pass.
 
-    Masks are resized (nearest) and cropped as the images. Pixel figures leave out anomalous images that have no mask,
-    with a warning, and are None if there is no mask at all. `on_bad` is called with each image and each mask that
-    cannot be used; None raises ImageError. An image with such a mask counts as one without.
+    Masks are resized (nearest) and cropped as the images. Pixel figures leave out anomalous images whose mask is
+    missing or marks nothing, with a warning, and are None if there is no mask at all. `on_bad` is called with each
+    image and each mask that cannot be used; None raises ImageError. An image with such a mask counts as one without.
     """
+    remarks: tuple[str, ...] = ()
+    if isinstance(samples, Dataset):
+        remarks, samples = samples.remarks, samples.test
     if not samples:
         raise DatasetError("there are no labelled images to evaluate on")
-    good, types, remarks = ImageGroup(is_anomalous=False), dict[str, ImageGroup](), dict[str, list[str]]()
+    good, types, doubts = ImageGroup(is_anomalous=False), dict[str, ImageGroup](), Doubts()
+    unusual: dict[str, list[str]] = {}
     for sample, prediction in score_samples(model, samples, "Evaluating", progress=progress, on_bad=on_bad):
         group = types.setdefault(sample.type, ImageGroup(is_anomalous=True)) if sample.is_anomalous else good
-        top, left, bottom, right = prediction.placement.content
-        inside = slice(top, bottom), slice(left, right)  # the padding of a letterbox is no part of the image
-        anomaly_map, mask = prediction.anomaly_map, None
-        if anomaly_map is not None and (whole := _mask(sample, prediction, on_bad)) is not None:
-            mask = model.preprocessing.apply_mask(whole, prediction.placement)[inside]
-        group.add(prediction.pred_score, None if anomaly_map is None else anomaly_map[inside], mask)
+        doubts.add(sample, prediction)
+        anomaly_map, truth = prediction.anomaly_map, None
+        if anomaly_map is not None:
+            top, left, bottom, right = prediction.placement.content
+            anomaly_map = anomaly_map[top:bottom, left:right]  # the padding of a letterbox is no part of the image
+            truth = _truth(model, sample, prediction, on_bad)
+        if truth is None:
+            group.add(prediction.pred_score, anomaly_map, None)
+        else:
+            doubts.add_mask(sample, truth)
+            group.n_empty += truth.mask is None
+            group.add(prediction.pred_score, anomaly_map, truth.mask, truth.defects)
         if prediction.pred_label is not None:
             group.labels.append(prediction.pred_label)
         if prediction.p_value is not None:
             group.p_values.append(prediction.p_value)
         for remark in prediction.remarks:
-            remarks.setdefault(remark, []).append(str(sample.path))
-    return replace(_summarise(good, types), remarks={remark: tuple(paths) for remark, paths in remarks.items()})
+            unusual.setdefault(remark, []).append(str(sample.path))
+    result = _summarise(good, types)
+    said = (*doubts.of_masks(), *doubts.of_labels(model.decision_, result.reliability))
+    of_images = {remark: tuple(paths) for remark, paths in unusual.items()}
+    return replace(result, warnings=(*result.warnings, *remarks, *said), remarks=of_images)
+
+
+class LabelledScores(NamedTuple):
+    """Labels (1 = anomalous) and scores of labelled images, and what limits their use, in words.
+
+    Example:
+        >>> labels, scores, warnings = LabelledScores([0, 1], [2.5, 7.0], ())
+        >>> scores[labels.index(1)]
+        7.0
+    """
+
+    labels: list[int]
+    scores: list[float]
+    warnings: tuple[str, ...]
 
 
 def labelled_scores(
     model: Detector, samples: Sequence[Sample], *, progress: Progress = False, on_bad: OnBad | None = None
-) -> tuple[list[int], list[float]]:
-    """Labels (1 = anomalous) and scores of labelled images, for `metrics.best_threshold`."""
-    labels, scores = [], []
+) -> LabelledScores:
+    """Labels and scores of labelled images, for `metrics.best_threshold`."""
+    labels, scores, p_values, doubts = [], [], [], Doubts()
     for sample, prediction in score_samples(model, samples, "Scoring", progress=progress, on_bad=on_bad):
+        doubts.add(sample, prediction)
         labels.append(int(sample.is_anomalous))
         scores.append(prediction.pred_score)
-    return labels, scores
+        if prediction.p_value is not None and not sample.is_anomalous:
+            p_values.append(prediction.p_value)
+    return LabelledScores(labels, scores, tuple(doubts.of_labels(model.decision_, reliability(p_values))))
 
 
 def evaluate_classes(
@@ -223,41 +146,21 @@ def evaluate_classes(
         data = open_dataset(f"{layout.name}:{path}").every(stride)
         if data.train and data.test:
             detector = new_detector().fit(data.train, progress=progress, on_bad=on_bad)
-            by_class[path.name] = evaluate(detector, data.test, progress=progress, on_bad=on_bad)
+            by_class[path.name] = evaluate(detector, data, progress=progress, on_bad=on_bad)
     if not by_class:
         raise DatasetError(f"{where}: no class has both training images and test images")
     return ClassMean(by_class, mean_figures(by_class))
 
 
-def mean_figures(by_class: Mapping[str, Figures]) -> Figures:
-    """Mean of each figure over the classes where it is defined, None if no class defines it; the sum of `n_images`."""
-
-    def mean(name: str) -> float | None:
-        values = [value for figures in by_class.values() if (value := getattr(figures, name)) is not None]
-        return sum(values) / len(values) if values else None
-
-    n_images = sum(figures.n_images for figures in by_class.values())
-    return Figures(n_images, mean("image_auroc"), mean("pixel_auroc"), mean("pro_score"))
-
-
-def _mask(sample: Sample, prediction: Prediction, on_bad: OnBad | None) -> NDArray[np.bool_] | None:
+def _truth(model: Detector, sample: Sample, prediction: Prediction, on_bad: OnBad | None) -> Truth | None:
     """The mask of an anomalous image, or None; ImageError for one that cannot be used, unless `on_bad` is given."""
-    if sample.mask_path is None or not sample.is_anomalous:
-        return None
     try:
-        mask = read_mask(sample.mask_path)
-        if mask.shape != prediction.image_size:
-            raise ImageError(
-                str(sample.mask_path),
-                f"the mask is {mask.shape[0]} x {mask.shape[1]}, but its image {sample.path} is "
-                f"{prediction.image_size[0]} x {prediction.image_size[1]}",
-            )
+        return Truth.of(sample, prediction, model.preprocessing)
     except ImageError as error:
         if on_bad is None:
             raise
         on_bad(error)
         return None
-    return mask
 
 
 def _summarise(good: ImageGroup, types: dict[str, ImageGroup]) -> Evaluation:
@@ -268,14 +171,15 @@ def _summarise(good: ImageGroup, types: dict[str, ImageGroup]) -> Evaluation:
         warnings.append("the detector is image-level and makes no anomaly maps: there are no pixel figures")
     by_type = {}
     for name, group in sorted(types.items()):
-        if has_masks and group.n_without_mask:
-            warnings.append(f"{name}: {group.n_without_mask} of {len(group.scores)} images have no mask")
+        if has_masks and (n_without := group.n_without_mask - group.n_empty):
+            warnings.append(f"{name}: {n_without} of {len(group.scores)} images have no mask")
         by_type[name] = group_figures(good, [group], len(group.scores))
     overall = group_figures(good, groups, len(good.scores) + sum(len(group.scores) for group in groups))
     labels = [label for group in groups for label in group.labels]
     return Evaluation(
         **asdict(overall),
         by_type=by_type,
+        type_mean=None if overall.spro_score is None else mean_figures(by_type),
         false_alarm_rate=Rate.of(sum(good.labels), len(good.labels)),
         miss_rate=Rate.of(len(labels) - sum(labels), len(labels)),
         reliability=reliability(good.p_values),

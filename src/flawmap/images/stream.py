@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -32,6 +32,9 @@ AHEAD_BYTES = 16 * 2**20
 such as compiling a network, then finds them ready."""
 
 DIGEST_BYTES = 16
+
+LEARNT = "was learnt from; its score is lower than that of a new image"
+"""Remark on an image whose digest is among those that a model has learnt."""
 
 Load = Callable[[], "Loaded"]
 """Gives an image, or raises its ImageError."""
@@ -79,6 +82,7 @@ def load_image(
     preprocessing: Preprocessing,
     *,
     whole: bool = False,
+    learnt: Collection[bytes] = (),
     frames: FrameReader | None = None,
 ) -> Loaded:
     """Read and preprocess one image. Raises ImageError.
@@ -88,6 +92,7 @@ def load_image(
         item: a path, array, PIL image, page of a file or frame of a video.
         preprocessing: from the image to the model's input.
         whole: keep the pixels before the crop.
+        learnt: digests of the images that the model has learnt from; an image among them gets a remark.
         frames: decodes frames of videos; None opens the video for this frame alone.
     """
     source: str | ImagePage | VideoFrame | None = os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
@@ -100,7 +105,8 @@ def load_image(
         pixels, placement = apply(photo.rgb)
     else:
         photo, (pixels, placement) = use_photo(item, apply, name=name, bits=preprocessing.bits)
-    remarks = (*photo.remarks, *(item.remarks if isinstance(item, ImagePage) else ()))
+    known = (LEARNT,) if learnt and digest(pixels) in learnt else ()
+    remarks = (*photo.remarks, *(item.remarks if isinstance(item, ImagePage) else ()), *known)
     return Loaded(number, name, source, pixels, placement, remarks, photo.bits, photo.highest)
 
 
@@ -111,6 +117,7 @@ def stream(
     on_bad: OnBad | None = None,
     workers: int | None = None,
     whole: bool = False,
+    learnt: Collection[bytes] = (),
     live: bool = False,
 ) -> Iterator[Loaded]:
     """Read and preprocess images, in order.
@@ -123,10 +130,12 @@ def stream(
         workers: threads, up to 1,024; None for one per processor, at most eight. ParameterError for none. Frames of
             videos use one more thread, which decodes them in order.
         whole: keep the pixels before the crop; placements are those of the model's input either way.
+        learnt: as for `load_image`.
         live: read each image in the calling thread, only when the caller asks for it, as for a camera.
     """
     n_workers = _checked(workers)
-    loads = _live(items, preprocessing, whole) if live else _ahead(items, preprocessing, whole, n_workers)
+    read = partial(load_image, preprocessing=preprocessing, whole=whole, learnt=learnt)
+    loads = _live(items, read) if live else _ahead(items, read, n_workers)
     with closing(loads):
         for load in loads:
             try:
@@ -150,22 +159,20 @@ def _checked(workers: int | None) -> int:
     return workers or min(8, os.cpu_count() or 1)
 
 
-def _live(items: Iterable[ImageSource], preprocessing: Preprocessing, whole: bool) -> Generator[Load, None, None]:
+def _live(items: Iterable[ImageSource], read: Callable[..., Loaded]) -> Generator[Load, None, None]:
     """Images that are read when they are asked for."""
     frames = None
     try:
         for number, item in enumerate(items, start=1):
             if frames is None and isinstance(item, VideoFrame):
                 frames = FrameReader()
-            yield partial(load_image, number, item, preprocessing, whole=whole, frames=frames)
+            yield partial(read, number, item, frames=frames)
     finally:
         if frames is not None:
             frames.close()
 
 
-def _ahead(
-    items: Iterable[ImageSource], preprocessing: Preprocessing, whole: bool, n_workers: int
-) -> Generator[Load, None, None]:
+def _ahead(items: Iterable[ImageSource], read: Callable[..., Loaded], n_workers: int) -> Generator[Load, None, None]:
     """Images that threads read ahead, within a bound."""
     numbered = enumerate(items, start=1)
     ahead, may_widen = n_workers * LOOK_AHEAD, isinstance(items, Sequence)
@@ -181,7 +188,7 @@ def _ahead(
             if is_frame and frames is None:
                 frames = FrameReader()
             own_pool, own_frames = (frame_pool, frames) if is_frame else (pool, None)
-            pending.append(own_pool.submit(load_image, number, item, preprocessing, whole=whole, frames=own_frames))
+            pending.append(own_pool.submit(read, number, item, frames=own_frames))
 
     try:
         while True:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -256,3 +257,98 @@ def test_real_maps(shared, screw, name):
         maps.append(one.astype(np.float32))
         masks.append(mask)
     check_against_twins(maps, masks)
+
+
+def naive_spro(maps, masks, defects, max_fpr):
+    """Every distinct threshold, defect by defect, as the paper defines it."""
+    negatives = np.concatenate([one[~mask] for one, mask in zip(maps, masks, strict=True)])
+    x, y = [0.0], [0.0]
+    for threshold in np.unique(np.concatenate([m.ravel() for m in maps]))[::-1]:
+        found = [
+            min(np.count_nonzero(one[defect] >= threshold) / area, 1)
+            for one, own in zip(maps, defects, strict=True)
+            for defect, area in own
+        ]
+        x.append(np.mean(negatives >= threshold))
+        y.append(np.mean(found))
+    area = 0.0
+    for (x0, y0), (x1, y1) in pairwise(zip(x, y, strict=True)):
+        if x0 < min(x1, max_fpr):
+            end = min(x1, max_fpr)
+            area += (end - x0) * (y0 + (y1 - y0) * (end - x0) / (x1 - x0) / 2)
+    return area / max_fpr
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    n_maps=st.integers(1, 3),
+    n_values=st.sampled_from([1, 2, 5, 1000]),
+    max_fpr=st.sampled_from([0.05, 0.3, 1.0]),
+)
+def test_spro_equals_its_naive_twin(seed, n_maps, n_values, max_fpr):
+    rng = np.random.default_rng(seed)
+    maps = [np.float32(rng.integers(0, n_values, (6, 7))) for _ in range(n_maps)]
+    masks, defects = [], []
+    for _ in maps:
+        parts = [rng.random((6, 7)) < 0.3 for _ in range(rng.integers(1, 4))]  # they may overlap
+        parts = [part for part in parts if part.any()]
+        masks.append(np.logical_or.reduce([*parts, np.zeros((6, 7), bool)]))
+        defects.append([(part, rng.uniform(0.01, 1) * part.sum()) for part in parts])
+        if rng.random() < 0.3 and parts:
+            defects[-1][0] = parts[0], int(parts[0].sum())
+    if not any(defects) or all(mask.all() for mask in masks):
+        return
+    whole, halves = PixelScores(), [PixelScores(), PixelScores()]
+    for i, (one, mask, own) in enumerate(zip(maps, masks, defects, strict=True)):
+        whole.add(one, mask, defects=own)
+        halves[i % 2].add(one, mask, defects=own)
+    wanted = naive_spro(maps, masks, defects, max_fpr)
+    assert whole.spro(max_fpr=max_fpr) == pytest.approx(wanted, abs=1e-9)
+    assert halves[0].spro([halves[1]], max_fpr=max_fpr) == whole.spro(max_fpr=max_fpr)
+    halves[0].merge(halves[1])
+    assert halves[0].spro(max_fpr=max_fpr) == whole.spro(max_fpr=max_fpr)
+
+
+def test_spro_by_hand():
+    """Twenty normal pixels, one of them above the second half of the defect; half of the defect is enough."""
+    scores = np.float32([[9, 9, 5, 5], [7, 0, 0, 0], *[[0, 0, 0, 0]] * 4])
+    mask = np.zeros((6, 4), bool)
+    mask[0] = True
+    half, whole = PixelScores(), PixelScores()
+    half.add(scores, mask, defects=[(mask, 2)])
+    whole.add(scores, mask, defects=[(mask, 4)])
+    assert half.spro() == pytest.approx(1)
+    # half is found before the first false alarm (rate 0.05), all of it at once after that
+    assert whole.spro() == pytest.approx(0.5)
+    assert whole.spro(max_fpr=0.1) == pytest.approx(0.75)
+    assert whole.spro(max_fpr=0.3) == pytest.approx(whole.pro())
+
+
+def test_a_defect_of_several_parts_counts_once_and_saturated_as_pro_does_without():
+    rng = np.random.default_rng(0)
+    scores, mask = np.float32(rng.normal(size=(40, 40))), np.zeros((40, 40), bool)
+    mask[3:9, 3:9] = mask[20:30, 5:8] = True
+    scores[mask] += 1
+    parts = [mask & (np.arange(40) < 15)[:, None], mask & (np.arange(40) >= 15)[:, None]]
+    pixels = PixelScores()
+    pixels.add(scores, mask, defects=[(part, int(part.sum())) for part in parts])
+    assert pixels.spro(max_fpr=0.3) == pytest.approx(pixels.pro(), abs=1e-9)
+    assert pixels.n_defects == 2
+    one = PixelScores()
+    one.add(scores, mask, defects=[(mask, int(mask.sum()))])
+    assert one.spro(max_fpr=0.3) != pytest.approx(pixels.pro(), abs=1e-4)
+
+
+def test_defects_that_are_none_are_refused_and_nothing_is_added():
+    mask = np.array([[True, False]])
+    for defect, area in ((~mask, 1), (mask, 0), (mask, 1.5), (mask, float("nan"))):
+        pixels = PixelScores()
+        with pytest.raises(ParameterError, match="expected a defect within its ground truth"):
+            pixels.add([[1.0, 2.0]], mask, defects=[(defect, area)])
+        assert (pixels.n_maps, pixels.n_defects, pixels.spro()) == (0, 0, None)
+    pixels = PixelScores()
+    pixels.add([[1.0, 2.0]], mask)
+    assert pixels.spro() is None
+    with pytest.raises(ParameterError, match="max_fpr"):
+        pixels.spro(max_fpr=0)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.datasets import GOOD, Dataset, open_dataset, rd_images
-from flawmap.datasets.dataset import file_of
+from flawmap.datasets.dataset import files_of
 from flawmap.errors import DatasetError, ImageError
 from flawmap.images import ImageSource, MaskSource, Preprocessing, VideoFrame, read_mask, stream
 from flawmap.options import OnBad
@@ -113,12 +113,12 @@ def _digest(data: Dataset, path: Path) -> str:
     for sample in data.test:
         labelled += [(sample.path, sample.type)]
         labelled += [] if sample.mask_path is None else [(sample.mask_path, "mask")]
-    for source, kind in labelled:
-        file = file_of(source)
+    of_files = [(file, getattr(source, "index", ""), kind) for source, kind in labelled for file in files_of(source)]
+    for file, index, kind in of_files:
         if file not in sizes:
             sizes[file] = file.stat().st_size if file.exists() else -1
         name = os.path.relpath(file, path.parent)
-        digest.update(os.fsencode(f"{name}\0{getattr(source, 'index', '')}\0{sizes[file]}\0{kind}\n"))
+        digest.update(os.fsencode(f"{name}\0{index}\0{sizes[file]}\0{kind}\n"))
     return digest.hexdigest()
 
 

@@ -20,7 +20,7 @@ from flawmap.benchmark.paper.shared_features import Advance, SharedFeatures, sco
 from flawmap.benchmark.paper.systems import System, systems_without_data
 from flawmap.detectors import Detector, PaDiM
 from flawmap.errors import BackboneError, DatasetError, FlawmapError, ImageError
-from flawmap.evaluation.evaluate import ImageGroup
+from flawmap.evaluation.figures import ImageGroup
 from flawmap.options import OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress, report_progress

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.evaluation.evaluate import ImageGroup, group_figures
+from flawmap.evaluation.figures import ImageGroup, group_figures
 from flawmap.evaluation.metrics import PixelScores
 from flawmap.evaluation.metrics.pixel_scores import MAX_FPR
 

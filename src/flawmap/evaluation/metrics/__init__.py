@@ -1,4 +1,4 @@
-"""Figures of merit: image AUROC, pixel AUROC, PRO score, error rates, thresholds from labels, reliability."""
+"""Figures of merit: image AUROC, pixel AUROC, PRO and sPRO score, error rates, thresholds from labels, reliability."""
 
 from flawmap.evaluation.metrics.image_scores import (
     OperatingPoint,
@@ -8,10 +8,12 @@ from flawmap.evaluation.metrics.image_scores import (
     error_rates,
     image_auroc,
     reliability,
+    scored_lower,
 )
-from flawmap.evaluation.metrics.pixel_scores import PixelScores, pixel_auroc, pro_score
+from flawmap.evaluation.metrics.pixel_scores import Defect, PixelScores, pixel_auroc, pro_score
 
 __all__ = [
+    "Defect",
     "OperatingPoint",
     "PixelScores",
     "Rate",
@@ -22,4 +24,5 @@ __all__ = [
     "pixel_auroc",
     "pro_score",
     "reliability",
+    "scored_lower",
 ]

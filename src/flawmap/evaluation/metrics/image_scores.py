@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, kstest, rankdata
+from scipy.stats import binomtest, kstest, mannwhitneyu, rankdata
 
 from flawmap.errors import DatasetError, ParameterError
 from flawmap.options import Criterion
@@ -169,6 +169,11 @@ def reliability(p_values: ArrayLike) -> Reliability | None:
     rates = [Rate.of(int(np.count_nonzero(values <= rate + 1e-12)), len(values)) for rate in ASKED]
     realised = tuple(rate for rate in rates if rate is not None)
     return Reliability(ASKED, realised, float(kstest(values, "uniform").pvalue)) if realised else None
+
+
+def scored_lower(scores: ArrayLike, others: ArrayLike) -> float:
+    """p-value of the Mann-Whitney test that scores (N,) are no lower than others (M,); both must not be empty."""
+    return float(mannwhitneyu(scores, others, alternative="less").pvalue)
 
 
 def _check_costs(miss_cost: float, false_alarm_cost: float, defect_rate: float) -> None:

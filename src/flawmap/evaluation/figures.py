@@ -1,0 +1,154 @@
+"""Figures of merit over groups of images, and their means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawmap.evaluation.metrics import Defect, PixelScores, Rate, Reliability, image_auroc
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures over some images; None where they are not defined (one class only, or no masks).
+
+    Attributes:
+        n_images: number of anomalous images of a type; of all images in the overall figures.
+        image_auroc: area under the ROC curve of the image scores.
+        pixel_auroc: the same over all pixels of the maps at the model's input size.
+        pro_score: per-region overlap, integrated up to a false-positive rate of 0.3.
+        spro_score: saturated per-region overlap, integrated up to 0.05; None of data without saturation thresholds.
+
+    Example:
+        >>> Figures(n_images=160, image_auroc=0.97, pixel_auroc=None, pro_score=None).image_auroc
+        0.97
+    """
+
+    n_images: int
+    image_auroc: float | None
+    pixel_auroc: float | None
+    pro_score: float | None
+    spro_score: float | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Evaluation(Figures):
+    """Figures over all images and, by defect type, over that type's images and the good ones.
+
+    Attributes:
+        by_type: the figures of each defect type.
+        type_mean: mean of the figures over the types, as the paper of MVTec LOCO AD has it; None of other data.
+        false_alarm_rate: share of good images labelled anomalous; None without good images or without a decision.
+        miss_rate: share of anomalous images labelled good; None likewise.
+        reliability: promised and realised false-alarm rates; None likewise.
+        warnings: limits of these figures, in words.
+        remarks: what is unusual about images, in words, and their paths.
+
+    Example:
+        >>> bent = Figures(9, 0.97, 0.95, 0.9)
+        >>> Evaluation(30, 0.97, 0.95, 0.9, by_type={"bent": bent}).to_json()["by_type"]["bent"]["n_images"]
+        9
+    """
+
+    by_type: dict[str, Figures]
+    type_mean: Figures | None = field(default=None, kw_only=True)
+    false_alarm_rate: Rate | None = None
+    miss_rate: Rate | None = None
+    reliability: Reliability | None = None
+    warnings: tuple[str, ...] = ()
+    remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        """One plain object: the overall figures, `by_type`, `warnings` and `remarks`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ClassMean:
+    """Figures of each class, and their mean.
+
+    Attributes:
+        by_class: the evaluation of each class that has test images.
+        mean: mean of each figure over the classes where it is defined; `n_images` is their sum.
+
+    Example:
+        >>> by_class = {"01": Evaluation(6, 1.0, 0.8, None, {}), "02": Evaluation(4, 0.5, 0.6, None, {})}
+        >>> ClassMean(by_class, mean_figures(by_class)).mean
+        Figures(n_images=10, image_auroc=0.75, pixel_auroc=0.7, pro_score=None, spro_score=None)
+    """
+
+    by_class: dict[str, Evaluation]
+    mean: Figures
+
+    def to_json(self) -> dict[str, object]:
+        """One plain object."""
+        return asdict(self)
+
+
+@dataclass
+class ImageGroup:
+    """Scores and pixels of the good images, or of the anomalous images of one type.
+
+    Attributes:
+        n_without_mask: anomalous images without a mask, those with an empty one included.
+        n_empty: anomalous images with a mask that marks nothing.
+        n_without_map: images without an anomaly map.
+    """
+
+    is_anomalous: bool
+    scores: list[float] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    p_values: list[float] = field(default_factory=list)
+    pixels: PixelScores = field(default_factory=PixelScores)
+    n_without_mask: int = 0
+    n_empty: int = 0
+    n_without_map: int = 0
+
+    @property
+    def n_masked(self) -> int:
+        """Images that count in the pixel figures."""
+        return len(self.scores) - self.n_without_mask - self.n_without_map
+
+    def add(
+        self,
+        score: float,
+        anomaly_map: NDArray[np.float32] | None,
+        mask: NDArray[np.bool_] | None,
+        defects: Sequence[Defect] = (),
+    ) -> None:
+        """Add an image. Pixel figures leave out an anomalous image without a mask; `defects` are for sPRO."""
+        self.scores.append(score)
+        if anomaly_map is None:
+            self.n_without_map += 1
+        elif self.is_anomalous and mask is None:
+            self.n_without_mask += 1
+        else:
+            self.pixels.add(anomaly_map, mask if self.is_anomalous else None, defects=defects)
+
+
+def group_figures(good: ImageGroup, anomalous: Sequence[ImageGroup], n_images: int) -> Figures:
+    """Figures over the good images and some groups of anomalous ones."""
+    scores = [score for group in anomalous for score in group.scores]
+    masked = [group.pixels for group in anomalous if group.n_masked]
+    labels = [0] * len(good.scores) + [1] * len(scores)
+    return Figures(
+        n_images=n_images,
+        image_auroc=image_auroc(labels, good.scores + scores) if labels else None,
+        pixel_auroc=good.pixels.auroc(masked) if masked else None,
+        pro_score=good.pixels.pro(masked) if masked else None,
+        spro_score=good.pixels.spro(masked) if masked else None,
+    )
+
+
+def mean_figures(by_class: Mapping[str, Figures]) -> Figures:
+    """Mean of each figure over the classes where it is defined, None if no class defines it; the sum of `n_images`."""
+
+    def mean(name: str) -> float | None:
+        values = [value for figures in by_class.values() if (value := getattr(figures, name)) is not None]
+        return sum(values) / len(values) if values else None
+
+    n_images = sum(figures.n_images for figures in by_class.values())
+    return Figures(n_images, mean("image_auroc"), mean("pixel_auroc"), mean("pro_score"), spro_score=mean("spro_score"))
