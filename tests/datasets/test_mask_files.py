@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from flawmap.datasets import check_dataset, open_dataset, training_images
+from flawmap.datasets import check_dataset, mask_files, open_dataset, training_images
 from flawmap.errors import DatasetError
 from flawmap.images import DefectMasks, read_mask
 
@@ -65,8 +65,13 @@ def test_a_flat_folder_may_hold_masks_of_good_images(place):
     root = place(
         "masks/7_mask.png", "masks/0.png", "masks/9.png", images=("train/ok/1.png", "test/ok/7.png", "test/bent/0.png")
     )
-    [problem] = check_dataset(f"mvtec_ad:{root}").classes[0].problems
-    assert (problem.path, problem.reason) == (str(root / "masks/9.png"), "is a mask without an image")
+    [part] = check_dataset(f"mvtec_ad:{root}").classes
+    assert [(problem.path, problem.reason) for problem in part.problems] == [
+        (str(root / "masks/9.png"), "is a mask without an image")
+    ]
+    assert (str(root / "masks/7_mask.png"), "marks something, but its image is good") in [
+        (note.path, note.reason) for note in part.notes
+    ]
 
 
 def test_a_lossless_mask_of_the_images_own_case_comes_first(place):
@@ -127,6 +132,8 @@ def test_images_without_a_type_are_said(place):
     assert open_dataset(root).remarks == (
         f"1 images in {root / 'test'} lie in no folder of a type and are left out: first 7.png",
     )
+    (root / "test" / "rusty").mkdir()
+    assert open_dataset(root).remarks[1:] == (f"folders in {root / 'test'} hold no images: rusty",)
 
 
 def test_a_check_names_masks_of_two_images_and_equal_files(place):
@@ -172,9 +179,27 @@ def test_tables_name_masks_in_any_case_or_by_their_folder(tmp_path, write):
     assert data.remarks == ("the types 'dent' and 'Dent' differ in case alone, and count as two",)
 
 
+def test_a_table_of_masks_in_folders_lists_each_folder_once(tmp_path, write, monkeypatch):
+    names = [f"{i}.png" for i in range(12)]
+    for name in names:
+        write(tmp_path / "photos" / name)
+        write(tmp_path / "masks" / name, 255)
+    listed = []
+    pictures = mask_files._pictures
+    monkeypatch.setattr(mask_files, "_pictures", lambda folder: listed.append(folder.name) or pictures(folder))
+    for column, folders in (("masks", ["masks"]), ("masks/{stem}.PNG", ["masks"])):
+        rows = [f"photos/{name},bent,test,{column.format(stem=name.split('.')[0])}" for name in names]
+        (tmp_path / "parts.csv").write_text("\n".join(["path,label,split,mask", *rows]))
+        data = open_dataset(tmp_path / "parts.csv")
+        assert [sample.mask_path for sample in data.test] == [tmp_path / "masks" / name for name in names]
+        assert listed == folders
+        listed.clear()
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        ("b.png,dent,test,masks", "line 2: mask masks: a folder without a mask of the name of b.png"),
         ("b.png,NaN,test,", "line 2: no label, got 'NaN'; expected good"),
         ("b.png,?,test,", "line 2: no label, got"),
         ("b.png,dent,test,./b.png", "line 2: mask ./b.png is the image itself"),
@@ -182,6 +207,7 @@ def test_tables_name_masks_in_any_case_or_by_their_folder(tmp_path, write):
 )
 def test_tables_with_doubtful_lines_are_refused(tmp_path, write, row, message):
     write(tmp_path / "b.png")
+    write(tmp_path / "masks" / "c.png", 255)
     (tmp_path / "parts.csv").write_text(f"path,label,split,mask\n{row}")
     with pytest.raises(DatasetError) as caught:
         open_dataset(tmp_path / "parts.csv")

@@ -15,6 +15,7 @@ from PIL import Image
 from flawmap import SPADE, MahalanobisAD, PaDiM, Prediction, load
 from flawmap.detectors import DETECTORS, TrainedDetector
 from flawmap.errors import FlawmapError, ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
+from flawmap.images import LEARNT
 from model_files import assemble, contents
 from own_detector import own_detector
 
@@ -101,6 +102,12 @@ def test_a_map_is_where_the_image_is_or_there_is_none(model, scratched):
     row, column = np.unravel_index(prediction.anomaly_map.argmax(), (64, 64))
     assert 16 <= row <= 48
     assert 30 <= column <= 51
+
+
+def test_an_image_that_was_learnt_from_has_a_remark(model, path, good_images, scratched):
+    for one in (model, load(path)):
+        assert [prediction.remarks for prediction in one.predict([good_images[3], scratched])] == [(LEARNT,), ()]
+        assert next(one.iter_predict(iter(good_images))).remarks == one.predict(good_images[11]).remarks == (LEARNT,)
 
 
 def test_predictions_follow_the_input_in_order(model, good_images, good_folder, scratched):

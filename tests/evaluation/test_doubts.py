@@ -9,11 +9,10 @@ import pytest
 from PIL import Image
 
 from conftest import SMALL, textured
-from flawmap import PaDiM, load
+from flawmap import PaDiM
 from flawmap.datasets import Sample, open_dataset
 from flawmap.errors import DatasetError
 from flawmap.evaluation import evaluate, labelled_scores
-from flawmap.images import LEARNT
 
 SHAPE = np.zeros((64, 64), np.uint8)
 SHAPE[24:40, 38:43] = 255
@@ -55,16 +54,6 @@ def test_an_anomalous_image_that_was_learnt_from_is_said(small_model, parts, goo
         f"1 of 3 anomalous images were learnt from as good ones: fit again without them; first "
         f"{parts / 'test/scratch/1.png'}",
     )
-
-
-@pytest.mark.parametrize("live", [False, True])
-def test_predictions_of_images_that_were_learnt_from_have_a_remark(small_model, good_images, scratched, tmp_path, live):
-    small_model.save(tmp_path / "m.flawmap")
-    for model in (small_model, load(tmp_path / "m.flawmap")):
-        images = [good_images[3], scratched]
-        predictions = list(model.iter_predict(iter(images))) if live else model.predict(images)
-        assert [one.remarks for one in predictions] == [(LEARNT,), ()]
-    assert small_model.predict(good_images[3]).remarks == (LEARNT,)
 
 
 def test_without_digests_low_scores_are_asked_about(good_images, parts, monkeypatch):

@@ -76,5 +76,6 @@ def test_without_saturations_there_is_no_spro(small_model, part):
     (part / "defects_config.json").unlink()
     result = evaluate(small_model, open_dataset(part))
     assert result.pro_score is not None
-    assert result.spro_score is result.type_mean is None
+    assert result.spro_score is result.type_mean.spro_score is None
+    assert result.type_mean.image_auroc is not None
     assert "without its thresholds there is no sPRO" in result.warnings[0]

@@ -88,6 +88,17 @@ def test_every_usual_convention_marks_the_shape(tmp_path, pixels):
     assert found.remark is None
 
 
+def test_bits_palettes_and_negative_numbers_mark_what_is_not_the_background(tmp_path):
+    pictures = {"bits.png": Image.fromarray(SHAPE), "negative.tif": Image.fromarray(-SHAPE.astype(np.int32))}
+    for name, colours in {"white": [255] * 3 + [255, 0, 0], "black": [0, 0, 0, 1, 1, 1]}.items():
+        picture = Image.fromarray(SHAPE.astype(np.uint8), "P")
+        picture.putpalette(colours)
+        pictures[f"{name}.png"] = picture
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+        np.testing.assert_array_equal(read_mask(tmp_path / name), SHAPE, name)
+
+
 @pytest.mark.parametrize("value", [40, 100, 255])
 @pytest.mark.parametrize("colour", [(1, 1, 1), (1, 0, 0)])
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
@@ -131,7 +142,9 @@ def test_masks_of_one_value_mark_nothing_or_all_and_an_inverted_one_is_said(tmp_
         assert found.marked.all() if value else not found.marked.any()
         assert (found.remark is None) == (value == 0)
     Image.fromarray(np.where(SHAPE, 0, 255).astype(np.uint8)).save(tmp_path / "a.png")
-    assert inspect_mask(tmp_path / "a.png").remark.startswith("marks 88% of its image; if it is inverted")
+    assert inspect_mask(tmp_path / "a.png").remark == (
+        "marks more than 50% of its image; if it is inverted, paint defects white on black"
+    )
 
 
 def test_float_masks_are_refused_by_their_kind(tmp_path):

@@ -74,7 +74,7 @@ def evaluate(
         found = {"skipped": bad.to_json(), "passed_over": [str(path) for path in data.passed_over]}
         print_json({**result.to_json(), "promised_false_alarm_rate": promised, **found})
     else:
-        has_spro = result.type_mean is not None
+        has_spro = result.spro_score is not None
         headings = ("images", "image AUROC", "pixel AUROC", "PRO", *(("sPRO",) if has_spro else ()))
         shown = table(data.name, "type", *headings)
         rows: dict[str, Figures] = {**result.by_type, "all": result}

@@ -194,7 +194,9 @@ def _check_class(layout: Layout, path: Path, decode: bool, advance: Callable[[in
         _check_masks(data, sizes, findings)
         _check_copies(data, findings)
         layout.contradictions(path, findings.problem)
-    _check_strays(layout, path, data, findings)
+    of_good = _check_strays(layout, path, data, findings)
+    if decode:
+        _check_masks_of_good(of_good, findings)
     results = tuple(findings.problems), tuple(findings.notes)
     return ClassReport(path.name or data.name, str(path), found, published, *results)
 
@@ -277,7 +279,7 @@ def _check_masks(data: Dataset, sizes: dict[str, Size], findings: _Findings) -> 
     for file, n in empty.items():
         findings.note(file, f"marks nothing, in {n} images that are labelled anomalous")
     for remark, names in unusual.items():
-        findings.note(names[0], remark if len(names) == 1 else f"as {len(names) - 1} more masks, {remark}")
+        findings.note(names[0], remark if len(names) == 1 else f"{remark}; the same of {len(names) - 1} more")
 
 
 def _check_copies(data: Dataset, findings: _Findings) -> None:
@@ -287,8 +289,9 @@ def _check_copies(data: Dataset, findings: _Findings) -> None:
         add(copy.path, f"is the same file as {copy.first}, which is {copy.first_label}; this one is {copy.label}")
 
 
-def _check_strays(layout: Layout, path: Path, data: Dataset, findings: _Findings) -> None:
-    """Files that belong to no image or mask, without those that are reported already."""
+def _check_strays(layout: Layout, path: Path, data: Dataset, findings: _Findings) -> list[Path]:
+    """Files that belong to no image or mask, without those that are reported already; gives masks of good images."""
+    of_good = []
     used = files_used(data) | {Path(problem.path) for problem in findings.problems}
     # a clip's labels and masks are in use even if none of its frames is anomalous
     clips = {sample.group for sample in data.test}
@@ -299,9 +302,12 @@ def _check_strays(layout: Layout, path: Path, data: Dataset, findings: _Findings
             continue
         if is_mask(layout, path, file):
             folders = {part.lower() for part in inner_parts(path, file)}
-            of_good = file.parent.name.lower() in FOLDERS and not good.isdisjoint(image_names(file))
-            known = of_good or GOOD_FOLDERS & folders or clips & {file.stem, file.parent.name.removesuffix("_gt")}
-            if suffix not in SIDE_FILES and not known:
+            named_as_good = file.parent.name.lower() in FOLDERS and not good.isdisjoint(image_names(file))
+            if suffix in SIDE_FILES:
+                continue
+            if named_as_good or GOOD_FOLDERS & folders:
+                of_good.append(file)
+            elif not clips & {file.stem, file.parent.name.removesuffix("_gt")}:
                 findings.problem(file, "is a mask without an image")
         elif is_image(file) or suffix in VIDEO_SUFFIXES:
             findings.problem(file, "belongs to neither training nor test images")
@@ -309,3 +315,14 @@ def _check_strays(layout: Layout, path: Path, data: Dataset, findings: _Findings
             findings.note(file, "is in a format that cannot be read; convert it to PNG or TIFF")
         else:
             findings.note(file, "is neither an image nor a mask")
+    return of_good
+
+
+def _check_masks_of_good(files: list[Path], findings: _Findings) -> None:
+    """Masks of good images that mark something."""
+    for file in files:
+        try:
+            if inspect_mask(file).marked.any():
+                findings.note(file, "marks something, but its image is good")
+        except ImageError as error:
+            findings.note(error.name, error.reason)

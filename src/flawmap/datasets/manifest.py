@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import TextIOWrapper
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from flawmap.datasets.dataset import ANOMALOUS, GOOD, GOOD_NAMES, Dataset, Sample, Tell, is_folder, why_no_file
 from flawmap.datasets.layout import Layout, no_files
-from flawmap.datasets.mask_files import find_masks, find_named
+from flawmap.datasets.mask_files import find_masks, named_files
 from flawmap.errors import DatasetError
 from flawmap.files import open_file
 from flawmap.images.masks import DefectMasks
@@ -38,20 +39,17 @@ def _holds(path: Path) -> bool:
 def _read(path: Path, tell: Tell) -> Dataset:
     train: list[tuple[Path | VideoFrame, str | None]] = []
     samples: list[Sample] = []
-    first_lines: dict[str, int] = {}
-    for number, row in read_table(path, COLUMNS, REQUIRED, tell):
-        if problems := [*_problems(path.parent, row)]:
-            for problem in problems:
-                tell(path, f"line {number}: {problem}")
-            continue
-        image = path.parent / row["path"]
-        mask = _mask(path.parent, row)
-        first = first_lines.setdefault(os.path.realpath(image), number)
-        if first != number:
-            tell(path, f"line {number}: {row['path']} is named a second time, first in line {first}")
-            continue
-        kind, group = _kind(row["label"]), row["group"] or None
-        if row["split"] == "train":
+    folder, rows = path.parent, [*_rows(path, tell)]
+    masks = _find_masks(folder, [row for _, row in rows])
+    for number, row in rows:
+        image, kind, group = folder / row["path"], _kind(row["label"]), row["group"] or None
+        mask = masks.get((row["path"], row["mask"]))
+        if row["mask"] and mask is None:
+            reason = why_no_file(folder / row["mask"])
+            if is_folder(folder / row["mask"]):
+                reason = f"{row['mask']}: a folder without a mask of the name of {row['path']}"
+            tell(path, f"line {number}: mask {reason}")
+        elif row["split"] == "train":
             train.append((image, group))
         else:
             samples.append(Sample(image, kind, mask, group))
@@ -60,14 +58,45 @@ def _read(path: Path, tell: Tell) -> Dataset:
     return replace(Dataset.of(path.stem, train, samples), remarks=(*_alike(samples),))
 
 
-def _mask(folder: Path, row: Row) -> Path | DefectMasks | None:
-    """The mask that a line names: a file, in whatever case, or a folder in which it has its image's name."""
-    mask, image = folder / row["mask"], folder / row["path"]
-    if not row["mask"]:
-        return None
-    if not is_folder(mask):
-        return find_named(mask)
-    return find_masks([mask], {image.parent: [image]}).get(image) or DefectMasks(mask)
+def _rows(path: Path, tell: Tell) -> Iterator[tuple[int, Row]]:
+    """Line numbers and rows, without those that are wrong, which are reported; masks are not looked for."""
+    first_lines: dict[str, int] = {}
+    for number, row in read_table(path, COLUMNS, REQUIRED, tell):
+        if problems := [*_problems(path.parent, row)]:
+            for problem in problems:
+                tell(path, f"line {number}: {problem}")
+            continue
+        first = first_lines.setdefault(os.path.realpath(path.parent / row["path"]), number)
+        if first != number:
+            tell(path, f"line {number}: {row['path']} is named a second time, first in line {first}")
+        else:
+            yield number, row
+
+
+def _find_masks(folder: Path, rows: Sequence[Row]) -> dict[tuple[str, str], Path | DefectMasks]:
+    """The masks that lines name, by image and mask.
+
+    A mask is a file, in whatever case; a folder in which it has its image's name; or a folder of its image's name, with
+    a mask for each defect.
+    """
+    find = named_files()
+    found: dict[tuple[str, str], Path | DefectMasks | None] = {}
+    shared: dict[str, list[str]] = defaultdict(list)
+    for image, mask in ((row["path"], row["mask"]) for row in rows if row["mask"]):
+        place = folder / mask
+        if not is_folder(place):
+            found[image, mask] = find(place)
+        elif place.name.lower() == Path(image).stem.lower():
+            found[image, mask] = DefectMasks(place)
+        else:
+            shared[mask].append(image)
+    for mask, images in shared.items():
+        types: dict[Path, list[Path]] = defaultdict(list)
+        for image in dict.fromkeys(images):
+            types[(folder / image).parent].append(folder / image)
+        by_image = find_masks([folder / mask], types)
+        found |= {(image, mask): by_image.get(folder / image) for image in images}
+    return {names: mask for names, mask in found.items() if mask is not None}
 
 
 def _alike(samples: Sequence[Sample]) -> Iterator[str]:
@@ -96,8 +125,6 @@ def _problems(folder: Path, row: Row) -> Iterator[str]:
         yield f"{image} is good and needs no mask; leave the column empty"
     elif mask and os.path.realpath(folder / mask) == os.path.realpath(folder / image):
         yield f"mask {mask} is the image itself; name its mask, or leave the column empty"
-    elif mask and not is_folder(folder / mask) and find_named(folder / mask) is None:
-        yield f"mask {why_no_file(folder / mask)}"
 
 
 def _kind(label: str) -> str:

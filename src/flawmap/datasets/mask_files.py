@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from flawmap.datasets.dataset import Sample, is_folder, subfolders, why_no_file
-from flawmap.images.masks import DefectMasks
+from flawmap.errors import DatasetError
+from flawmap.images import DefectMasks
+from flawmap.images.formats import is_image
 from flawmap.images.source import find_images
 
 FOLDERS = frozenset(("ground_truth", "groundtruth", "ground-truth", "ground truth", "masks", "mask", "gt"))
@@ -66,12 +69,20 @@ def find_masks(folders: Sequence[Path], types: Mapping[Path, Sequence[Path]]) ->
     return found
 
 
-def find_named(path: Path) -> Path | None:
-    """The file of a path in a table, or one whose name differs in case or ending alone; None if there is none."""
-    if why_no_file(path) is None:
-        return path
-    twins = [twin for twin in find_images(path.parent) if twin.parent == path.parent] if is_folder(path.parent) else []
-    return next((twin for twin in twins if twin.stem.lower() == path.stem.lower()), None)
+def named_files() -> Callable[[Path], Path | None]:
+    """Finds the file of a path in a table, or one whose name differs in case or ending alone; None if there is none.
+
+    Each folder is listed once.
+    """
+    pictures = cache(_pictures)
+
+    def find(path: Path) -> Path | None:
+        if why_no_file(path) is None:
+            return path
+        twins = pictures(path.parent) if is_folder(path.parent) else []
+        return next((twin for twin in twins if twin.stem.lower() == path.stem.lower()), None)
+
+    return find
 
 
 def why_no_masks(samples: Iterable[Sample], folders: Sequence[Path]) -> tuple[str, ...]:
@@ -90,8 +101,8 @@ class _Names:
     def __init__(self, folder: Path, images: set[Path], types: set[str]) -> None:
         self._files: dict[str, list[Path]] = defaultdict(list)
         self._folders = {path.name.lower(): path for path in subfolders(folder) if path.name.lower() not in types}
-        for path in find_images(folder) if folder.is_dir() else []:
-            if path.parent == folder and path not in images:
+        for path in _pictures(folder):
+            if path not in images:
                 self._files[path.stem.lower()].append(path)
 
     def find(self, name: str, image: Path) -> Path | DefectMasks | None:
@@ -106,6 +117,18 @@ class _Names:
         """The mask that lies beside an image."""
         name = next((name for mark in MARKS if (name := image.stem.lower() + mark) in self._files), None)
         return None if name is None else min(self._files[name], key=lambda path: _rank(path, image))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Image files that lie in a folder itself, by name. DatasetError for one that cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be listed ({error.strerror}); change its permissions") from error
+    return [path for name in sorted(names) if is_image(path := folder / name)]
 
 
 def _rank(path: Path, image: Path) -> tuple[bool, bool, bool, str]:

@@ -6,6 +6,7 @@ A folder of good/ and other types without test/ is read the same way. Masks may 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, check_folder, find_good, is_folder, is_good, subfolders
@@ -43,7 +44,7 @@ def read_mvtec_ad(root: str | os.PathLike[str]) -> Dataset:
         folder.resolve().name,
         tuple(find_images(train)) if train is not None else (),
         tuple(samples),
-        remarks=(*why_no_masks(samples, masks), *_without_type(test)),
+        remarks=(*why_no_masks(samples, masks), *_left_out(test, images)),
     )
 
 
@@ -52,12 +53,12 @@ def find_class_folders(root: Path) -> list[Path]:
     return [path for path in subfolders(root) if (path / "test").is_dir() and find_good(path / "train") is not None]
 
 
-def _without_type(test: Path) -> tuple[str, ...]:
-    """A remark on images that lie beside the folders of types."""
-    stray = sorted(path.name for path in test.iterdir() if not path.name.startswith(".") and is_image(path))
-    if not stray:
-        return ()
-    return (f"{len(stray)} images in {test} lie in no folder of a type and are left out: first {stray[0]}",)
+def _left_out(test: Path, images: Mapping[Path, Sequence[Path]]) -> Iterator[str]:
+    """Remarks on images that lie beside the folders of types, and on folders without images."""
+    if stray := sorted(path.name for path in test.iterdir() if not path.name.startswith(".") and is_image(path)):
+        yield f"{len(stray)} images in {test} lie in no folder of a type and are left out: first {stray[0]}"
+    if empty := [path.name for path, paths in images.items() if not paths]:
+        yield f"folders in {test} hold no images: {', '.join(empty)}"
 
 
 MVTEC_AD = Layout.of(

@@ -51,6 +51,10 @@ def _read(folder: Path, tell: Tell) -> Dataset:
             samples.append(Sample(image, kind.name, own))
     remarks = [] if saturations else [f"{folder / CONFIG} is missing: without its thresholds there is no sPRO"]
     remarks += why_no_masks(samples, folders)
+    if flat := [mask for mask in masks.values() if not isinstance(mask, DefectMasks)]:
+        remarks.append(
+            f"{len(flat)} of {len(masks)} masks are files, and not folders: sPRO leaves them out; first {flat[0]}"
+        )
     return Dataset(f"{TITLE} {folder.resolve().name}", tuple(train), tuple(samples), remarks=tuple(remarks))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, subfolders, why_no_file
 from flawmap.datasets.layout import Layout
 from flawmap.datasets.manifest import read_table
-from flawmap.datasets.mask_files import find_named, why_no_masks
+from flawmap.datasets.mask_files import named_files, why_no_masks
 from flawmap.datasets.mvtec_ad import find_class_folders, read_mvtec_ad
 from flawmap.errors import DatasetError
 from flawmap.images.masks import ClassMask
@@ -49,7 +49,7 @@ def _read(folder: Path, tell: Tell) -> Dataset:
 
 
 def _read_original(folder: Path, name: str, tell: Tell) -> Dataset:
-    root, table = folder.parent, folder.parent / SPLIT
+    root, table, find = folder.parent, folder.parent / SPLIT, named_files()
     train: list[Path] = []
     samples: list[Sample] = []
     for number, row in read_table(table, COLUMNS, COLUMNS, tell):
@@ -61,7 +61,7 @@ def _read_original(folder: Path, name: str, tell: Tell) -> Dataset:
         elif row["split"] == "train" and row["label"] == "normal":
             train.append(path)
         elif row["split"] == "test":
-            mask = find_named(root / row["mask"]) if row["mask"] else None
+            mask = find(root / row["mask"]) if row["mask"] else None
             found = None if mask is None else ClassMask(mask)
             samples.append(Sample(path, GOOD if row["label"] == "normal" else row["label"], found))
         else:

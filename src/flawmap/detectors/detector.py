@@ -111,9 +111,9 @@ class Detector(Parametrised, ABC):
         self.remarks_: dict[str, tuple[str, ...]] = {}
         self.good_photos_: GoodPhotos | None = None
         self._images: ImagesRecord | None = None
-        self._input: Preprocessing | None = None
         self._fitted: dict[str, Any] = {}
         self._digests: frozenset[bytes] = frozenset()
+        self._input: Preprocessing | None = None
         self._network: nn.Module | None = None
         self._stored_dtype: FactorDtype = "float32"
 
@@ -339,8 +339,7 @@ class Detector(Parametrised, ABC):
         self._fitted = {name: getattr(self, name) for name, field in fields if not field.exclude}
         self._input, self._network = self.preprocessing, None
         self.good_photos_ = None if self._images is None else self._images.photos(self.aspect)
-        is_cropped = self.reads_whole and self.crop is not None  # after it was learnt
-        self._digests = frozenset() if is_cropped or self._images is None else self._images.learnt
+        self._digests = frozenset() if self._images is None else self._images.learnt
         self._step = max(1, batch_size(self._input.input_size) // 4)
 
     def _make_ready(self) -> None:

@@ -91,8 +91,8 @@ class GoodImages:
         return hashlib.sha256(b"".join(self.replay.digests[index] for index in self.learnt)).hexdigest()
 
     def digests(self) -> tuple[str, ...]:
-        """Digest of the pixels of every image that was read, in the training order."""
-        return tuple(seen.hex() for seen in self.replay.digests)
+        """Digest of the model's input from every image that was read, in the training order."""
+        return tuple(seen.hex() for seen in self.replay.input_digests)
 
     @property
     def photos(self) -> Photos:
@@ -181,6 +181,7 @@ class Replay:
 
     Attributes:
         names, digests: of the images of the first pass, in its order; a digest is of the pixels made ready.
+        input_digests: the same of the model's inputs, after the crop.
         photos: what they are like.
         copies: indices (earlier, later) of images whose pixels, made ready for the model, are equal.
     """
@@ -205,6 +206,7 @@ class Replay:
         self._again: dict[int, Loaded | ImageSource] = {}  # index in the first pass: what was kept, or its source
         self._seen: dict[bytes, int] = {}
         self.digests: list[bytes] = []
+        self.input_digests: list[bytes] = []
         self.photos = Photos()
         self.names: list[str] = []
         self.copies: list[tuple[int, int]] = []
@@ -215,6 +217,8 @@ class Replay:
         for image in stream(self._items, self._preprocessing, **options):
             seen = digest(image.pixels)
             self.digests.append(seen)
+            crops = self._whole and self._preprocessing.crop is not None
+            self.input_digests.append(digest(image.pixels[self._preprocessing.window]) if crops else seen)
             self.photos.add(image)
             if (earlier := self._seen.setdefault(seen, len(self.names))) < len(self.names):
                 self.copies.append((earlier, len(self.names)))

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from typing import NamedTuple
 
 from flawmap.datasets import Dataset, Sample, find_classes, open_dataset
+from flawmap.datasets.mvtec_loco import TYPES
 from flawmap.detectors import Detector
 from flawmap.errors import DatasetError, ImageError
 from flawmap.evaluation.doubts import Doubts
@@ -179,7 +180,7 @@ def _summarise(good: ImageGroup, types: dict[str, ImageGroup]) -> Evaluation:
     return Evaluation(
         **asdict(overall),
         by_type=by_type,
-        type_mean=None if overall.spro_score is None else mean_figures(by_type),
+        type_mean=mean_figures(by_type) if set(by_type) == set(TYPES) else None,
         false_alarm_rate=Rate.of(sum(good.labels), len(good.labels)),
         miss_rate=Rate.of(len(labels) - sum(labels), len(labels)),
         reliability=reliability(good.p_values),

@@ -24,6 +24,7 @@ FEW = 8
 """Distinct values, or colours, that someone chose; more come from a lossy format or from smooth edges."""
 MUCH = 0.5
 """Share of an image from which a mask may be inverted."""
+INVERTED = "if it is inverted, paint defects white on black"
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ def inspect_mask(source: MaskSource) -> Mask:
     else:
         first = (image.getpalette("RGB") or [0, 0, 0])[:3] if image.mode == "P" else [0, 0, 0]
         found = _of_colours(np.asarray(convert(image, "RGB", name)), first)
-    if found.remark is None and (share := found.marked.mean()) > MUCH:
-        return Mask(found.marked, f"marks {share:.0%} of its image; if it is inverted, paint defects white on black")
+    if found.remark is None and found.marked.mean() > MUCH:
+        return Mask(found.marked, f"marks more than {MUCH:.0%} of its image; {INVERTED}")
     return found
 
 
@@ -183,7 +184,7 @@ def _of_colours(rgb: NDArray[np.uint8], first: list[int] | None = None) -> Mask:
     """A mask (H, W, 3), by how far each pixel is from the background: black, `first`, or the most frequent colour."""
     if (rgb[..., :2] == rgb[..., 1:]).all():
         return _of_grey(rgb[..., 0], "")
-    codes = rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+    codes = rgb[..., 0].astype(np.uint32) << 16 | rgb[..., 1].astype(np.uint32) << 8 | rgb[..., 2]
     present, counts = np.unique(codes, return_counts=True)
     colours = np.stack([present >> 16, present >> 8 & 255, present & 255], axis=1).astype(np.int16)
     usual = colours[counts.argmax()]
@@ -208,7 +209,7 @@ def _of_grey(values: NDArray[Any], name: str) -> Mask:
         present, counts = np.unique(values, return_counts=True)
     few, low, high = len(present) <= FEW, present[0], present[-1]
     shown = ", ".join(f"{value:g}" for value in present[:FEW])
-    if len(present) == 1 or (len(present) == 2 and not low) or (not low and high <= DARK):
+    if len(present) == 1 or (len(present) == 2 and not (low and high)) or (not low and high <= DARK):
         return Mask(values != 0)
     if few and low > 0 and (len(present) == 2 or high <= DARK):
         usual = present[counts.argmax()]

@@ -32,6 +32,7 @@ from flawmap.errors import (
     TrainingSetError,
 )
 from flawmap.evaluation.metrics import image_auroc
+from flawmap.images import LEARNT
 from model_files import assemble, contents
 from parts import generate_parts
 
@@ -86,6 +87,11 @@ def test_scores_of_held_out_images_are_those_of_prediction(model, good_images):
     again = scores(model.predict(good_images))
     for score in model.decision_.scores:
         assert min(abs(score - value) for value in again) <= 1e-4 * score
+
+
+def test_an_image_that_was_learnt_from_has_a_remark_whatever_the_crop(kind, good_images, scratched):
+    model = make(kind, resize=72, crop=64).fit(good_images)
+    assert [prediction.remarks for prediction in model.predict([good_images[3], scratched])] == [(LEARNT,), ()]
 
 
 def test_the_same_seed_gives_the_same_model(kind, model, good_images):
