@@ -134,6 +134,12 @@ def test_evaluate(model, dataset):
     assert "1.0000" in table
 
 
+def test_evaluate_says_once_what_was_learnt_from(model, dataset):
+    said = succeed("evaluate", model, dataset).stderr.replace("\n", " ")
+    assert "4 of 4 good images were learnt from" in said
+    assert said.count("learnt from") == 1
+
+
 def test_evaluate_without_masks_leaves_the_pixel_figures_out(model, dataset):
     result = json.loads(succeed("evaluate", model, dataset / "test", "--json", "-q").stdout)
     assert result["image_auroc"] == 1
@@ -371,9 +377,12 @@ def test_threshold_from_labelled_images(model, labelled_folder, by):
     assert changed["labelled"]["threshold"] == changed["threshold"]
     assert changed["labelled"]["miss_rate"]["value"] == changed["labelled"]["false_alarm_rate"]["value"] == 0
     assert changed["labelled"]["miss_rate"]["n"] == 3
+    learnt = "12 of 12 good images were learnt from: their scores are too low, leave them out; first "
+    assert changed["warnings"] == [f"{learnt}{labelled_folder / 'good/0.png'}"]
     assert json.loads(succeed("threshold", model, "--json").stdout)["threshold"] == changed["threshold"]
     said = succeed("threshold", model, "--labelled", labelled_folder).stderr.replace("\n", " ")
     assert "defects missed 0.000 of 3 (95 % 0.000 to" in said
+    assert learnt in said
 
 
 @pytest.mark.parametrize("option", ["--miss-cost", "--false-alarm-cost", "--defect-rate"])

@@ -71,6 +71,22 @@ def test_visa_with_missing_files_and_another_table(visa, publish, write):
         open_dataset(visa / "pcb1")
 
 
+def test_visa_with_doubtful_lines(visa):
+    table = visa / "split_csv" / "1cls.csv"
+    whole = table.read_text()
+    table.write_text(whole.replace(",normal,", ",Normal,").replace(",test,", ",Test,"))
+    assert [sample.type for sample in open_dataset(visa / "candle").test] == ["good", "anomaly"]
+    image = "candle/Data/Images/Normal/0000.JPG"
+    for line, message in {
+        f"candle,test,anomaly,{image},": f"line 12: {image} is named a second time, first in line 2",
+        "candle,test,,candle/image_anno.csv,": "line 12: expected a normal training image",
+        "candle,test,normal,candle/image_anno.csv,candle/Data/Masks/Anomaly/000.png": "line 12: expected a normal",
+    }.items():
+        table.write_text(f"{whole}\n{line}")
+        with pytest.raises(DatasetError, match=message):
+            open_dataset(visa / "candle")
+
+
 def test_visa_as_its_script_lays_it_out(tmp_path, write, publish):
     root = tmp_path / "VisA_pytorch"
     for name in ("candle", "pcb4"):

@@ -37,7 +37,7 @@ def test_images_of_other_endings_are_judged_and_others_named(bolt):
     assert [sample.path.name for sample in data.test] == ["0.png", "1.dat", "0.png"]
     assert names(data, bolt) == ["test/a.json", "test/bent/2.heic", "train/good/2.cr2"]
     report = check_dataset(f"mvtec_ad:{bolt}")
-    inverted = "marks 100% of its image; if it is inverted, paint defects white on black"
+    inverted = "marks more than 50% of its image; if it is inverted, paint defects white on black"
     cannot = "is in a format that cannot be read; convert it to PNG or TIFF"
     assert {note.path.removeprefix(f"{bolt}/"): note.reason for note in report.classes[0].notes} == {
         "ground_truth/bent/0_mask.png": inverted,

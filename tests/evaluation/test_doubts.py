@@ -13,6 +13,7 @@ from flawmap import PaDiM
 from flawmap.datasets import Sample, open_dataset
 from flawmap.errors import DatasetError
 from flawmap.evaluation import evaluate, labelled_scores
+from flawmap.images import LEARNT
 
 SHAPE = np.zeros((64, 64), np.uint8)
 SHAPE[24:40, 38:43] = 255
@@ -39,8 +40,9 @@ def without_learnt(folder):
 
 
 def test_images_that_were_learnt_from_are_counted(small_model, parts):
-    said = evaluate(small_model, open_dataset(parts)).warnings
-    first = parts / "test/good/0.png"
+    result = evaluate(small_model, open_dataset(parts))
+    said, first = result.warnings, parts / "test/good/0.png"
+    assert result.remarks == {LEARNT: (str(first), str(parts / "test/good/1.png"))}
     assert said == (f"2 of 6 good images were learnt from: their scores are too low, leave them out; first {first}",)
     assert labelled_scores(small_model, open_dataset(parts).test).warnings == said
     assert evaluate(small_model, without_learnt(parts)).warnings == ()

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
 
 from conftest import textured
+from flawmap.cli.app import app
 from flawmap.datasets import open_dataset
 from flawmap.evaluation import evaluate
 from flawmap.evaluation.metrics import PixelScores
@@ -70,6 +72,18 @@ def test_spro_and_the_mean_of_types_are_those_of_the_paper(small_model, part):
     assert result.type_mean.spro_score == pytest.approx((logical.spro_score + structural.spro_score) / 2)
     assert result.type_mean.image_auroc == pytest.approx((logical.image_auroc + structural.image_auroc) / 2)
     assert result.to_json()["type_mean"]["n_images"] == 6
+
+
+def test_the_command_shows_both(small_model, part, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    small_model.save(tmp_path / "m.flawmap")
+    shown = CliRunner().invoke(app, ["evaluate", str(tmp_path / "m.flawmap"), str(part), "-q"]).stdout
+    result = evaluate(small_model, open_dataset(part))
+    lines = {line.split("│")[1].strip(): line for line in shown.splitlines() if "│" in line}
+    assert "sPRO" in shown
+    assert f"{result.spro_score:.4f}" in lines["all"]
+    assert f"{result.type_mean.image_auroc:.4f}" in lines["mean of types"]
+    assert f"{result.type_mean.spro_score:.4f}" in lines["mean of types"]
 
 
 def test_without_saturations_there_is_no_spro(small_model, part):

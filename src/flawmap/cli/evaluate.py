@@ -21,6 +21,7 @@ from flawmap.cli.console import (
     tell_passed_over,
 )
 from flawmap.errors import DatasetError
+from flawmap.images import LEARNT
 
 
 @guarded
@@ -91,7 +92,9 @@ def evaluate(
         if result.miss_rate is not None:
             console.print(f"anomalous parts missed: {result.miss_rate}")
     remarks = Remarks()
-    remarks.add_all({} if quiet or as_json else result.remarks)
+    # a warning counts those that were learnt from
+    unusual = {remark: paths for remark, paths in result.remarks.items() if remark != LEARNT}
+    remarks.add_all({} if quiet or as_json else unusual)
     remarks.show()
     for warning in () if quiet else result.warnings:
         note(warning)

@@ -301,11 +301,10 @@ def _check_strays(layout: Layout, path: Path, data: Dataset, findings: _Findings
         if file in used or (file.parent == path and suffix in SIDE_FILES):
             continue
         if is_mask(layout, path, file):
-            folders = {part.lower() for part in inner_parts(path, file)}
             named_as_good = file.parent.name.lower() in FOLDERS and not good.isdisjoint(image_names(file))
             if suffix in SIDE_FILES:
                 continue
-            if named_as_good or GOOD_FOLDERS & folders:
+            if named_as_good or GOOD_FOLDERS & {part.lower() for part in inner_parts(path, file)}:
                 of_good.append(file)
             elif not clips & {file.stem, file.parent.name.removesuffix("_gt")}:
                 findings.problem(file, "is a mask without an image")

@@ -52,20 +52,25 @@ def _read_original(folder: Path, name: str, tell: Tell) -> Dataset:
     root, table, find = folder.parent, folder.parent / SPLIT, named_files()
     train: list[Path] = []
     samples: list[Sample] = []
+    first_lines: dict[str, int] = {}
     for number, row in read_table(table, COLUMNS, COLUMNS, tell):
         if row["object"] != folder.name:
             continue
-        path = root / row["image"]
+        path, split, label = root / row["image"], row["split"].lower(), row["label"].lower()
+        first = first_lines.setdefault(row["image"], number)
         if why_no_file(path) is not None:
             tell(path, f"no such file; {SPLIT.as_posix()} names it in line {number}")
-        elif row["split"] == "train" and row["label"] == "normal":
+        elif first != number:
+            tell(table, f"line {number}: {row['image']} is named a second time, first in line {first}")
+        elif split == "train" and label == "normal":
             train.append(path)
-        elif row["split"] == "test":
+        elif split == "test" and label and not (label == "normal" and row["mask"]):
             mask = find(root / row["mask"]) if row["mask"] else None
             found = None if mask is None else ClassMask(mask)
-            samples.append(Sample(path, GOOD if row["label"] == "normal" else row["label"], found))
+            samples.append(Sample(path, GOOD if label == "normal" else label, found))
         else:
-            tell(table, f"line {number}: expected a normal training image or a test image, got {list(row.values())}")
+            expected = "a normal training image, or a test image with a label, and a mask if it is not normal"
+            tell(table, f"line {number}: expected {expected}; got {list(row.values())}")
     if not train and not samples:
         raise DatasetError(f"{table}: names no image of {folder.name}; expected it in the column object")
     remarks = why_no_masks(samples, [Path(folder.name, "Data", "Masks")])

@@ -111,9 +111,9 @@ class Detector(Parametrised, ABC):
         self.remarks_: dict[str, tuple[str, ...]] = {}
         self.good_photos_: GoodPhotos | None = None
         self._images: ImagesRecord | None = None
+        self._input: Preprocessing | None = None
         self._fitted: dict[str, Any] = {}
         self._digests: frozenset[bytes] = frozenset()
-        self._input: Preprocessing | None = None
         self._network: nn.Module | None = None
         self._stored_dtype: FactorDtype = "float32"
 
