@@ -16,7 +16,8 @@ from flawmap import PaDiM, load
 from flawmap.detectors.document import read_document
 from flawmap.errors import BackboneError, ModelFileError, ParameterError, WeightsError
 from flawmap.files import replace_atomically
-from flawmap.model_file import ModelFile
+from flawmap.images import LEARNT
+from flawmap.model_file import MAX_ROWS, ModelFile, Streamed, write_model_file
 from model_files import assemble, contents
 
 
@@ -350,3 +351,19 @@ def test_a_model_file_can_be_read_by_others_as_the_umask_says(path):
     mask = os.umask(0)
     os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_the_header_has_room_for_as_many_digests_and_rows_as_there_may_be(tmp_path):
+    """A fit on a million images must not fail when it is saved."""
+    rows = Streamed((MAX_ROWS, 1), (np.zeros(1, np.float32) for _ in range(MAX_ROWS)))
+    document = {"images": {"digests": ["f" * 32] * MAX_ROWS}}
+    write_model_file(tmp_path / "large", document, {}, {"gallery": rows})
+    file = ModelFile(tmp_path / "large")
+    assert len(file.checksums["gallery"]) == len(file.document["images"]["digests"]) == MAX_ROWS
+
+
+def test_of_more_images_than_that_the_first_are_recognised(good_images, monkeypatch, tmp_path):
+    monkeypatch.setattr("flawmap.detectors.detector.MAX_ROWS", 3)
+    PaDiM(backbone="resnet10t", pretrained=False, resize=64, n_features=30).fit(good_images).save(tmp_path / "m")
+    model = load(tmp_path / "m", runtime="torch")
+    assert [LEARNT in model.predict(image).remarks for image in good_images[:5]] == [True] * 3 + [False] * 2

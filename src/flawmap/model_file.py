@@ -36,15 +36,17 @@ DTYPES = {torch.float32: ("F32", 4), torch.float16: ("F16", 2), torch.bfloat16: 
 """Numbers that a file may hold, with their names and bytes; all become float32 when read."""
 BLANK = "0" * 64
 """Stands for a checksum that is not known yet."""
-READERS = 2
-"""Threads that compute checksums while the model is built."""
+CHECKSUM_THREADS = 2
+"""They compute checksums while the model is built."""
+MAX_ROWS = 2**16
+"""Most rows of a streamed tensor, and most digests of images: the header has room for so many."""
 
 Checksums = dict[str, str | list[str]]
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """A float32 tensor that is made while it is written: its shape, and its rows, along the first axis."""
+    """A float32 tensor that is made while it is written: its shape, and its rows, at most `MAX_ROWS`."""
 
     shape: tuple[int, ...]
     pieces: Iterable[NDArray[np.float32]]
@@ -66,7 +68,7 @@ class ModelFile:
         self.path = expand_home(path)
         self._file = self._open()
         self._version = self._file.version()
-        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="flawmap-checksum")
+        self._pool = ThreadPoolExecutor(CHECKSUM_THREADS, thread_name_prefix="flawmap-checksum")
         self._pending: list[Future[None]] = []
         self.checksums: Checksums | None = None
         self.document = self._read_document()

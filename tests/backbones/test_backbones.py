@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from flawmap.backbones import CATALOGUE, Policy, convert, load_backbone, uninterrupted
 from flawmap.errors import BackboneError, ParameterError, WeightsError
+from flawmap.tensor_file import TensorFile
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
 
@@ -266,3 +267,14 @@ def test_a_copy_of_a_traced_network_stays_frozen():
     for _ in range(2):
         torch.testing.assert_close(copied.features(pixels), backbone.features(pixels))
     assert not any(module.training for module in copied.network.modules())
+
+
+def test_of_a_file_only_the_tensors_that_are_needed_are_read(small_weights, monkeypatch):
+    read = []
+    whole = TensorFile.read
+    monkeypatch.setattr(
+        TensorFile, "read", lambda self, name, **piece: (read.append(name), whole(self, name, **piece))[1]
+    )
+    load_backbone("resnet10t", layers=["layer1"], weights=small_weights)
+    assert any(name.startswith("layer1") for name in read)
+    assert not any(name.startswith(("layer2", "layer3", "layer4", "fc")) for name in read)

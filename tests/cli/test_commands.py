@@ -12,39 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from commands import FIT, run
 from flawmap import load
-from flawmap.cli.app import app
 
-FIT = [
-    "--backbone",
-    "resnet10t",
-    "--random-weights",
-    "--resize",
-    "64",
-    "--refit-below",
-    "0",
-    "--regularization",
-    "paper",
-]
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
+succeed = run
 
 
 def fail(*arguments, code=1):
-    result = run(*arguments)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
+    return run(*arguments, code=code)
 
 
 @pytest.fixture(scope="module")
@@ -393,7 +369,7 @@ def test_costs_that_nothing_asks_for_are_refused(model, option):
 def test_threshold_by_labels_without_labels_is_refused(model):
     assert "--labelled DATASET" in fail("threshold", model, "--by", "f1").stderr.replace("\n", " ")
     assert "give one of" in fail("threshold", model, "--by", "f1", "--labelled", "x", "--value", "1").stderr
-    assert run("threshold", model, "--by", "luck").exit_code == 2
+    run("threshold", model, "--by", "luck", code=2)
 
 
 def test_evaluate_plots_promised_against_realised_rates(model, labelled_folder, tmp_path):
@@ -454,8 +430,8 @@ def test_a_fit_without_calibration_makes_no_decision(good_folder, tmp_path):
 
 
 def test_usage_version_and_help():
-    assert run("fit").exit_code == 2
-    assert run("fit", "x").exit_code == 2
+    run("fit", code=2)
+    run("fit", "x", code=2)
     assert succeed("--version").stdout.strip()
     for command in ("fit", "predict", "evaluate", "info", "threshold", "export", "demo"):
         assert command in succeed("--help").stdout

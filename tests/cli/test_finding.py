@@ -10,29 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from flawmap.cli.app import app
+from commands import FIT, run
 from videos import write_video
-
-FIT = [
-    "--backbone",
-    "resnet10t",
-    "--random-weights",
-    "--resize",
-    "64",
-    "--refit-below",
-    "0",
-    "--regularization",
-    "paper",
-]
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
 
 
 @pytest.fixture(scope="module")

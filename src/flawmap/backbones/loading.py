@@ -62,15 +62,17 @@ def load_backbone(
     with torch.device("meta"):  # without memory: whatever is claimed can be compared first
         tensors, levels, config = _dissect(name, entry)
         chosen = _choose_layers(name, entry, levels, layers, most_layers)
-        network = _cut(entry, levels, chosen)
-        if claim is not None:
-            claim.check(name, OrderedNetwork(network, levels, chosen).eval())
+        blank = _cut(entry, levels, chosen) if pretrained or claim is not None else None
+        if blank is not None and claim is not None:
+            claim.check(name, OrderedNetwork(blank, levels, chosen).eval())
     file = find_weights(name, entry, weights) if pretrained else None
-    if file is not None:
-        load_weights(network, file, name, order=tensors)
-    if file is None or not _is_whole(network):
+    if file is not None and blank is not None:
+        load_weights(blank, file, name, order=tensors)
+    if file is not None and blank is not None and _is_whole(blank):
+        network = blank
+    else:
         network = _drawn(entry, levels, chosen, seed)
-        if file is not None:
+        if file is not None:  # it has constants that no file holds
             load_weights(network, file, name, order=tensors)
     network.eval().requires_grad_(False)
     return Backbone(

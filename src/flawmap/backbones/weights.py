@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -112,7 +112,8 @@ def load_weights(network: nn.Module, file: WeightsFile, name: str, *, order: Ite
         name: backbone name, for messages.
         order: for files that map by order, the names of all tensors of the whole network.
     """
-    state = read_state_dict(file.path)
+    needed = {source for key in network.state_dict() for source in _source_names(key)}
+    state = read_state_dict(file.path, None if file.by_order else needed)
     if file.by_order:
         state = dict(zip(order, state.values(), strict=True))
     chosen: dict[str, Tensor] = {}
@@ -137,10 +138,13 @@ def load_weights(network: nn.Module, file: WeightsFile, name: str, *, order: Ite
     network.load_state_dict(chosen, assign=True)
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a .safetensors or .pth file (read weights-only: no code of the file is run)."""
+def read_state_dict(path: Path, needed: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Named tensors of a .safetensors or .pth file (read weights-only: no code of the file is run).
+
+    Of a .safetensors file those that are not `needed` stay unread; None needs all.
+    """
     try:
-        content: object = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+        content: object = _read_safetensors(path, needed) if path.suffix == ".safetensors" else _read_pth(path)
     except (OSError, UnpicklingError, BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise WeightsError(
             f"{path}: cannot be read as weights ({first_line(error)}); the file may be damaged"
@@ -150,15 +154,23 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: expected named tensors, got {type(content).__name__}")
-    state = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not state:
+    state = {_bare(str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not state and needed is None:
         raise WeightsError(f"{path}: holds no tensors")
     return state
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, needed: Collection[str] | None) -> dict[str, Tensor]:
     file = TensorFile(path)
-    return {name: entry.tensor(file.read(name)) for name, entry in file.entries.items()}
+    if not file.entries:
+        raise ValueError("it holds no tensors")
+    wanted = {name: entry for name, entry in file.entries.items() if needed is None or _bare(name) in needed}
+    return {name: entry.tensor(file.read(name)) for name, entry in wanted.items()}
+
+
+def _bare(name: str) -> str:
+    """A tensor's name without what torch's DataParallel puts before it."""
+    return name.removeprefix("module.")
 
 
 def _read_pth(path: Path) -> object:
@@ -178,7 +190,7 @@ def fingerprint(network: nn.Module) -> str:
     for key, tensor in sorted(network.state_dict().items()):
         if not key.endswith("num_batches_tracked"):
             digest.update(key.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

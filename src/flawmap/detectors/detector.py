@@ -33,7 +33,7 @@ from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.parameters import Bits, DeviceName, Parametrised, Pixels, Share, Workers, check, whole_number
 from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
-from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
+from flawmap.model_file import MAX_ROWS, ModelFile, Streamed, damaged, write_model_file
 from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, GraphDtype, OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress
@@ -159,8 +159,9 @@ class Detector(Parametrised, ABC):
             raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
         self._stored_dtype = "float32"
         self.n_images_, self.copies_ = len(good.learnt), good.copies()
-        self._images = ImagesRecord(digests=good.digests(), sizes=good.photos.sizes(MAX_SIZES), bits=good.photos.bits)
-        self.remarks_ = good.photos.remarks(self.preprocessing)
+        photos = good.photos
+        self._images = ImagesRecord(digests=good.digests(MAX_ROWS), sizes=photos.sizes(MAX_SIZES), bits=photos.bits)
+        self.remarks_ = photos.remarks(self.preprocessing)
         self.decision_, self.outliers_, self.duplicates_ = None, (), ()
         if held_out is not None and held_out.scores:
             (indices, decision), names = held_out.in_order(), good.names
@@ -264,7 +265,7 @@ class Detector(Parametrised, ABC):
         known = {name: value for name, value in settings.items() if name in cls.parameters_type.model_fields}
         check(cls.__name__, cls.parameters_type, known)
         device = pick_device(known.get("device", "auto"))
-        if "runtime" in known:
+        if "runtime" in known:  # one that this device does not have is no damage of the file
             Policy.choose(device, known["runtime"], "float32", n_images=document.n_images)
         try:
             model = cls(**{**document.parameters, **known})

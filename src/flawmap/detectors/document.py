@@ -20,7 +20,7 @@ from flawmap.detectors.format_1 import upgrade
 from flawmap.detectors.parameters import explain
 from flawmap.errors import WeightsError
 from flawmap.images import Preprocessing
-from flawmap.model_file import ModelFile, damaged
+from flawmap.model_file import MAX_ROWS, ModelFile, damaged
 from flawmap.options import (
     MAX_BITS,
     MAX_LAYERS,
@@ -93,12 +93,13 @@ class ImagesRecord(Record):
     """The good images of a fit, as far as later images are compared with them.
 
     Attributes:
-        digests: of the pixels of each image, made ready for the model (`flawmap.images.digest`), in the training order.
+        digests: of the model's input from each image (`flawmap.images.digest`), in the training order; of a larger fit,
+            of the first `MAX_ROWS` alone.
         sizes: distinct sizes (height, width) of the photos, most frequent first, at most `MAX_SIZES`.
         bits: of a sample of the photos; None if they differ, and in older files.
     """
 
-    digests: tuple[Annotated[str, Field(pattern="^[0-9a-f]{32}$")], ...]
+    digests: tuple[Annotated[str, Field(pattern="^[0-9a-f]{32}$")], ...] = Field(max_length=MAX_ROWS)
     sizes: tuple[tuple[PhotoSide, PhotoSide], ...] = Field(max_length=MAX_SIZES)
     bits: int | None = Field(default=None, ge=MIN_BITS, le=MAX_BITS)
 

@@ -90,9 +90,9 @@ class GoodImages:
         """Fingerprint of the pixels of the images to learn from."""
         return hashlib.sha256(b"".join(self.replay.digests[index] for index in self.learnt)).hexdigest()
 
-    def digests(self) -> tuple[str, ...]:
-        """Digest of the model's input from every image that was read, in the training order."""
-        return tuple(seen.hex() for seen in self.replay.input_digests)
+    def digests(self, most: int) -> tuple[str, ...]:
+        """Digest of the model's input from every image that was read, in the training order; at most so many."""
+        return tuple(seen.hex() for seen in self.replay.input_digests[:most])
 
     @property
     def photos(self) -> Photos:

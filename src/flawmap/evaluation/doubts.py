@@ -13,7 +13,7 @@ from flawmap.images import LEARNT
 from flawmap.prediction import Prediction
 
 DOUBTFUL = 0.01
-"""p-value below which good images are taken for others than the model promises for."""
+"""p-value below which good images are taken for others than the guarantee holds for."""
 
 
 @dataclass
@@ -83,7 +83,8 @@ class Doubts:
         elif kept is not None and kept.uniformity < DOUBTFUL:
             yield (
                 f"the scores of these good parts differ from those of the training images (uniformity "
-                f"{kept.uniformity:.2g}): their false-alarm rate may exceed the promised one; refit on parts like these"
+                f"{kept.uniformity:.2g}): their false-alarm rate may exceed the guaranteed one; refit on parts like "
+                f"these"
             )
 
     def of_masks(self) -> Iterator[str]:

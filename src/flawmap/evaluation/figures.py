@@ -43,7 +43,7 @@ class Evaluation(Figures):
         type_mean: mean of the figures over the types, as the paper of MVTec LOCO AD has it; None of other data.
         false_alarm_rate: share of good images labelled anomalous; None without good images or without a decision.
         miss_rate: share of anomalous images labelled good; None likewise.
-        reliability: promised and realised false-alarm rates; None likewise.
+        reliability: guaranteed and realised false-alarm rates; None likewise.
         warnings: limits of these figures, in words.
         remarks: what is unusual about images, in words, and their paths.
 

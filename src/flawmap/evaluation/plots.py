@@ -1,4 +1,4 @@
-"""Pictures of scores over time, clip by clip, and of promised against realised false-alarm rates."""
+"""Pictures of scores over time, clip by clip, and of guaranteed against realised false-alarm rates."""
 
 from __future__ import annotations
 
@@ -127,17 +127,17 @@ def _draw(axes: Axes, name: str, timeline: Timeline, threshold: float | None) ->
 
 
 def plot_reliability(kept: Reliability, path: str | os.PathLike[str]) -> None:
-    """Write a PNG of realised against promised false-alarm rates, with 95 % intervals."""
+    """Write a PNG of realised against guaranteed false-alarm rates, with 95 % intervals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="as promised")
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="as guaranteed")
     low = [rate.low for rate in kept.realised]
     high = [rate.high for rate in kept.realised]
     axes.fill_between(kept.asked, low, high, alpha=0.2, label="95 % interval")
     axes.plot(kept.asked, [rate.value for rate in kept.realised], marker="o", markersize=4, label="realised")
-    axes.set(xlabel="promised false-alarm rate", ylabel="share of unseen good parts flagged")
+    axes.set(xlabel="guaranteed false-alarm rate", ylabel="share of unseen good parts flagged")
     axes.set_title(f"{kept.realised[0].n} good parts; uniformity p = {kept.uniformity:.2g}")
     axes.legend(loc="upper left")
     with replace_atomically(path) as temporary:

@@ -11,10 +11,8 @@ from flawmap.datasets import Sample
 from flawmap.errors import ImageError
 from flawmap.evaluation.metrics import Defect
 from flawmap.images import DefectMasks, Preprocessing, inspect_mask
-from flawmap.images.masks import Saturation
+from flawmap.images.masks import Defects
 from flawmap.prediction import Placement, Prediction
-
-Defects = list[tuple[NDArray[np.bool_], Saturation | None]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,14 +53,13 @@ SHOWN = 8
 
 def is_image(path: str | os.PathLike[str]) -> bool:
     """Whether a file's ending, or else its first bytes, are those of an image that can be read."""
-    name = os.path.basename(path)  # noqa: PTH119 (paths are strings here, of which there are many)
-    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
+    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122 (paths are strings here, of which there are many)
     if suffix in SUFFIXES:
         return True
-    return suffix not in RAW_SUFFIXES | OTHER_SUFFIXES | VIDEO_SUFFIXES and has_mark(path)
+    return suffix not in RAW_SUFFIXES | OTHER_SUFFIXES | VIDEO_SUFFIXES and _has_mark(path)
 
 
-def has_mark(path: str | os.PathLike[str]) -> bool:
+def _has_mark(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as an image of a format that is read; False for what cannot be opened, or is no file."""
     try:
         with open_file(path) as stream:

@@ -82,6 +82,10 @@ class Saturation:
         return float(min(wanted, n_pixels))
 
 
+Defects = list[tuple[NDArray[np.bool_], Saturation | None]]
+"""The mask (H, W) of each defect of an image, and its saturation if it has one."""
+
+
 @dataclass(frozen=True)
 class DefectMasks:
     """A folder with the masks of one image, one for each defect. `saturations` has one for each value of a pixel."""
@@ -92,9 +96,9 @@ class DefectMasks:
     def __str__(self) -> str:
         return str(self.path)
 
-    def read(self) -> list[tuple[NDArray[np.bool_], Saturation | None]]:
+    def read(self) -> Defects:
         """The mask (H, W) of each defect, and its saturation if there are any. Raises ImageError."""
-        defects: list[tuple[NDArray[np.bool_], Saturation | None]] = []
+        defects: Defects = []
         for file in find_images(self.path):
             found = self._numbered(file) if self.saturations else [(read_mask(file), None)]
             for mask, saturation in found:
@@ -108,7 +112,7 @@ class DefectMasks:
             raise ImageError(str(self), "holds no mask; expected one for each defect, such as 000.png")
         return defects
 
-    def _numbered(self, file: Path) -> list[tuple[NDArray[np.bool_], Saturation | None]]:
+    def _numbered(self, file: Path) -> Defects:
         numbers, saturations = ClassMask(file).read(), dict(self.saturations)
         values = [int(value) for value in np.unique(numbers) if value]
         if unknown := [value for value in values if value not in saturations]:

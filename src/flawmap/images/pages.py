@@ -13,6 +13,7 @@ from PIL import Image
 
 from flawmap.errors import ImageError
 from flawmap.files import open_file
+from flawmap.images.formats import TIFF_MARKS
 
 NO_PAGE = "the file has no such page; pages are counted from 1"
 
@@ -86,7 +87,7 @@ def page_numbers(path: str | os.PathLike[str]) -> list[int]:
 
 def _numbers(stream: BinaryIO) -> list[int]:
     start = stream.read(32)
-    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if start.startswith(TIFF_MARKS):
         directories = enumerate(_tiff_directories(stream, start), start=1)
         return [number for number, is_page in directories if is_page]
     if start[:4] == b"GIF8":

@@ -31,7 +31,7 @@ from flawmap.images.hints import why_missing
 from flawmap.images.memory import MACHINE_MEMORY
 from flawmap.images.pages import ImagePage, turn_to
 from flawmap.images.photo import Photo
-from flawmap.images.tiff import TIFF_MARKS, Directory, check_tiff, correct_grey, quiet_libtiff, refusal
+from flawmap.images.tiff import PILLOW_TIFF_MARKS, Directory, check_tiff, correct_grey, quiet_libtiff, refusal
 from flawmap.images.video import FrameReader, VideoFrame
 from flawmap.images.webp import canvas_size
 
@@ -148,7 +148,7 @@ def _decode(source: str | os.PathLike[str] | ImagePage, held: ExitStack) -> tupl
             raise ImageError(name, "is empty; copy or record it again")
         start = stream.read(30)
         stream.seek(0)
-        directory = check_tiff(stream, n_bytes, name, number) if start.startswith(TIFF_MARKS) else None
+        directory = check_tiff(stream, n_bytes, name, number) if start.startswith(PILLOW_TIFF_MARKS) else None
         if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
             canvas = canvas_size(start)
             _check_size(canvas, canvas[0] * canvas[1], "RGBA", n_bytes, name, is_raw=False)

@@ -23,8 +23,8 @@ from PIL import Image, TiffImagePlugin
 from flawmap.errors import ImageError
 from flawmap.images.pages import NO_PAGE
 
-TIFF_MARKS = tuple(TiffImagePlugin.PREFIXES)
-"""What a file begins with that Pillow takes for a TIFF: some are no right ones."""
+PILLOW_TIFF_MARKS = tuple(TiffImagePlugin.PREFIXES)
+"""What a file begins with that Pillow takes for a TIFF: also some that are none."""
 COLOURS = {
     0: "grey", 1: "grey", 2: "RGB", 3: "palette", 4: "transparency mask", 5: "CMYK", 6: "YCbCr", 8: "Lab", 9: "Lab",
     10: "Lab", 32803: "colour filter array", 32844: "LogL", 32845: "LogLuv", 34892: "linear raw",

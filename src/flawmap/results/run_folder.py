@@ -44,7 +44,7 @@ def stage_run(output: Path) -> Iterator[Path]:
         with claim(claimed, Path.mkdir) as staged:
             yield staged
             flush(staged)
-            if beside and _is_exchangeable(target) and _has_same_owner(staged, target):
+            if beside and _is_exchangeable(target) and _take_permissions(staged, target):
                 put_in_place(staged, target)
             else:  # files of others lie there, or have come meanwhile
                 _move_files(staged, target)
@@ -99,8 +99,8 @@ def _fail(error: OSError) -> None:
     raise error
 
 
-def _has_same_owner(new: Path, old: Path) -> bool:
-    """Whether two folders belong to the same user and group; the new one gets the old one's permissions then."""
+def _take_permissions(new: Path, old: Path) -> bool:
+    """Give a new folder the permissions of the old one, if there is one; False if its owner or group is another."""
     if not old.exists():
         return True
     here, there = new.stat(), old.stat()

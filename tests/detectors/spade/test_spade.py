@@ -12,7 +12,7 @@ from flawmap import SPADE, load
 from flawmap.backbones import load_backbone
 from flawmap.detectors.document import read_document
 from flawmap.detectors.spade import search as spade_passes
-from flawmap.errors import ModelFileError, ParameterError
+from flawmap.errors import ModelFileError, ParameterError, TrainingSetError
 from flawmap.model_file import ModelFile
 
 SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64}
@@ -130,6 +130,13 @@ def test_more_neighbours_than_images_are_refused_before_the_work(good_images, mo
     monkeypatch.setattr(spade_passes, "learn", lambda *_, **__: pytest.fail("learnt"))
     with pytest.raises(ParameterError, match="n_neighbors=13 is more than the 12"):
         SPADE(**SMALL, n_neighbors=13).fit(good_images)
+
+
+def test_more_images_than_a_gallery_has_room_for_are_refused_before_the_work(good_images, monkeypatch):
+    monkeypatch.setattr("flawmap.detectors.spade.detector.MAX_ROWS", 5)
+    monkeypatch.setattr(spade_passes, "learn", lambda *_, **__: pytest.fail("learnt"))
+    with pytest.raises(TrainingSetError, match="a gallery of at most 5 images, got 12"):
+        SPADE(**SMALL).fit(good_images)
 
 
 def reopened(path, **settings):

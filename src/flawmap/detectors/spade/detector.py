@@ -23,7 +23,7 @@ from flawmap.detectors.spade.gallery import Gallery
 from flawmap.detectors.spade.search import QUERY_IMAGES, Known, Layout, Sample, Variant
 from flawmap.errors import ModelFileError, ParameterError, TrainingSetError
 from flawmap.images import ImageInput, collect, stream
-from flawmap.model_file import ModelFile, Streamed
+from flawmap.model_file import MAX_ROWS, ModelFile, Streamed
 from flawmap.options import MIN_IMAGES, FactorDtype
 
 MAX_LAYERS = 5
@@ -234,11 +234,15 @@ class SPADE(FeatureDetector):
         return tuple(layers), self.image_layer or next(last)
 
     def _count_neighbors(self, n_images: int) -> int:
-        """K; raises for too few good images."""
+        """K; raises for too few good images, and for more than a gallery has room for."""
         if n_images < 2:
             raise TrainingSetError(
                 f"SPADE compares with similar images and needs at least 2 good images, got {n_images} usable; "
                 f"a few dozen are a good start"
+            )
+        if n_images > MAX_ROWS:
+            raise TrainingSetError(
+                f"SPADE keeps a gallery of at most {MAX_ROWS} images, got {n_images}; give fewer, or use PaDiM"
             )
         if self.n_neighbors is None:
             return min(USUAL_NEIGHBORS[self.variant], n_images)

@@ -64,10 +64,10 @@ class Reliability:
     """Promised and realised false-alarm rates on good images that the model has not seen.
 
     Attributes:
-        asked: promised rates.
-        realised: share of good images with a p-value of at most each promised rate.
+        asked: guaranteed rates.
+        realised: share of good images with a p-value of at most each guaranteed rate.
         uniformity: p-value of the Kolmogorov-Smirnov test that the p-values of good images are uniform. Below 0.05 the
-            promise is doubtful, for example because the good images come from another camera.
+            guarantee is doubtful, for example because the good images come from another camera.
 
     Example:
         >>> kept = reliability([0.1, 0.3, 0.5, 0.7, 0.9])
