@@ -71,6 +71,16 @@ def test_some_scenes_at_a_stride(campus):
     assert result.to_json()["mean"]["n_images"] == 3
 
 
+def test_files_that_are_passed_over_are_told(campus):
+    stray = campus / "testing" / "frames" / "02_0001" / "notes.docx"
+    stray.write_text("x")
+    try:
+        result = evaluate_classes(campus, detector, classes=["02"])
+    finally:
+        stray.unlink()
+    assert "1 file passed over: 1 .docx" in result.by_class["02"].warnings
+
+
 def test_unknown_scenes_and_scenes_without_tests_are_said(campus):
     with pytest.raises(DatasetError, match="has no class 07"):
         evaluate_classes(campus, detector, classes=["01", "07"])

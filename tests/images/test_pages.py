@@ -81,6 +81,17 @@ def test_a_thumbnail_that_comes_first_is_not_judged(tmp_path):
     assert read_image(ImagePage(path, 2)).mean() == GREYS[1]
 
 
+@pytest.mark.parametrize("tag", [{254: 1}, {50706: b"\1\4\0\0"}], ids=["reduced", "DNG"])
+def test_a_raw_photo_named_tif_is_not_judged_by_its_preview(tmp_path, tag):
+    path = tmp_path / "raw.tif"
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for number, value in tag.items():
+        info[number] = value
+    pages()[0].save(path, tiffinfo=info)
+    with pytest.raises(ImageError, match="the preview of a raw photo"):
+        read_image(first_page(path))
+
+
 def test_an_image_before_an_animation_is_a_page(tmp_path):
     path = save(tmp_path / "a.png", pages(), default_image=True)
     with Image.open(path) as image:

@@ -20,7 +20,7 @@ from flawmap.evaluation.doubts import Doubts
 from flawmap.evaluation.figures import ClassMean, Evaluation, ImageGroup, group_figures, mean_figures
 from flawmap.evaluation.metrics import Rate, reliability
 from flawmap.evaluation.truth import Truth
-from flawmap.images import first_page
+from flawmap.images import describe_passed_over, first_page
 from flawmap.options import OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress, report_progress
@@ -147,7 +147,9 @@ def evaluate_classes(
         data = open_dataset(f"{layout.name}:{path}").every(stride)
         if data.train and data.test:
             detector = new_detector().fit(data.train, progress=progress, on_bad=on_bad)
-            by_class[path.name] = evaluate(detector, data, progress=progress, on_bad=on_bad)
+            result = evaluate(detector, data, progress=progress, on_bad=on_bad)
+            told = (describe_passed_over(data.passed_over),) if data.passed_over else ()
+            by_class[path.name] = replace(result, warnings=(*result.warnings, *told))
     if not by_class:
         raise DatasetError(f"{where}: no class has both training images and test images")
     return ClassMean(by_class, mean_figures(by_class))

@@ -21,7 +21,7 @@ import PIL
 from PIL import Image, TiffImagePlugin
 
 from flawmap.errors import ImageError
-from flawmap.images.pages import NO_PAGE
+from flawmap.images.pages import NO_PAGE, REDUCED
 
 PILLOW_TIFF_MARKS = tuple(TiffImagePlugin.PREFIXES)
 """What a file begins with that Pillow takes for a TIFF: also some that are none."""
@@ -53,6 +53,8 @@ BITS: dict[tuple[str, int], set[int]] = {
 }
 """Bits a sample that are read, by colour and number of extra samples."""
 RAW = 1
+DNG_VERSION = 50706
+"""A tag of raw photos in Adobe's format."""
 JPEGS = {6, 7}
 
 
@@ -70,6 +72,7 @@ class Directory:
         planar: whether each sample has a plane of its own.
         reversed_bits: whether the first pixel is in the lowest bits.
         subsampling: of YCbCr, pixels that share their colour, across and down.
+        is_preview: whether it is a smaller copy, or of a raw photo, whose pixels lie elsewhere.
     """
 
     width: int
@@ -87,6 +90,7 @@ class Directory:
     is_big_endian: bool
     reversed_bits: bool
     subsampling: tuple[int, ...]
+    is_preview: bool
 
     @classmethod
     def read(cls, stream: BinaryIO, number: int = 1) -> Directory:
@@ -128,6 +132,7 @@ class Directory:
             is_big_endian=header[:2] == b"MM",
             reversed_bits=_one(tags, 266, 1) == 2,
             subsampling=_all(tags, 530, (2, 2)),
+            is_preview=bool(_one(tags, 254) & REDUCED) or DNG_VERSION in tags,
         )
 
     @property
@@ -227,6 +232,10 @@ def check_tiff(stream: BinaryIO, n_bytes: int, name: str, number: int = 1) -> Di
         raise ImageError(name, NO_PAGE) from error
     if min(directory.width, directory.height, *directory.block) < 1:
         raise ImageError(name, f"is damaged: it is said to have {directory.width} x {directory.height} pixels")
+    if directory.is_preview:
+        raise ImageError(
+            name, "is the preview of a raw photo or of a larger image; save that as TIFF or PNG"
+        )
     if not directory.is_read:
         raise refusal(directory, name)
     if (missing := directory.missing(n_bytes)) is not None:

@@ -52,6 +52,7 @@ class ClassImages:
         test: images to score.
         digest: over its files' names below the class's folder, sizes and types, of images and masks alike.
         n_skipped: images that were left out because they cannot be read.
+        passed_over: files that are no images that can be read, and no masks.
     """
 
     dataset: str
@@ -60,6 +61,7 @@ class ClassImages:
     test: Sequence[LabelledImage]
     digest: str
     n_skipped: int = 0
+    passed_over: tuple[Path, ...] = ()
     _packed: dict[tuple[int, Preprocessing], NDArray[np.uint8] | None] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -103,7 +105,7 @@ def open_class(dataset: str, path: Path, *, stride: int = 1) -> ClassImages:
     """A class of a data set, without reading its images. Raises DatasetError."""
     data = open_dataset(f"{dataset}:{path}").every(stride)
     test = [LabelledImage(sample.path, sample.type, sample.mask_path) for sample in data.test]
-    return ClassImages(dataset, path, data.train, test, _digest(data, path))
+    return ClassImages(dataset, path, data.train, test, _digest(data, path), passed_over=data.passed_over)
 
 
 def _digest(data: Dataset, path: Path) -> str:

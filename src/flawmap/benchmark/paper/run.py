@@ -21,6 +21,7 @@ from flawmap.benchmark.paper.systems import System, systems_without_data
 from flawmap.detectors import Detector, PaDiM
 from flawmap.errors import BackboneError, DatasetError, FlawmapError, ImageError
 from flawmap.evaluation.figures import ImageGroup
+from flawmap.images import describe_passed_over
 from flawmap.options import OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress, report_progress
@@ -164,6 +165,8 @@ class _Worker:
             except FlawmapError as error:
                 self._outcome.failures[f"{self._plan.dataset} {path.name}"] = str(error)
                 continue
+            if images.passed_over:
+                self._tell(f"{path.name}: {describe_passed_over(images.passed_over)}")
             own = [run for run in self._results.runs.values() if run.category == path.name and run.dataset != "speed"]
             others = [run for run in own if not run.is_of(images.digest, len(images.train), len(images.test))]
             if others:
