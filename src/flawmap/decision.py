@@ -41,6 +41,10 @@ MOST = float(np.finfo(np.float32).max)
 """Largest threshold: no score is beyond it."""
 PIXEL_RATES = np.geomspace(0.5, 1e-6, 96)
 """Shares of pixels for which a model keeps the value they exceed."""
+LOST = "the part was not found, and counts as anomalous"
+"""Remark on an image whose part does not match the reference."""
+ROUNDING = 1e-6
+"""Pixels by which a corner may miss a whole one."""
 SAME_PROPORTIONS = 1.02
 """Ratio up to which two proportions are alike."""
 
@@ -254,11 +258,12 @@ def judge(
     if scores is None:
         raise ParameterError("judge needs maps or scores, got neither")
     _check_finite(images, scores)
+    lost = [() if image.placement.pose is None or image.placement.pose.found else (LOST,) for image in images]
     own_maps = [None] * len(images) if maps is None else list(maps)
     compare = (lambda _: ()) if good is None else good.compare
     return [
-        _prediction(image, anomaly_map, score, decision, (*image.remarks, *compare(image)))
-        for image, anomaly_map, score in zip(images, own_maps, scores.tolist(), strict=True)
+        _prediction(image, anomaly_map, score, decision, (*image.remarks, *compare(image), *unfound))
+        for image, anomaly_map, score, unfound in zip(images, own_maps, scores.tolist(), lost, strict=True)
     ]
 
 
@@ -290,13 +295,14 @@ def _prediction(
     if decision is None:
         return Prediction(image.path, score, anomaly_map, image.placement, remarks=remarks)
     mask = None if anomaly_map is None else decision.mask(anomaly_map)
+    is_found = image.placement.pose is None or image.placement.pose.found
     return Prediction(
         path=image.path,
         pred_score=score,
         anomaly_map=anomaly_map,
         placement=image.placement,
-        pred_label=decision.label(score),
-        p_value=decision.p_value(score),
+        pred_label=decision.label(score) if is_found else 1,
+        p_value=decision.p_value(score if is_found else MOST),
         pred_mask=mask,
         regions=() if mask is None or anomaly_map is None else find_regions(mask, anomaly_map, image.placement),
         remarks=remarks,
@@ -307,29 +313,42 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], plac
     """8-connected regions of a mask (H, W), in pixels of the original image, highest peak first."""
     labels = cc3d.connected_components(mask, connectivity=8)
     found = cc3d.statistics(labels)
-    scale = [placement.image_size[axis] / placement.resized_size[axis] for axis in (0, 1)]
+    on_photo = np.array(placement.on_photo)
+    (a, b, _), (c, d, _) = placement.on_photo
+    area = abs(a * d - b * c)
     regions = []
     for label in range(1, len(found["voxel_counts"])):
         rows, columns = found["bounding_boxes"][label][:2]
-        values = anomaly_map[rows, columns] * (labels[rows, columns] == label)
+        inside = labels[rows, columns] == label
+        values = anomaly_map[rows, columns] * inside
         row, column = np.unravel_index(int(values.argmax()), values.shape)
         centroid = found["centroids"][label] + 0.5
-        corners = [
-            (rows.start, columns.start),
-            (rows.stop, columns.stop),
-            (rows.start + row + 0.5, columns.start + column + 0.5),
-            (centroid[0], centroid[1]),
-        ]
-        (y0, x0), (y1, x1), at, centre = (
-            tuple(float((point[axis] + placement.offset[axis]) * scale[axis]) for axis in (0, 1)) for point in corners
-        )
+        corners = _moved(_corners(inside) + np.array([rows.start, columns.start]), on_photo)
+        points = np.array([(rows.start + row + 0.5, columns.start + column + 0.5), (centroid[0], centroid[1])])
+        peak_at, centre = _moved(points, on_photo).tolist()
+        (top, left), (bottom, right) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
         regions.append(
             Region(
-                box=(math.floor(y0), math.floor(x0), math.ceil(y1), math.ceil(x1)),
-                area=float(found["voxel_counts"][label] * scale[0] * scale[1]),
+                box=(
+                    *(math.floor(n + ROUNDING) for n in (top, left)),
+                    *(math.ceil(n - ROUNDING) for n in (bottom, right)),
+                ),
+                area=float(found["voxel_counts"][label] * area),
                 peak=float(values.max()),
-                peak_at=(at[0], at[1]),
+                peak_at=(peak_at[0], peak_at[1]),
                 centroid=(centre[0], centre[1]),
             )
         )
     return tuple(sorted(regions, key=lambda region: -region.peak))
+
+
+def _corners(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Corners (N, 2) of the pixels of a region."""
+    pixels = np.argwhere(inside)
+    return np.concatenate([pixels + corner for corner in ((0, 0), (0, 1), (1, 0), (1, 1))]).astype(np.float64)
+
+
+def _moved(points: NDArray[np.float64], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points (N, 2) where an affine (2, 3) takes them."""
+    moved: NDArray[np.float64] = points @ affine[:, :2].T + affine[:, 2]
+    return moved

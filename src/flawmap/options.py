@@ -21,6 +21,10 @@ Calibration = Literal["leave-one-out", "holdout"]
 """How good images get held-out scores."""
 Criterion = Literal["f1", "youden", "cost"]
 """What the best threshold for labelled images maximizes, or, for "cost", minimizes."""
+Alignment = Literal["none", "shift", "rigid", "similarity", "auto"]
+"""What of a part's pose is made equal before images are compared; "auto": what helps on the good images."""
+AlignmentKind = Literal["shift", "rigid", "similarity"]
+"""The same, of a model that aligns."""
 FactorDtype = Literal["float32", "bfloat16", "float16"]
 """Numbers in which a model file stores factors."""
 GraphFormat = Literal["openvino", "onnx"]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from commands import FIT, run
 from flawmap import load
+from turned import photo
 
 succeed = run
 
@@ -515,3 +516,21 @@ def wait_until(condition, seconds=60):
             pass
         time.sleep(0.01)
     pytest.fail("it did not come so far in time")
+
+
+def test_parts_that_move_are_aligned_on_request(tmp_path):
+    for i in range(14):
+        folder = tmp_path / ("good" if i < 12 else "new")
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(photo(angle=i * 33.0, seed=i)).save(folder / f"{i:02}.png")
+    Image.new("RGB", (128, 128), "white").save(tmp_path / "new" / "blank.png")
+    fitted = succeed("fit", tmp_path / "good", "-o", tmp_path / "m.flawmap", *FIT, "--align", "auto")
+    assert "Parts are aligned (rigid, turned by -180 to 180 degrees)" in fitted.output.replace("\n", " ")
+    predicted = succeed("predict", tmp_path / "m.flawmap", tmp_path / "new", "-o", tmp_path / "out")
+    assert "the part was not found" in predicted.output.replace("\n", " ")
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").read_text().splitlines()))
+    assert [row["found"] for row in rows] == ["True", "True", "False"]
+    assert rows[2]["pred_label"] == "1"
+    turned = (float(rows[1]["angle"]) - float(rows[0]["angle"])) % 360
+    assert turned == pytest.approx(33, abs=1)
+    fail("predict", tmp_path / "m.flawmap", tmp_path / "new", "-o", tmp_path / "out", "--strict")

@@ -76,7 +76,7 @@ class Backbone:
         compiled = self.compile_for((pixels.shape[1], pixels.shape[2])) if self.policy.compiles else None
         step = AT_ONCE if self.device.type == "cpu" else len(pixels)
         for start in range(0, len(pixels), step):
-            part = pixels[start : start + step]
+            part = pixels[start : start + step, ..., :3]
             yield slice(start, start + step), self._run_torch(part) if compiled is None else compiled(part)
 
     def compile_for(self, size: Size) -> CompiledNetwork | None:
@@ -98,7 +98,7 @@ class Backbone:
 
     @torch.inference_mode()
     def _run_torch(self, pixels: NDArray[np.uint8]) -> list[Tensor]:
-        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).permute(0, 3, 1, 2).float()
         images = images.div_(255).sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         with NETWORKS, torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             outputs: Sequence[Tensor] = self.network(images)

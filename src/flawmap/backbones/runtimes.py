@@ -100,15 +100,22 @@ class NormalisedNetwork(nn.Module):
 
 
 class FeatureNetwork(nn.Module):
-    """Images (B, h, w, 3) uint8 to what a detector's head makes of a backbone's feature maps."""
+    """Images (B, h, w, 3) uint8 to what a detector's head makes of a backbone's feature maps.
 
-    def __init__(self, features: nn.Module, head: nn.Module) -> None:
+    With `masked`, images have a fourth channel, what they show, which the head gets too.
+    """
+
+    def __init__(self, features: nn.Module, head: nn.Module, *, masked: bool = False) -> None:
         super().__init__()
         self.features, self.head = features, head
+        self.n_channels = 4 if masked else 3
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Anomaly maps (B, h, w), where there are any, and scores (B,)."""
-        outputs: tuple[Tensor, ...] = self.head(self.features(images))
+        if self.n_channels == 3:
+            outputs: tuple[Tensor, ...] = self.head(self.features(images))
+        else:
+            outputs = self.head(self.features(images[..., :3]), images[..., 3])
         return outputs
 
 
@@ -149,12 +156,13 @@ def convert(network: nn.Module, size: Size) -> Any:  # noqa: ANN401 (openvino.Mo
     By TorchScript, which takes less than half the time of `torch.export`; to be called by `uninterrupted`. Raises
     whatever torch or OpenVINO raise, and BackboneError for a network that keeps the number of images of its trace.
     """
-    example = torch.zeros(2, *size, 3, dtype=torch.uint8)
+    n_channels = getattr(network, "n_channels", 3)
+    example = torch.zeros(2, *size, n_channels, dtype=torch.uint8)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracers warn of what is constant here, such as the number of channels
         traced = torch.jit.trace(network.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
         model = import_openvino().convert_model(traced)
-    model.reshape([-1, *size, 3])
+    model.reshape([-1, *size, n_channels])
     if any(output.partial_shape[0].is_static for output in model.outputs):
         raise BackboneError("its graph is for one number of images alone")
     return model

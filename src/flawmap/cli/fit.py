@@ -28,7 +28,7 @@ from flawmap.cli.options import option
 from flawmap.datasets import open_dataset, training_images
 from flawmap.errors import ParameterError
 from flawmap.images import SUFFIXES, ImageInput, collect
-from flawmap.options import COMMAND_OPTIONS, Aspect, Calibration, FactorDtype, PrecisionChoice, Runtime
+from flawmap.options import COMMAND_OPTIONS, Alignment, Aspect, Calibration, FactorDtype, PrecisionChoice, Runtime
 from flawmap.prediction import Size
 
 if TYPE_CHECKING:
@@ -104,6 +104,9 @@ def fit(
         of_backbone(
             "Numbers it computes in, also of a training; auto: 16 bits if the CPU has them.", default="float32"
         ),
+    ] = None,
+    align: Annotated[
+        Alignment | None, of_padim("Turn and shift parts to lie alike; auto: if that helps.", default="none")
     ] = None,
     reduction: Annotated[
         Literal["random", "pca"] | None, of_padim("Reduction to --n-features.", default="random")
@@ -247,6 +250,15 @@ def _report(model: Detector, output: Path, seconds: float, *, asked: float) -> N
             f"Trained {summary['steps']} steps in {summary['minutes']:.1f} minutes, ended by its "
             f"{summary['stopped']}; mean loss {summary['final_loss']:.4g}. --steps {summary['steps']} repeats it."
         )
+    if model.aligner_ is not None:
+        reference = model.aligner_.reference
+        first, last = reference.angles
+        turned = "" if reference.kind == "shift" else f", turned by {first:.0f} to {last:.0f} degrees"
+        say(
+            f"Parts are aligned ({reference.kind}{turned}); matches below {model.aligner_.least_match:.2f} are no part."
+        )
+    elif getattr(model, "align", "none") == "auto":
+        say("Parts are not aligned: they lie alike, or do not match each other well enough.")
     if model.decision_ is not None:
         explain_promise(model.decision_, asked)
     elif model.calibrate is not None:

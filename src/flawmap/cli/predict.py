@@ -61,22 +61,29 @@ def predict(
     files = {"overlays": overlays, "maps": maps, "masks": masks}
     writer = ResultsWriter(output, paths, map_scale=detector.map_scale, excel=excel, **files)
     bad, remarks = BadImages(), Remarks()
+    n_lost = 0
     with writer as results, report_progress(not quiet, "Predicting", len(paths)) as advance:
         for prediction in detector.iter_predict(paths, on_bad=bad):
             results.write(prediction)
             remarks.add(prediction.path, prediction.remarks)
+            n_lost += not prediction.found
             advance(1)
         if len(bad.errors) == len(paths):
             raise DatasetError(f"none of the {len(paths)} images could be used; no predictions were written")
     n_images, n_left_out = len(paths) - len(bad.errors), len(everything) - len(paths)
     if as_json:
-        counts = {"n_images": n_images, "n_anomalous": writer.n_anomalous, "n_results_left_out": n_left_out}
+        counts = {
+            "n_images": n_images,
+            "n_anomalous": writer.n_anomalous,
+            "n_not_found": n_lost,
+            "n_results_left_out": n_left_out,
+        }
         found = {"passed_over": [str(path) for path in passed_over], "remarks": remarks.names}
         print_json({"output": str(output), **counts, "skipped": bad.to_json(), **found})
     elif not quiet:
         remarks.show()
         _report(detector, writer, n_images, n_left_out)
-    if bad.errors and not skip_bad:
+    if (bad.errors and not skip_bad) or (n_lost and strict):
         raise typer.Exit(1)
 
 

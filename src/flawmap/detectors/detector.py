@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flawmap.backbones import NETWORKS, Policy, pick_device
-from flawmap.decision import FALSE_ALARM_RATE, Decision, GoodPhotos, judge
+from flawmap.decision import FALSE_ALARM_RATE, MOST, Decision, GoodPhotos, judge
 from flawmap.detectors.batches import Batch, batch_of_one, batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import (
@@ -33,10 +33,14 @@ from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.parameters import Bits, DeviceName, Parametrised, Pixels, Share, Workers, check, whole_number
 from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
+from flawmap.images.alignment import AlignedPreprocessing, Aligner
 from flawmap.model_file import MAX_ROWS, ModelFile, Streamed, damaged, write_model_file
 from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, GraphDtype, OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress
+
+LOST = "its part was not found, and it was not learnt; its like will be flagged"
+"""Remark on a good image that could not be aligned."""
 
 
 class Detector(Parametrised, ABC):
@@ -54,6 +58,7 @@ class Detector(Parametrised, ABC):
         copies_: names of good images that equal an earlier one.
         duplicates_: pairs of names of near-duplicates.
         remarks_: what is unusual about good images, in words, and the names of those. The last four are not saved.
+        aligner_: brings the part of every image to the same place; None where nothing is aligned.
         good_photos_: sizes and depth of the good images, with which later ones are compared; None in older files.
 
     Example:
@@ -110,6 +115,7 @@ class Detector(Parametrised, ABC):
         self.duplicates_: tuple[tuple[str, str], ...] = ()
         self.remarks_: dict[str, tuple[str, ...]] = {}
         self.good_photos_: GoodPhotos | None = None
+        self.aligner_: Aligner | None = None
         self._images: ImagesRecord | None = None
         self._input: Preprocessing | None = None
         self._fitted: dict[str, Any] = {}
@@ -120,7 +126,8 @@ class Detector(Parametrised, ABC):
     @property
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the model's input."""
-        return Preprocessing.of(self.resize, self.crop, self.aspect, self.bits)
+        plain = Preprocessing.of(self.resize, self.crop, self.aspect, self.bits)
+        return plain if self.aligner_ is None else AlignedPreprocessing.of_aligner(plain, self.aligner_)
 
     def fit(
         self,
@@ -142,6 +149,7 @@ class Detector(Parametrised, ABC):
         Raises ParameterError for a parameter it cannot use, TrainingSetError for images it cannot learn from.
         """
         self._check()
+        self.aligner_ = None
         good = GoodImages(
             images,
             self.preprocessing,
@@ -162,8 +170,12 @@ class Detector(Parametrised, ABC):
         photos = good.photos
         self._images = ImagesRecord(digests=good.digests(MAX_ROWS), sizes=photos.sizes(MAX_SIZES), bits=photos.bits)
         self.remarks_ = photos.remarks(self.preprocessing)
+        if good.lost:
+            self.remarks_[LOST] = tuple(good.names[index] for index in good.lost)
         self.decision_, self.outliers_, self.duplicates_ = None, (), ()
         if held_out is not None and held_out.scores:
+            for index in good.lost:  # such a part is flagged, whatever its score
+                held_out.add(index, MOST)
             (indices, decision), names = held_out.in_order(), good.names
             self.decision_ = decision.at_rate(self.false_alarm_rate)
             self.outliers_ = tuple(names[indices[i]] for i in decision.outliers())

@@ -21,12 +21,15 @@ from flawmap.decision import has_proportions
 from flawmap.detectors.batches import Batch, check_size, in_batches, make_batch
 from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, digest, stream
-from flawmap.options import MAX_BITS, MIN_BITS, Groups, OnBad
+from flawmap.images.alignment import MOST_IMAGES, AlignedPreprocessing, Aligner, Sample, learn_aligner
+from flawmap.options import MAX_BITS, MIN_BITS, Alignment, Groups, OnBad
 from flawmap.prediction import Size
 from flawmap.progress import Progress, report_progress
 
 FOLDER = "folder"
 """Images of one folder belong together, as the frames of a clip do."""
+ALIGNED_CHANNELS = 4
+"""Of an aligned image: RGB, and what the image shows."""
 HELD_OUT = 4
 """One of so many groups is held out."""
 ALIGNMENT = 64
@@ -43,6 +46,7 @@ class GoodImages:
         count: how many images there are, bad ones included; None where only reading on will tell.
         at_least: the same, or how many there are at least.
         learnt: indices in the training order of the images to learn from.
+        lost: indices of those whose part was not found, which are not learnt.
     """
 
     def __init__(
@@ -72,6 +76,33 @@ class GoodImages:
         self._replay_options = {"cache_mb": cache_mb, "on_bad": on_bad, "workers": workers, "whole": whole}
         self._replay: Replay | None = None
         self.learnt: list[int] = []
+        self.lost: list[int] = []
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the images come aligned, and so may not show every position."""
+        return self._preprocessing.n_channels == ALIGNED_CHANNELS
+
+    def align(self, kind: Alignment) -> Aligner | None:
+        """Learn an aligner from some of the images, before the first pass, and align all; None where none is used.
+
+        Bad images are left out without a word, since the first pass names them.
+        """
+        if kind == "none":
+            return None
+        if isinstance(self._items, Sequence):
+            step = max(1, len(self._items) // MOST_IMAGES)
+            some = list(self._items[::step][:MOST_IMAGES])
+        else:
+            rest = iter(self._items)
+            some = list(islice(rest, MOST_IMAGES))
+            self._items = chain(some, rest) if len(some) == MOST_IMAGES else some
+        options: dict[str, Any] = {"on_bad": lambda _: None, "workers": self._workers, "whole": True}
+        images = list(stream(some, self._preprocessing, **options))
+        aligner = learn_aligner(Sample.of(images, self._preprocessing), kind) if len(images) > 1 else None
+        if aligner is not None:
+            self._preprocessing = AlignedPreprocessing.of_aligner(self._preprocessing, aligner)
+        return aligner
 
     @property
     def replay(self) -> Replay:
@@ -134,12 +165,13 @@ class GoodImages:
 
     def groups(self, *, held_out: bool = False) -> list[list[int]]:
         """Indices of the images of each group that can be read again: whole groups, or what is left of one held out."""
-        again = set(self.replay.again)
+        again = set(self.replay.again) - set(self.lost)
         members = self._grouping.members.items()
         if held_out:
             held = [group for key, group in members if self._held_out is not None and self._held_out(key)]
             return [[index for index in group if index in again] for group in held]
-        return [group for _, group in members if again.issuperset(group)]
+        kept = [[index for index in group if index not in self.lost] for _, group in members]
+        return [group for group in kept if group and again.issuperset(group)]
 
     def copies(self) -> tuple[str, ...]:
         """Names of images that equal an earlier one of another group."""
@@ -150,6 +182,10 @@ class GoodImages:
         """Index, group and image of each image to learn from."""
         for index, image in enumerate(self.replay.first()):
             group = self._grouping.add(image.name)
+            if image.placement.pose is not None and not image.placement.pose.found:
+                self.lost.append(index)
+                advance(1)
+                continue
             if self._held_out is not None and self._held_out(group):
                 advance(1)
                 continue

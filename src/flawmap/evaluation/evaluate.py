@@ -65,6 +65,8 @@ def evaluate(
         doubts.add(sample, prediction)
         anomaly_map, truth = prediction.anomaly_map, None
         if anomaly_map is not None:
+            if prediction.placement.affine is not None:  # pixels count where they lie in the photo
+                anomaly_map = prediction.placement.straighten(anomaly_map)
             top, left, bottom, right = prediction.placement.content
             anomaly_map = anomaly_map[top:bottom, left:right]  # the padding of a letterbox is no part of the image
             truth = _truth(model, sample, prediction, on_bad)

@@ -33,7 +33,7 @@ AnySource = TypeVar("AnySource", bound=Source)
 
 COLUMNS = (
     "path", "pred_score", "pred_label", "p_value", "pred_mask", "n_regions", "regions", "image_height", "image_width",
-    "overlay", "anomaly_map", "remarks", "run",
+    "overlay", "anomaly_map", "remarks", "run", "found", "angle", "scale", "shift_y", "shift_x", "match",
 )  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """How a text begins that spreadsheets compute."""
@@ -165,6 +165,7 @@ class ResultsWriter:
             "regions": [asdict(region) for region in prediction.regions],
             "remarks": list(prediction.remarks),
             "run": self.run,
+            **_pose(prediction),
         }
         self._write_files(prediction, path, row)
         table, lines = self._table
@@ -213,6 +214,16 @@ class ResultsWriter:
         label = PngInfo()
         label.add_text("run", self.run)
         return label
+
+
+def _pose(prediction: Prediction) -> dict[str, object]:
+    """How the part lies; None where nothing was aligned."""
+    pose = prediction.placement.pose
+    if pose is None:
+        return dict.fromkeys(("found", "angle", "scale", "shift_y", "shift_x", "match"))
+    shift_y, shift_x = pose.shift
+    found = {"angle": pose.angle, "scale": pose.scale, "shift_y": shift_y, "shift_x": shift_x, "match": pose.match}
+    return {"found": pose.found, **{name: round(value, 4) for name, value in found.items()}}
 
 
 def _quoted(cell: object) -> object:

@@ -79,6 +79,7 @@ class Inspector:
         self.metadata = export.metadata
         described = self.metadata.decision
         self.decision_: Decision | None = None if described is None else described.to_decision()
+        self._preprocessing = export.preprocessing()
         self._graph = open_graph(export, device, threads, precision)
 
     @property
@@ -89,7 +90,7 @@ class Inspector:
     @property
     def preprocessing(self) -> Preprocessing:
         """From an image of any size to the model's input."""
-        return self.metadata.preprocessing
+        return self._preprocessing
 
     @property
     def threshold_(self) -> float:
@@ -185,7 +186,12 @@ class Inspector:
             got = getattr(images, "dtype", type(images).__name__)
             raise ParameterError(f"expected a uint8 array (N, H, W, 3), got {got}")
         fixed = None if self.metadata.graph.resize_inside else self.metadata.image_size
-        if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape or fixed not in (None, images.shape[1:3]):
+        if (
+            images.ndim != 4
+            or images.shape[3] != self.metadata.n_channels
+            or 0 in images.shape
+            or fixed not in (None, images.shape[1:3])
+        ):
             raise ParameterError(
                 f"expected RGB images (N, H, W, 3) of {fixed or 'any'} (height, width), at least one; got shape "
                 f"{images.shape}. Resize them, use `predict`, or export with the resize inside"

@@ -21,6 +21,7 @@ from flawmap.detectors.padim.embedding import (
     draw_channels,
     embed,
     project_hierarchy,
+    shown_cells,
 )
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise
 from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization
@@ -70,7 +71,7 @@ def learn(
         regularization = choose_regularization(moments, probe)
     if regularization is None:
         raise ValueError("there is no regularization and no probe to choose it by")
-    count = moments.count
+    count, seen = moments.count, moments.seen
     groups = _groups_to_score(good, calibrate)
     refits = calibrate == "leave-one-out" and any(is_large(len(group), count, refit_below) for group in groups)
     factor = factorise(moments, regularization=regularization, in_place=not refits)
@@ -85,6 +86,7 @@ def learn(
         input_size,
         step=good.batch_size or size,
         kept=kept,
+        seen=seen,
         moments=moments if refits else None,
         refit_below=refit_below,
     )
@@ -111,21 +113,24 @@ def _learn_moments(
     good: GoodImages, backbone: Backbone, hierarchy: Hierarchy, size: int, *, probe: Probe | None, kept: KeptEmbeddings
 ) -> Moments:
     """Moments of all images; the probe and what is kept get every batch too."""
-    moments = Moments.empty(hierarchy, backbone.device)
+    moments = Moments.empty(hierarchy, backbone.device, masked=good.aligned)
     pending: list[Sequence[Tensor]] = []
+    masks: list[Tensor] = []
     for batch in good.first(size):
         columns = embed(backbone, hierarchy, batch.pixels)
         check_finite(columns, batch)
+        seen = shown_cells(batch.pixels, hierarchy, backbone.device)
         if probe is not None:
-            probe.take(columns, batch.groups)
+            probe.take(columns, batch.groups, seen)
         kept.add(batch.indices, columns)
         pending.append(columns)
+        masks += [] if seen is None else [seen]
         n_bytes = sum(part.nbytes for part in columns)
         if sum(part[0].shape[1] for part in pending) >= FIT_BATCH or (len(pending) + 1) * n_bytes > FIT_BYTES:
-            update(moments, _join(pending))
-            pending = []
+            update(moments, _join(pending), torch.cat(masks, dim=1) if masks else None)
+            pending, masks = [], []
     if pending:
-        update(moments, _join(pending))
+        update(moments, _join(pending), torch.cat(masks, dim=1) if masks else None)
     if moments.count < 2:
         raise TrainingSetError(
             f"PaDiM learns a spread and needs at least 2 good images, got {moments.count} usable; "

@@ -41,8 +41,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.detectors.padim.embedding import Hierarchy, spread_positions
-from flawmap.detectors.padim.gaussian.factor import Factor, triangles
-from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, shared_scatter
+from flawmap.detectors.padim.gaussian.factor import Factor, known_cells, triangles
+from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, shared_covariance
 from flawmap.options import MIN_IMAGES
 
 SMALLEST = 1e-6
@@ -71,12 +71,15 @@ BLOCK = 1024
 """Images that are compared with all others at a time."""
 
 
-def leave_one_out(squared: Tensor, count: int, *, sharing: float = 0.0) -> Tensor:
+def leave_one_out(squared: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
     """Squared leave-one-out distances from squared distances of training images, of any shape, under `count` images.
 
+    `count` may differ by position, and then has the last dimensions of `squared`; fewer than three count as three.
     `sharing` is that of the regularisation: only the rest of a covariance is the position's own.
     """
-    if count < MIN_IMAGES:
+    if isinstance(count, Tensor):
+        count = count.to(squared.dtype).clamp(min=MIN_IMAGES)
+    elif count < MIN_IMAGES:
         raise ValueError(f"leaving one out needs at least {MIN_IMAGES} images, got {count}")
     c = (count - 1) / (count - 2)
     k = (1 - sharing) * count / ((count - 1) * (count - 2))
@@ -84,24 +87,29 @@ def leave_one_out(squared: Tensor, count: int, *, sharing: float = 0.0) -> Tenso
     return (count / (count - 1)) ** 2 / c * squared / remaining
 
 
-def leave_group_out(products: Tensor, count: int, *, sharing: float = 0.0) -> Tensor:
-    """Squared distances (..., m) of a group from the model without it, from inner products (..., m, m) under all."""
+def leave_group_out(products: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
+    """Squared distances (..., m) of a group from the model without it, from inner products (..., m, m) under all.
+
+    `count` may differ by position (...); products with images that do not show a position are 0 there.
+    """
     n_left_out = products.shape[-1]
-    rest = count - n_left_out
-    if rest < MIN_IMAGES - 1:
-        raise ValueError(f"leaving {n_left_out} of {count} images out leaves fewer than {MIN_IMAGES - 1}")
     gram = products.double()
+    if isinstance(count, Tensor):
+        count = count.double().clamp(min=n_left_out + MIN_IMAGES - 1)[..., None, None]
+    elif count - n_left_out < MIN_IMAGES - 1:
+        raise ValueError(f"leaving {n_left_out} of {count} images out leaves fewer than {MIN_IMAGES - 1}")
+    rest = count - n_left_out
     identity = torch.eye(n_left_out, dtype=gram.dtype, device=gram.device)
     kappa = (1 - sharing) / (count - 1)
     # the eigenvectors of B = M^(1/2) G M^(1/2) solve P (P - G)^-1 G = M^(-1/2) B (I - kappa B)^-1 M^(-1/2)
     root = identity + ((count / rest) ** 0.5 - 1) / n_left_out
     values, vectors = torch.linalg.eigh(root @ gram @ root)
     values = values.clamp(min=0)
-    weights = values / (1 - kappa * values).clamp(min=SMALLEST)
+    weights = values[..., None, :] / (1 - kappa * values[..., None, :]).clamp(min=SMALLEST)
     # b_j = M e_j, and M^(-1/2) M = M^(1/2)
     shifted = root @ vectors
     c = (count - 1) / (rest - 1)
-    squared: Tensor = (shifted.square() * weights[..., None, :]).sum(dim=-1) / c
+    squared: Tensor = (shifted.square() * weights / c).sum(dim=-1)
     return squared.to(products.dtype)
 
 
@@ -116,14 +124,20 @@ class Probe:
         self.positions = spread_positions(hierarchy.grid, n_probed)
         self.thinned = False
         self._own = [list(level) for level in zip(*map(hierarchy.own_positions, self.positions), strict=True)]
+        self._coarsest = [hierarchy.ancestors(position)[0] for position in self.positions]
         self._rng = np.random.default_rng(0)
         self._kept: list[Tensor] = []
         self._groups: set[Hashable] = set()
         self._n_taken = 0
 
-    def take(self, columns: Sequence[Tensor], groups: Sequence[Hashable]) -> None:
-        """Take note of a batch of embeddings, per level (positions, B, d), and of the group of each image."""
+    def take(self, columns: Sequence[Tensor], groups: Sequence[Hashable], seen: Tensor | None = None) -> None:
+        """Take note of a batch of embeddings, per level (positions, B, d), and of the group of each image.
+
+        `seen` as for `update`; where an image does not show a position, its embedding there is NaN.
+        """
         batch = torch.cat([column[own] for column, own in zip(columns, self._own, strict=True)], dim=2)
+        if seen is not None:
+            batch = batch.masked_fill(seen[self._coarsest][..., None] == 0, math.nan)
         for embedding, group in zip(batch.unbind(1), groups, strict=True):
             if group in self._groups:
                 self.thinned = True
@@ -143,9 +157,9 @@ class Probe:
 def choose_regularization(moments: Moments, probe: Probe) -> Regularization:
     """The candidate of greatest leave-one-out likelihood; the paper's setting for too few images."""
     delta, own, count = _statistics(moments, probe)
-    if count < MIN_IMAGES:
+    if not len(own) or (isinstance(count, int) and count < MIN_IMAGES):
         return PAPER
-    shared = _assemble(shared_scatter(moments)) / (moments.count - 1)
+    shared = _assemble(shared_covariance(moments))
     variance = float(shared.diagonal().mean())
     if variance <= 0:  # identical images
         return PAPER
@@ -156,13 +170,15 @@ def choose_regularization(moments: Moments, probe: Probe) -> Regularization:
 
 
 def log_likelihoods(
-    delta: Tensor, own: Tensor, shared: Tensor, count: int, sharings: Sequence[float], ridges: Sequence[float]
+    delta: Tensor, own: Tensor, shared: Tensor, count: int | Tensor, sharings: Sequence[float], ridges: Sequence[float]
 ) -> NDArray[np.float64]:
     """Mean leave-one-out log-likelihood (sharings, ridges) of an image at a position, up to a constant.
 
-    From embeddings less their mean (P, B, d), covariances (P, d, d) of `count` images, and the shared one (d, d).
+    From embeddings less their mean (P, B, d), covariances (P, d, d) of `count` images, or of (P,), and the shared one
+    (d, d). An embedding of NaN does not count.
     """
     result = np.empty((len(sharings), len(ridges)))
+    count = count[:, None] if isinstance(count, Tensor) else count
     for i, sharing in enumerate(sharings):
         values, vectors = torch.linalg.eigh((1 - sharing) * own + sharing * shared)
         squares = (delta @ vectors).square_()
@@ -172,14 +188,17 @@ def log_likelihoods(
             squared = (squares @ (1 / spread)[..., None])[..., 0]
             left = (1 - k * squared).clamp_(min=SMALLEST)
             terms = left.log() + (count / (count - 1)) ** 2 * squared / left
-            result[i, j] = -0.5 * float((spread.log().sum(dim=1) + terms.mean(dim=1)).mean())
+            result[i, j] = -0.5 * float((spread.log().sum(dim=1) + terms.nanmean(dim=1)).nanmean())
     return result
 
 
-def _statistics(moments: Moments, probe: Probe) -> tuple[Tensor, Tensor, int]:
-    """Embeddings less their mean (P, B, d), covariances (P, d, d), and the number of images they are of."""
+def _statistics(moments: Moments, probe: Probe) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Embeddings less their mean (P, B, d), covariances (P, d, d), and the number of images they are of, or (P,).
+
+    Positions that too few images show are left out.
+    """
     embeddings = probe.embeddings()
-    if probe.thinned:
+    if probe.thinned and moments.seen is None:
         delta = embeddings - embeddings.mean(dim=1, keepdim=True)
         count = delta.shape[1]
         return delta, delta.transpose(1, 2) @ delta / max(1, count - 1), count
@@ -189,8 +208,13 @@ def _statistics(moments: Moments, probe: Probe) -> tuple[Tensor, Tensor, int]:
     blocks = [
         [(cross[i], own[i]) for cross, own, i in zip(moments.cross, moments.own, row, strict=True)] for row in cells
     ]
-    own = torch.stack([_assemble(position) for position in blocks])
-    return embeddings - mean[:, None], own / (moments.count - 1), moments.count
+    scatter = torch.stack([_assemble(position) for position in blocks])
+    delta = embeddings - mean[:, None]
+    if moments.seen is None:
+        return delta, scatter / (moments.count - 1), moments.count
+    seen = moments.seen[[path[0] for path in cells]]
+    known = known_cells(seen, moments.count) > 0
+    return delta[known], scatter[known] / (seen[known] - 1)[:, None, None], seen[known]
 
 
 def _assemble(blocks: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -212,6 +236,7 @@ class Sketcher:
         n_features = factor.hierarchy.n_features
         n_positions = max(8, min(N_SKETCHED, N_SKETCHED * 256 // n_features))
         positions = spread_positions(factor.hierarchy.grid, n_positions)
+        self._coarsest = [factor.hierarchy.ancestors(position)[0] for position in positions]
         self._own = [list(level) for level in zip(*map(factor.hierarchy.own_positions, positions), strict=True)]
         self._mean = torch.cat([mean[own] for mean, own in zip(factor.mean, self._own, strict=True)], dim=1)
         self._whiten = triangles(factor, positions).float()
@@ -220,10 +245,15 @@ class Sketcher:
         self._bucket = torch.from_numpy(rng.integers(N_BUCKETS, size=n_values)).to(device)
         self._sign = torch.from_numpy(rng.choice(np.array([-1, 1], np.float32), size=n_values)).to(device)
 
-    def __call__(self, columns: list[Tensor]) -> Tensor:
-        """Sketches (B, buckets) of unit length, on the CPU, of embeddings per level (positions, B, d)."""
+    def __call__(self, columns: Sequence[Tensor], seen: Tensor | None = None) -> Tensor:
+        """Sketches (B, buckets) of unit length, on the CPU, of embeddings per level (positions, B, d).
+
+        `seen` as for `flawmap.detectors.padim.gaussian.moments.update`.
+        """
         picked = torch.cat([column[own] for column, own in zip(columns, self._own, strict=True)], dim=2)
         white = torch.bmm(picked - self._mean[:, None], self._whiten.transpose(1, 2))
+        if seen is not None:
+            white = white * seen[self._coarsest][..., None]
         values = white.transpose(0, 1).flatten(1) * self._sign
         sketch = values.new_zeros(len(values), N_BUCKETS).index_add_(1, self._bucket, values)
         return torch.nn.functional.normalize(sketch, dim=1).cpu()
