@@ -13,6 +13,7 @@ from flawmap.cli.console import (
     BadImages,
     Remarks,
     check_writable_target,
+    describe_promise,
     guarded,
     literal,
     note,
@@ -70,10 +71,12 @@ def evaluate(
                 f"{dataset}: no good images, or a model without a guaranteed rate; there is nothing to plot"
             )
         plot_reliability(result.reliability, reliability)
-    promised = detector.decision_.false_alarm_rate if detector.decision_ else None
+    decision = detector.decision_
+    promised, bound = (decision.false_alarm_rate, decision.bound()) if decision else (None, None)
     if as_json:
         found = {"skipped": bad.to_json(), "passed_over": [str(path) for path in data.passed_over]}
-        print_json({**result.to_json(), "promised_false_alarm_rate": promised, **found})
+        guaranteed = {"promised_false_alarm_rate": promised, "promised_false_alarm_bound_95": bound}
+        print_json({**result.to_json(), **guaranteed, **found})
     else:
         has_spro = result.spro_score is not None
         headings = ("images", "image AUROC", "pixel AUROC", "PRO", *(("sPRO",) if has_spro else ()))
@@ -87,8 +90,7 @@ def evaluate(
         console = Console()
         console.print(shown)
         if (alarms := result.false_alarm_rate) is not None:
-            promise = "" if promised is None else f", guaranteed {promised:.3g}"
-            console.print(f"good parts flagged: {alarms}{promise}")
+            console.print(f"good parts flagged: {alarms}{describe_promise(decision)}")
         if result.miss_rate is not None:
             console.print(f"anomalous parts missed: {result.miss_rate}")
     remarks = Remarks()
