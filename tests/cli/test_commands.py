@@ -95,7 +95,9 @@ def test_evaluate(model, dataset):
     assert 0 < result["pro_score"] <= 1
     assert set(result["by_type"]) == {"scratch", "spot"}
     assert result["by_type"]["scratch"]["n_images"] == 2
-    assert set(result["by_type"]["spot"]) == {"n_images", "image_auroc", "pixel_auroc", "pro_score", "spro_score"}
+    figures = {"n_images", "image_auroc", "pixel_auroc", "pro_score", "spro_score", "found_at_5", "flagged_at_5"}
+    assert set(result["by_type"]["spot"]) == figures
+    assert result["found_at_5"] is result["flagged_at_5"] is None  # twelve good images promise no 5 %
     assert result["spro_score"] is result["type_mean"] is None
     assert result["warnings"] == [
         "scratch: 1 of 2 images have no mask",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -23,6 +23,9 @@ from flawmap.cli.console import (
 )
 from flawmap.errors import DatasetError
 from flawmap.images import LEARNT
+
+if TYPE_CHECKING:
+    from flawmap.evaluation import Evaluation
 
 
 @guarded
@@ -79,13 +82,14 @@ def evaluate(
         print_json({**result.to_json(), **guaranteed, **found})
     else:
         has_spro = result.spro_score is not None
-        headings = ("images", "image AUROC", "pixel AUROC", "PRO", *(("sPRO",) if has_spro else ()))
+        headings = ("images", "image AUROC", "pixel AUROC", "PRO", *(("sPRO",) if has_spro else ()), "found at 5 %")
         shown = table(data.name, "type", *headings)
         rows: dict[str, Figures] = {**result.by_type, "all": result}
         if result.type_mean is not None:
             rows["mean of types"] = result.type_mean
         for name, row in rows.items():
-            figures = (row.image_auroc, row.pixel_auroc, row.pro_score, *((row.spro_score,) if has_spro else ()))
+            spro = (row.spro_score,) if has_spro else ()
+            figures = (row.image_auroc, row.pixel_auroc, row.pro_score, *spro, row.found_at_5)
             shown.add_row(literal(name), str(row.n_images), *("-" if x is None else f"{x:.4f}" for x in figures))
         console = Console()
         console.print(shown)
@@ -93,6 +97,8 @@ def evaluate(
             console.print(f"good parts flagged: {alarms}{describe_promise(decision)}")
         if result.miss_rate is not None:
             console.print(f"anomalous parts missed: {result.miss_rate}")
+        if at_5 := _describe_at_5(result):
+            console.print(f"at the threshold for 5 % false alarms: {at_5}")
     remarks = Remarks()
     # a warning counts those that were learnt from
     unusual = {remark: paths for remark, paths in result.remarks.items() if remark != LEARNT}
@@ -100,3 +106,13 @@ def evaluate(
     remarks.show()
     for warning in () if quiet else result.warnings:
         note(warning)
+
+
+def _describe_at_5(result: Evaluation) -> str:
+    """Shares above the threshold that promises 5 % false alarms, with their intervals; empty if it cannot be had."""
+    from flawmap.evaluation.metrics import Rate
+
+    shares = {"good parts flagged": (result.flagged_at_5, result.false_alarm_rate)}
+    shares["anomalous parts found"] = (result.found_at_5, result.miss_rate)
+    known = {what: (share, of.n) for what, (share, of) in shares.items() if share is not None and of is not None}
+    return "; ".join(f"{what} {Rate.of(round(share * n), n)}" for what, (share, n) in known.items())
