@@ -34,7 +34,7 @@ from flawmap.detectors.parameters import Bits, DeviceName, Parametrised, Pixels,
 from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.model_file import MAX_ROWS, ModelFile, Streamed, damaged, write_model_file
-from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, GraphDtype, OnBad
+from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, Fdr, GraphDtype, OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress
 
@@ -172,12 +172,7 @@ class Detector(Parametrised, ABC):
         return self
 
     def predict(
-        self,
-        images: ImageInput,
-        *,
-        on_bad: OnBad | None = None,
-        batch_size: int | None = None,
-        fdr: float | None = None,
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None, fdr: Fdr = None
     ) -> Prediction | list[Prediction]:
         """Score one image (a Prediction, or an ImageError) or many (a list in input order).
 
@@ -203,12 +198,7 @@ class Detector(Parametrised, ABC):
         return list(predictions if fdr is None else label_batch(predictions, fdr))
 
     def iter_predict(
-        self,
-        images: ImageInput,
-        *,
-        on_bad: OnBad | None = None,
-        batch_size: int | None = None,
-        fdr: float | None = None,
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None, fdr: Fdr = None
     ) -> Iterator[Prediction]:
         """Score images one after the other, in input order, in bounded memory; arguments as in `predict`.
 

@@ -14,7 +14,7 @@ from flawmap.decision import Decision, judge, label_batch
 from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError
 from flawmap.files import expand_home
 from flawmap.images import ImageCollection, ImageInput, Loaded, Preprocessing, collect, load_image, stream
-from flawmap.options import OnBad, PrecisionChoice
+from flawmap.options import Fdr, OnBad, PrecisionChoice
 from flawmap.prediction import Prediction
 from flawmap.runtime.export_files import read_export
 from flawmap.runtime.graphs import Result, open_graph
@@ -109,12 +109,7 @@ class Inspector:
         return self.metadata.map_scale
 
     def predict(
-        self,
-        images: ImageInput,
-        *,
-        on_bad: OnBad | None = None,
-        batch_size: int | None = None,
-        fdr: float | None = None,
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None, fdr: Fdr = None
     ) -> Prediction | list[Prediction]:
         """Score images: a Prediction of one image, else a list of them in input order.
 
@@ -141,12 +136,7 @@ class Inspector:
         return list(predictions if fdr is None else label_batch(predictions, fdr))
 
     def iter_predict(
-        self,
-        images: ImageInput,
-        *,
-        on_bad: OnBad | None = None,
-        batch_size: int | None = None,
-        fdr: float | None = None,
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None, fdr: Fdr = None
     ) -> Iterator[Prediction]:
         """Score images one after the other, in input order, in bounded memory; arguments as in `predict`.
 
