@@ -349,6 +349,7 @@ def test_fit_info_threshold_and_evaluate_state_the_bound(good_folder, dataset, t
     assert fitted["false_alarm_bound_95"] == bound
     assert described["decision"]["false_alarm_bound_95"] == shown["false_alarm_bound_95"] == bound
     assert evaluated["promised_false_alarm_bound_95"] == bound
+    assert evaluated["promised_confidence"] is None
     assert (described["decision"]["n_groups"], shown["n_groups"], shown["confidence"]) == (12, 12, None)
     said = succeed("fit", good_folder, "-o", model, *FIT).stderr.replace("\n", " ")
     assert "on average at most 7.69 % of good parts are flagged" in said

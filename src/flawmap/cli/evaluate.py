@@ -75,10 +75,13 @@ def evaluate(
             )
         plot_reliability(result.reliability, reliability)
     decision = detector.decision_
-    promised, bound = (decision.false_alarm_rate, decision.bound()) if decision else (None, None)
     if as_json:
         found = {"skipped": bad.to_json(), "passed_over": [str(path) for path in data.passed_over]}
-        guaranteed = {"promised_false_alarm_rate": promised, "promised_false_alarm_bound_95": bound}
+        guaranteed = {
+            "promised_false_alarm_rate": decision.false_alarm_rate if decision else None,
+            "promised_confidence": decision.confidence if decision else None,
+            "promised_false_alarm_bound_95": decision.bound() if decision else None,
+        }
         print_json({**result.to_json(), **guaranteed, **found})
     else:
         has_spro = result.spro_score is not None
