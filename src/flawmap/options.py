@@ -33,6 +33,8 @@ GraphDtype = Literal["float32", "float16"]
 """Numbers in which an exported graph stores constants."""
 Groups = str | Callable[[str], Hashable]
 """Which images belong together: a regular expression on the path, "folder", or a function of the path."""
+Fdr = float | None
+"""A false-discovery rate, by which the images of a batch are labelled together; None: each by the threshold."""
 OnBad = Callable[[ImageError], None]
 """Called with each image that cannot be used, which is then left out; without it, the first such image raises."""
 

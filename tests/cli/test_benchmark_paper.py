@@ -216,6 +216,7 @@ class Brightness:
     """A detector of whole images that keeps to the protocol."""
 
     preprocessing = Preprocessing.of(64)
+    decision_ = None
 
     def fit(self, images, **_):
         self.mean = np.mean([np.asarray(Image.open(path)) for path in images])

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,52 @@ def test_only_what_is_asked_for_and_there_is_written(photos, tmp_path):
     assert (row["pred_label"], row["n_regions"], row["regions"]) == (None, None, [])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predictions.csv", "predictions.jsonl"]
     assert results.n_anomalous == 0
+
+
+def read_tables(folder):
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    with (folder / "predictions.csv").open(newline="") as file:
+        return lines, list(csv.DictReader(file))
+
+
+def test_a_batch_is_labelled_when_all_are_written(photos, tmp_path):
+    predictions = [replace(prediction_of(path), p_value=p) for path, p in zip(photos, (0.3, 0.01), strict=True)]
+    with ResultsWriter(tmp_path / "plain", photos, map_scale=SCALE, masks=True) as results:
+        plain = [results.write(prediction) for prediction in predictions]
+    with ResultsWriter(tmp_path / "batch", photos, map_scale=SCALE, masks=True, fdr=0.1) as results:
+        assert [results.write(prediction)["pred_label"] for prediction in predictions] == [None, None]
+    assert results.n_anomalous == 1
+    lines, table = read_tables(tmp_path / "batch")
+    for line, cells, row, label in zip(lines, table, plain, (0, 1), strict=True):
+        changes = {"pred_label": label, "fdr": 0.1, "run": results.run}
+        assert line == json.loads(json.dumps(row)) | changes
+        assert (cells["pred_label"], cells["fdr"]) == (str(label), "0.1")
+        assert json.loads(cells["regions"]) == line["regions"]
+    assert names_below(tmp_path / "batch") == names_below(tmp_path / "plain")
+    assert "fdr" not in read_tables(tmp_path / "plain")[1][0]
+
+
+def test_a_batch_that_ends_by_an_error_leaves_nothing(photos, tmp_path):
+    with (
+        pytest.raises(ParameterError, match="expected one of"),
+        ResultsWriter(tmp_path / "out", photos[:1], fdr=0.1) as results,
+    ):
+        results.write(prediction_of(photos[1]))
+    assert not (tmp_path / "out").exists()
+    with (
+        pytest.raises(ParameterError, match="without calibration"),
+        ResultsWriter(tmp_path / "out", photos, fdr=0.1) as results,
+    ):
+        results.write(prediction_of(photos[0], calibrated=False))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ParameterError, match="false-discovery rate"):
+        ResultsWriter(tmp_path / "out", photos, fdr=1)
+
+
+def test_a_batch_of_no_images_has_empty_tables(photos, tmp_path):
+    with ResultsWriter(tmp_path / "out", photos, fdr=0.1) as results:
+        pass
+    assert (results.n_anomalous, read_tables(tmp_path / "out")) == (0, ([], []))
 
 
 def names_below(folder):

@@ -14,6 +14,7 @@ from PIL import Image
 
 import flawmap.runtime.inspector
 from flawmap import Inspector
+from flawmap.decision import discover
 from flawmap.errors import ImageError, MissingDependencyError, ModelFileError, NotFittedError, ParameterError
 from flawmap.prediction import Prediction
 from flawmap.runtime.export_files import read_export
@@ -38,6 +39,18 @@ def test_it_runs_without_torch(exported, small_model, scratched, tmp_path):
     done = python(WITHOUT_TORCH + code, exported, tmp_path / "scratched.png")
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(small_model.predict(scratched).pred_score, rel=1e-3)
+
+
+def test_a_batch_is_labelled_by_its_false_discovery_rate(inspector, good_images, scratched):
+    images = [*good_images, scratched]
+    p_values = [one.p_value for one in inspector.predict(images)]
+    for rate in (0.05, 0.2, 0.99):
+        wanted = discover(p_values, rate).tolist()
+        assert [bool(one.pred_label) for one in inspector.predict(images, fdr=rate)] == wanted
+        assert [bool(one.pred_label) for one in inspector.iter_predict(iter(images), fdr=rate)] == wanted
+    assert [inspector.predict(scratched, fdr=rate).pred_label for rate in (0.05, 0.1)] == [0, 1]
+    with pytest.raises(ParameterError, match="false-discovery rate"):
+        inspector.iter_predict(images, fdr=2)
 
 
 def test_openvino_is_imported_without_its_reports_over_the_network():

@@ -230,6 +230,7 @@ def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> d
         "n_images": model.n_images_,
         "threshold": decision.threshold if decision else None,
         "false_alarm_rate": decision.false_alarm_rate if decision else None,
+        "false_alarm_bound_95": decision.bound() if decision else None,
         "bytes": output.stat().st_size,
         "seconds": round(seconds, 3),
         "outliers": list(model.outliers_),

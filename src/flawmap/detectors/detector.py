@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flawmap.backbones import NETWORKS, Policy, pick_device
-from flawmap.decision import FALSE_ALARM_RATE, MOST, Decision, GoodPhotos, judge
+from flawmap.decision import FALSE_ALARM_RATE, MOST, Decision, GoodPhotos, changed, judge, label_batch
 from flawmap.detectors.batches import Batch, batch_of_one, batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import (
@@ -35,7 +35,7 @@ from flawmap.errors import ImageError, ModelFileError, NotFittedError, Parameter
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.images.alignment import AlignedPreprocessing, Aligner
 from flawmap.model_file import MAX_ROWS, ModelFile, Streamed, damaged, write_model_file
-from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, GraphDtype, OnBad
+from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, Fdr, GraphDtype, OnBad
 from flawmap.prediction import Prediction
 from flawmap.progress import Progress
 
@@ -184,7 +184,7 @@ class Detector(Parametrised, ABC):
         return self
 
     def predict(
-        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None, fdr: Fdr = None
     ) -> Prediction | list[Prediction]:
         """Score one image (a Prediction, or an ImageError) or many (a list in input order).
 
@@ -193,30 +193,35 @@ class Detector(Parametrised, ABC):
             on_bad: called with each image that cannot be read. Of many images it is then left out; None raises
                 ImageError.
             batch_size: images per step; None to choose.
+            fdr: label the images by this false-discovery rate (`flawmap.decision.discover`), not by the threshold.
         """
         self._check_fitted()
         try:
             collection = collect(images)
             if collection.single and self._input is not None:
                 image = load_image(1, next(iter(collection.items)), self._input, learnt=self._digests)
-                return self._judge(batch_of_one(image, batch_size))[0]
+                [one] = self._judge(batch_of_one(image, batch_size))
+                return one if fdr is None else next(label_batch([one], fdr))
         except ImageError as error:
             if on_bad is not None:
                 on_bad(error)
             raise
-        return list(self._predict(collection, on_bad, batch_size))
+        predictions = self._predict(collection, on_bad, batch_size)
+        return list(predictions if fdr is None else label_batch(predictions, fdr))
 
     def iter_predict(
-        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None, fdr: Fdr = None
     ) -> Iterator[Prediction]:
-        """Score images one after the other, in input order, in bounded memory; input and `on_bad` as in `predict`.
+        """Score images one after the other, in input order, in bounded memory; arguments as in `predict`.
 
-        Each image of an iterator, such as a camera, is scored before the next one is asked for.
+        Each image of an iterator, such as a camera, is scored before the next one is asked for. With `fdr` all are
+        scored, and kept in memory with their maps, before the first is given.
         """
         self._check_fitted()
         collection = collect(images)
         live = collection.count is None
-        return self._predict(collection, on_bad, 1 if live and batch_size is None else batch_size, live=live)
+        found = self._predict(collection, on_bad, 1 if live and batch_size is None else batch_size, live=live)
+        return found if fdr is None else label_batch(found, fdr)
 
     @property
     def leave_one_out_scores_(self) -> NDArray[np.float32]:
@@ -233,12 +238,15 @@ class Detector(Parametrised, ABC):
         *,
         false_alarm_rate: float | None = None,
         value: float | None = None,
+        certify: float | None = None,
         pixel_false_alarm_rate: float | None = None,
     ) -> Self:
-        """Decide by another false-alarm rate, or by a score without a guarantee; the model is not fitted again."""
-        self.decision_ = self._calibrated().changed(
-            false_alarm_rate=false_alarm_rate, value=value, pixel_false_alarm_rate=pixel_false_alarm_rate
-        )
+        """Decide by another rate, by one that holds with a confidence (`certify`), or by a score without a guarantee.
+
+        The model is not fitted again. Arguments as of `flawmap.decision.changed`.
+        """
+        given = {"value": value, "certify": certify, "pixel_false_alarm_rate": pixel_false_alarm_rate}
+        self.decision_ = changed(self._calibrated(), false_alarm_rate=false_alarm_rate, **given)
         return self
 
     @property
@@ -251,7 +259,7 @@ class Detector(Parametrised, ABC):
     def describe(self) -> dict[str, Any]:
         """What the model is and what it was fitted on, as plain JSON values."""
         self._check_fitted()
-        return describe_document(self._document(self._stored_dtype))
+        return describe_document(self._document(self._stored_dtype), self.decision_)
 
     def save(self, path: str | os.PathLike[str], *, dtype: FactorDtype | None = None) -> None:
         """Write a model file atomically; the same images, parameters and seed give the same bytes.

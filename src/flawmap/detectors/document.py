@@ -122,6 +122,7 @@ class DecisionRecord(Record):
     n_scores: int = Field(ge=1)
     threshold: float
     false_alarm_rate: float | None = Field(gt=0, lt=1)
+    confidence: float | None = Field(default=None, gt=0, lt=1)  # None if the rate holds on average
     pixel_false_alarm_rate: float | None = Field(gt=0, lt=1)  # None if there are no maps
 
     @classmethod
@@ -133,6 +134,7 @@ class DecisionRecord(Record):
             n_scores=len(decision.scores),
             threshold=decision.threshold,
             false_alarm_rate=decision.false_alarm_rate,
+            confidence=decision.confidence,
             pixel_false_alarm_rate=decision.pixel_false_alarm_rate if decision.localises else None,
         )
 
@@ -224,12 +226,30 @@ def restore_decision(
         record.false_alarm_rate,
         record.pixel_false_alarm_rate or PIXEL_FALSE_ALARM_RATE,
         group_sizes=sizes,
+        confidence=record.confidence,
     )
 
 
-def describe_document(document: Document) -> dict[str, Any]:
-    """A document as plain JSON values on one level: parameters, with what was learnt in their place."""
+def read_decision(file: ModelFile, document: Document, *, localises: bool) -> Decision | None:
+    """The decision of an opened file, of which nothing else is read. Raises ModelFileError."""
+    wanted = decision_shapes(document.decision, localises=localises)
+    if wrong := sorted(name for name, shape in wanted.items() if file.shapes.get(name) != shape):
+        raise damaged(
+            file.path, f"tensor '{wrong[0]}' has shape {file.shapes.get(wrong[0])}, expected {wanted[wrong[0]]}"
+        )
+    tensors = file.read(file.shapes, torch.device("cpu"), leave=file.shapes.keys() - wanted.keys())
+    file.check()
+    return restore_decision(file.path, document.decision, tensors)
+
+
+def describe_document(document: Document, decision: Decision | None) -> dict[str, Any]:
+    """A document as plain JSON values on one level: parameters, with what was learnt in their place.
+
+    Its decision also has the number of groups, and the upper bound of the false-alarm rate at 95 % confidence.
+    """
     content = document.model_dump(mode="json")
+    if decision is not None:
+        content["decision"] |= {"n_groups": decision.n_groups, "false_alarm_bound_95": decision.bound()}
     images = content.pop("images")
     content["photo_sizes"], content["photo_bits"] = (images or {}).get("sizes"), (images or {}).get("bits")
     parameters, learnt = content.pop("parameters"), content.pop("learnt")

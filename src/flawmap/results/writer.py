@@ -13,13 +13,16 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import BinaryIO, Self, TextIO, TypeVar
+from typing import Any, BinaryIO, Self, TextIO, TypeVar
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from flawmap.decision import discover
+from flawmap.decision.discovery import check_rate, p_value_of
 from flawmap.errors import ParameterError
 from flawmap.files import check_replaceable, expand_home, name_file
 from flawmap.images import FrameReader, ImagePage, VideoFrame, named_source, read_image
@@ -58,10 +61,12 @@ class ResultsWriter:
         masks: write masks/NAME.png, each mask at the image's size, anomalous pixels white.
         excel: write predictions.csv for spreadsheets: with a byte order mark, and with a ' before text that would be
             computed. A path that begins with one of = + - @ is then not the file's name.
+        fdr: label the images by this false-discovery rate (`flawmap.decision.discover`) when the block ends, and not by
+            the threshold. Both tables then have a column `fdr`, and rows that `write` returns have no label.
 
     Attributes:
         run: name of this run: time in UTC, and random digits.
-        n_anomalous: images with label 1 so far.
+        n_anomalous: images with label 1 so far; with `fdr` known when the block has ended.
 
     Raises ParameterError for images that lie in the folders of the results, which `without_results` leaves out.
 
@@ -99,13 +104,17 @@ class ResultsWriter:
         maps: bool = False,
         masks: bool = False,
         excel: bool = False,
+        fdr: float | None = None,
     ) -> None:
+        if fdr is not None:
+            check_rate(fdr)
         self.output = expand_home(output)
         self.map_scale = map_scale
         self.overlays = overlays
         self.maps = maps
         self.masks = masks
         self.excel = excel
+        self.fdr = fdr
         self.run = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}-{secrets.token_hex(3)}"
         self.n_anomalous = 0
         images = [_source(path) for path in paths]
@@ -120,6 +129,8 @@ class ResultsWriter:
         self._stack = ExitStack()
         self._staged = Path()  # where the block writes
         self._table: tuple[csv.DictWriter[str], TextIO] | None = None
+        self._unlabelled: TextIO | None = None  # rows that wait for the p-values of all
+        self._p_values: list[float] = []
 
     def __enter__(self) -> Self:
         encoding = "utf-8-sig" if self.excel else "utf-8"
@@ -131,33 +142,39 @@ class ResultsWriter:
                 (self._staged / TABLE).open("w", encoding=encoding, errors="backslashreplace", newline="")
             )  # names may be no UTF-8
             lines = stack.enter_context((self._staged / LINES).open("w", encoding="utf-8"))
-            table = csv.DictWriter(csv_file, COLUMNS, restval="", extrasaction="ignore")
+            columns = COLUMNS if self.fdr is None else (*COLUMNS, "fdr")
+            table = csv.DictWriter(csv_file, columns, restval="", extrasaction="ignore")
             table.writeheader()
+            if self.fdr is not None:
+                self._unlabelled = stack.enter_context(TemporaryFile("w+", encoding="utf-8", dir=self._staged))
+                stack.push(self._label_rows)
             self._table, self._stack = (table, lines), stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._table = None
         self._frames.close()
-        self._stack.__exit__(kind, error, trace)
+        try:
+            self._stack.__exit__(kind, error, trace)
+        finally:
+            self._table = None
 
     def write(self, prediction: Prediction) -> dict[str, object]:
         """Write an image's files and its row, which is returned.
 
-        Raises ParameterError outside the block of the context manager, and for an image that is not one of `paths`.
+        Raises ParameterError outside the block of the context manager, for an image that is not one of `paths`, and,
+        with `fdr`, for a prediction without a p-value.
         """
         if self._table is None:
             raise ParameterError("ResultsWriter writes inside its block: with ResultsWriter(...) as results: ...")
         path, (height, width) = str(prediction.path), prediction.image_size
         if path not in self._names:
             raise ParameterError(f"{path}: expected one of the {len(self._names)} images in `paths`")
-        self.n_anomalous += prediction.pred_label or 0
         row: dict[str, object] = {
             "path": path,
             "pred_score": float(f"{prediction.pred_score:.9g}"),
-            "pred_label": prediction.pred_label,
+            "pred_label": prediction.pred_label if self.fdr is None else None,
             "p_value": prediction.p_value,
             "n_regions": None if prediction.pred_mask is None else len(prediction.regions),
             "image_height": height,
@@ -168,11 +185,29 @@ class ResultsWriter:
             **_pose(prediction),
         }
         self._write_files(prediction, path, row)
-        table, lines = self._table
-        cells = {**row, "regions": json.dumps(row["regions"]), "remarks": "; ".join(prediction.remarks)}
+        if self._unlabelled is None:
+            self._write_row(row, *self._table)
+        else:
+            self._p_values.append(p_value_of(prediction))
+            self._unlabelled.write(json.dumps(row, allow_nan=False) + "\n")
+        return row
+
+    def _write_row(self, row: dict[str, Any], table: csv.DictWriter[str], lines: TextIO) -> None:
+        """Write a row into both tables."""
+        self.n_anomalous += row["pred_label"] or 0
+        cells = {**row, "regions": json.dumps(row["regions"]), "remarks": "; ".join(row["remarks"])}
         table.writerow({name: _quoted(cell) for name, cell in cells.items()} if self.excel else cells)
         lines.write(json.dumps(row, allow_nan=False) + "\n")
-        return row
+
+    def _label_rows(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write the rows that wait, with the labels of the whole batch, unless the block ends by an error."""
+        if kind is not None or self._unlabelled is None or self._table is None or self.fdr is None:
+            return
+        self._unlabelled.seek(0)
+        for line, label in zip(self._unlabelled, discover(self._p_values, self.fdr).tolist(), strict=True):
+            row = json.loads(line)
+            is_anomalous = bool(label) or row["found"] is False
+            self._write_row({**row, "pred_label": int(is_anomalous), "fdr": self.fdr}, *self._table)
 
     def _write_files(self, prediction: Prediction, path: str, row: dict[str, object]) -> None:
         """Write the files asked for; their paths, relative to the output folder, go into the row."""

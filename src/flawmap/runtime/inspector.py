@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.decision import Decision, judge
+from flawmap.decision import Decision, judge, label_batch
 from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError
 from flawmap.files import expand_home
 from flawmap.images import ImageCollection, ImageInput, Loaded, Preprocessing, collect, load_image, stream
-from flawmap.options import OnBad, PrecisionChoice
+from flawmap.options import Fdr, OnBad, PrecisionChoice
 from flawmap.prediction import Prediction
 from flawmap.runtime.export_files import read_export
 from flawmap.runtime.graphs import Result, open_graph
@@ -110,7 +110,7 @@ class Inspector:
         return self.metadata.map_scale
 
     def predict(
-        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None, fdr: Fdr = None
     ) -> Prediction | list[Prediction]:
         """Score images: a Prediction of one image, else a list of them in input order.
 
@@ -119,6 +119,7 @@ class Inspector:
             on_bad: called with the ImageError of each image that cannot be used; of many images it is then left out. A
                 single image that cannot be used raises ImageError in any case.
             batch_size: images per step; None to choose.
+            fdr: label the images by this false-discovery rate (`flawmap.decision.discover`), not by the threshold.
         """
         _check_batch_size(batch_size)
         try:
@@ -129,17 +130,23 @@ class Inspector:
             if on_bad is not None:
                 on_bad(error)
             raise
-        return self._judge([image])[0] if collection.single else list(self._predict(collection, on_bad, batch_size))
+        if collection.single:
+            [one] = self._judge([image])
+            return one if fdr is None else next(label_batch([one], fdr))
+        predictions = self._predict(collection, on_bad, batch_size)
+        return list(predictions if fdr is None else label_batch(predictions, fdr))
 
     def iter_predict(
-        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None, fdr: Fdr = None
     ) -> Iterator[Prediction]:
         """Score images one after the other, in input order, in bounded memory; arguments as in `predict`.
 
-        Each image of an iterator, such as a camera, is scored before the next one is asked for.
+        Each image of an iterator, such as a camera, is scored before the next one is asked for. With `fdr` all are
+        scored, and kept in memory with their maps, before the first is given.
         """
         _check_batch_size(batch_size)
-        return self._predict(collect(images), on_bad, batch_size)
+        predictions = self._predict(collect(images), on_bad, batch_size)
+        return predictions if fdr is None else label_batch(predictions, fdr)
 
     def score_batch(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Raw image scores (N,) and anomaly maps (N, h, w), if there are any, of ready images, RGB (N, H, W, 3) uint8.

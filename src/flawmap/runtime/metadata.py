@@ -24,7 +24,9 @@ from flawmap.prediction import Size
 FORMAT_VERSION = 2
 METADATA_FILE = "metadata.json"
 ALIGNMENT_FILE = "alignment.safetensors"
-EDITED = ("threshold", "false_alarm_rate", "pixel_threshold", "pixel_false_alarm_rate")
+EDITED = (
+    "threshold", "false_alarm_rate", "confidence", "false_alarm_bound_95", "pixel_threshold", "pixel_false_alarm_rate"
+)  # fmt: skip
 """What people and programs change in the decision: the digest leaves it out."""
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -56,6 +58,9 @@ class DecisionMetadata(_Record):
     Attributes:
         threshold: images with higher scores are anomalous.
         false_alarm_rate: share of good images above it; `threshold` follows from it if that is null.
+        confidence: with which that rate holds; null if it holds on average.
+        false_alarm_bound_95: upper bound of that share at 95 % confidence, for those who read the file; reading ignores
+            it, because it follows from the scores.
         pixel_threshold: pixels with higher map values are anomalous.
         pixel_false_alarm_rate: share of good images' pixels above it.
         leave_one_out_scores: held-out image scores of the good images.
@@ -66,6 +71,8 @@ class DecisionMetadata(_Record):
 
     threshold: float | None
     false_alarm_rate: Rate | None
+    confidence: Rate | None = None
+    false_alarm_bound_95: float | None = None
     pixel_threshold: float | None
     pixel_false_alarm_rate: Rate | None
     leave_one_out_scores: tuple[Distance, ...] = Field(min_length=1)
@@ -88,6 +95,8 @@ class DecisionMetadata(_Record):
         return cls(
             threshold=decision.threshold,
             false_alarm_rate=decision.false_alarm_rate,
+            confidence=decision.confidence,
+            false_alarm_bound_95=decision.bound(),
             pixel_threshold=decision.pixel_threshold if decision.localises else decision.pixel_value,
             pixel_false_alarm_rate=decision.pixel_false_alarm_rate if decision.pixel_value is None else None,
             leave_one_out_scores=tuple(decision.scores.tolist()),
@@ -107,7 +116,8 @@ class DecisionMetadata(_Record):
         if self.pixel_threshold is not None and self.pixel_threshold != decision.pixel_threshold:
             decision = replace(decision, pixel_value=self.pixel_threshold)
         if self.false_alarm_rate is not None:
-            decision = decision.at_rate(self.false_alarm_rate)
+            rate, confidence = self.false_alarm_rate, self.confidence
+            decision = decision.at_rate(rate) if confidence is None else decision.certified(rate, confidence)
         if self.threshold is not None and self.threshold != decision.threshold:
             decision = decision.at_value(self.threshold)
         return decision

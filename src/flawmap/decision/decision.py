@@ -1,8 +1,9 @@
 """From scores to labels: thresholds and p-values from good images alone, with a guaranteed false-alarm rate.
 
-The leave-one-out scores of N good images and the score of one more good image are exchangeable (nearly: the model of
-the one more has seen all N), so its rank among them is uniform. A p-value is (1 + #{scores >= s}) / (N + 1), and the
-threshold for a false-alarm rate q is the score of conformal rank ceil((N + 1) (1 - q)) (Vovk et al. 2005).
+Held-out scores of N good images and the score of one more good image are exchangeable, so its rank among them is
+uniform. A p-value is (1 + #{scores >= s}) / (N + 1), and the threshold for a false-alarm rate q is the score of
+conformal rank ceil((N + 1) (1 - q)) (Vovk et al. 2005). That is exact for a hold-out set, and nearly so for
+leave-one-out, a jackknife: the model that scores the one more has seen all N (docs/decision.md).
 
 Where images come in groups of near-duplicates, the groups are exchangeable and not the images: each of K groups then
 weighs 1 / (K + 1), however many images it has (hierarchical conformal prediction, Lee, Barber, Willett 2023).
@@ -19,19 +20,10 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
+from flawmap.decision.guarantee import CONFIDENCE, certified_threshold, groups_above, upper_bound
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Loaded
 from flawmap.prediction import Placement, Prediction, Region, Size
-
-__all__ = [
-    "FALSE_ALARM_RATE",
-    "PIXEL_FALSE_ALARM_RATE",
-    "PIXEL_RATES",
-    "Decision",
-    "GoodPhotos",
-    "find_regions",
-    "judge",
-]
 
 FALSE_ALARM_RATE = 0.01
 """Share of good images that are flagged, unless the user asks for another."""
@@ -97,6 +89,7 @@ class Decision:
             detector that makes no maps.
         threshold: image scores above it are anomalous.
         false_alarm_rate: guaranteed share of good images above `threshold`; None if the user set the value.
+        confidence: with which that rate holds, if it was certified; None if it holds on average.
         pixel_false_alarm_rate: share of good images' pixels above the pixel threshold.
         group_sizes: (N,) images in the group of each score; None if every image stands alone.
         pixel_value: the pixel threshold, if the user set its value; None if it follows from the rate.
@@ -114,6 +107,7 @@ class Decision:
     pixel_false_alarm_rate: float = PIXEL_FALSE_ALARM_RATE
     group_sizes: NDArray[np.float32] | None = None
     pixel_value: float | None = None
+    confidence: float | None = None
 
     @property
     def n_groups(self) -> int:
@@ -152,24 +146,14 @@ class Decision:
         """Lowest false-alarm rate that so many good images, or groups of them, can guarantee, 1 / (K + 1)."""
         return 1 / (self.n_groups + 1)
 
-    def changed(
-        self,
-        *,
-        false_alarm_rate: float | None = None,
-        value: float | None = None,
-        pixel_false_alarm_rate: float | None = None,
-    ) -> Decision:
-        """Decide by another guaranteed rate, or by a score, which guarantees no rate."""
-        if false_alarm_rate is not None and value is not None:
-            raise ParameterError("give either false_alarm_rate or value")
-        decision = self
-        if false_alarm_rate is not None:
-            decision = decision.at_rate(false_alarm_rate)
-        if value is not None:
-            decision = decision.at_value(value)
-        if pixel_false_alarm_rate is not None:
-            decision = decision.at_pixel_rate(pixel_false_alarm_rate)
-        return decision
+    @property
+    def n_above(self) -> int:
+        """Held-out scores, or groups of them, above the threshold."""
+        return groups_above(self.scores, self.group_sizes, self.threshold)
+
+    def bound(self, confidence: float = CONFIDENCE) -> float | None:
+        """Upper bound, at this confidence, of the share of good images that are flagged; None without a rate."""
+        return None if self.false_alarm_rate is None else upper_bound(self.n_above, self.n_groups, confidence)
 
     def at_rate(self, false_alarm_rate: float) -> Decision:
         """Decide by another rate; one too low for so few good images becomes the lowest they can guarantee."""
@@ -179,13 +163,18 @@ class Decision:
         order = np.argsort(self.scores, kind="stable")
         below = np.cumsum(self.weights[order])
         rank = min(int(np.searchsorted(below, 1 - rate - 1e-9)), len(order) - 1)
-        return replace(self, threshold=float(self.scores[order[rank]]), false_alarm_rate=rate)
+        return replace(self, threshold=float(self.scores[order[rank]]), false_alarm_rate=rate, confidence=None)
+
+    def certified(self, false_alarm_rate: float, confidence: float = CONFIDENCE) -> Decision:
+        """Decide by a rate that holds with this confidence. Raises ParameterError for too few good images."""
+        certain = certified_threshold(self.scores, self.group_sizes, self.n_groups, false_alarm_rate, confidence)
+        return replace(self, threshold=certain, false_alarm_rate=float(false_alarm_rate), confidence=float(confidence))
 
     def at_value(self, threshold: float) -> Decision:
         """Decide by a score, which guarantees no rate."""
         if not _is_number(threshold):
             raise ParameterError(f"a threshold must be a finite number, got {threshold!r}")
-        return replace(self, threshold=float(threshold), false_alarm_rate=None)
+        return replace(self, threshold=float(threshold), false_alarm_rate=None, confidence=None)
 
     def at_pixel_rate(self, pixel_false_alarm_rate: float) -> Decision:
         """Set the share of good images' pixels above the pixel threshold."""
