@@ -39,7 +39,7 @@ SHOWN = 5
 DETECTORS = "Method: padim, spade, mahalanobis-ad, vae, patch-svdd, ganomaly, itae, or an installed one."
 PRESETS = (
     "Settings of a paper: padim-r18-rd100, padim-wr50-rd550, padim-effnet-b5, spade-wr50, mahalanobis-ad-effnet-b4, "
-    "vae-paper, patch-svdd-paper, ganomaly-paper, itae-paper."
+    "vae-paper, patch-svdd-paper, ganomaly-paper, itae-paper; or padim-dinov2-s, a vision transformer."
 )
 of_backbone = partial(option, panel="Backbone")
 of_padim = partial(option, panel="PaDiM")
