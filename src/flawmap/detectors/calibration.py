@@ -99,6 +99,18 @@ class HeldOutScores:
         return sizes if sizes.max() > 1 else None
 
 
+def conclude(
+    held_out: HeldOutScores | None, names: Sequence[str], rate: float
+) -> tuple[Decision | None, tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """The decision at a false-alarm rate, outliers and near-duplicates, by the `names` of the good images."""
+    if held_out is None or not held_out.scores:
+        return None, (), ()
+    indices, decision = held_out.in_order()
+    outliers = tuple(names[indices[i]] for i in decision.outliers())
+    duplicates = tuple((names[earlier], names[later]) for earlier, later in held_out.duplicates)
+    return decision.at_rate(rate), outliers, duplicates
+
+
 def all_scores(scores: Sequence[float] | NDArray[np.floating]) -> HeldOutScores:
     """Scores of all good images, in the training order."""
     return HeldOutScores(list(range(len(scores))), [float(score) for score in scores])

@@ -233,9 +233,7 @@ def check_tiff(stream: BinaryIO, n_bytes: int, name: str, number: int = 1) -> Di
     if min(directory.width, directory.height, *directory.block) < 1:
         raise ImageError(name, f"is damaged: it is said to have {directory.width} x {directory.height} pixels")
     if directory.is_preview:
-        raise ImageError(
-            name, "is the preview of a raw photo or of a larger image; save that as TIFF or PNG"
-        )
+        raise ImageError(name, "is the preview of a raw photo or of a larger image; save that as TIFF or PNG")
     if not directory.is_read:
         raise refusal(directory, name)
     if (missing := directory.missing(n_bytes)) is not None:
