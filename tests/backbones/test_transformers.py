@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from flawmap import Inspector, MahalanobisAD, PaDiM, export_model, load
+from flawmap import SPADE, Inspector, MahalanobisAD, PaDiM, export_model, load
 from flawmap.backbones import load_backbone, size_step
 from flawmap.backbones.positions import resample
 from flawmap.errors import BackboneError, WeightsError
@@ -204,8 +204,10 @@ def test_a_model_loads_with_its_weights_at_its_size(tiny_weights, good_images, s
 
 
 def test_other_detectors_read_transformers_too(good_images, scratched):
-    model = MahalanobisAD(backbone="vit_tiny_patch16_224", layers=["blocks.0"], pretrained=False, resize=64)
-    assert model.fit(good_images).predict(scratched).pred_score > 0
+    options = {"backbone": "vit_tiny_patch16_224", "pretrained": False, "resize": (64, 96)}
+    for model in (MahalanobisAD(**options, layers=["blocks.0"]), SPADE(**options)):
+        assert model.fit(good_images).predict(scratched).pred_score > 0
+    assert model.backbone_.layers == ("blocks.8", "blocks.11")
 
 
 def test_the_preset_is_one_block_of_dinov2(dino_weights, good_images, scratched, tmp_path):

@@ -189,6 +189,13 @@ def feature_levels(name: str) -> tuple[str, ...]:
     return tuple(whole.levels)
 
 
+def usual_layers(name: str) -> tuple[str, ...]:
+    """The layers that `load_backbone` reads unless told otherwise."""
+    entry = describe(name)
+    with torch.device("meta"):
+        return _usual_layers(entry, _dissect(name, entry))
+
+
 def size_step(name: str | None) -> int:
     """Pixels that the sides of a backbone's images should be a multiple of: its coarsest stride; 32 without a backbone.
 
@@ -224,16 +231,19 @@ def _choose_layers(
     """The layers asked for, or the default ones: see `load_backbone`."""
     if isinstance(layers, str):
         raise ParameterError(f"layers must be a list of names, got the text {layers!r}; write [{layers!r}]")
-    known = tuple(whole.levels)
-    usual = entry.layers or (known[1:4] if len(known) > 3 else known)
-    if not entry.layers and len(known) > 3 and len(set(whole.strides)) == 1:
-        usual = (known[3 * len(known) // 4 - 1],)
-    chosen = usual if layers is None else tuple(layers)
+    chosen = _usual_layers(entry, whole) if layers is None else tuple(layers)
     if not 1 <= len(chosen) <= most_layers or len(set(chosen)) != len(chosen):
         raise ParameterError(
-            f"layers must be one to {most_layers} distinct names, got {list(chosen)}; {name} has {list(known)}"
+            f"layers must be one to {most_layers} distinct names, got {list(chosen)}; {name} has {list(whole.levels)}"
         )
     return chosen
+
+
+def _usual_layers(entry: CatalogueEntry, whole: WholeNetwork) -> tuple[str, ...]:
+    known = tuple(whole.levels)
+    if entry.layers or len(known) < 4:
+        return entry.layers or known
+    return known[1:4] if len(set(whole.strides)) > 1 else (known[3 * len(known) // 4 - 1],)
 
 
 def _blank(
