@@ -199,19 +199,18 @@ class ModelFile:
 
 
 def write_model_file(
-    path: str | os.PathLike[str],
-    document: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    streamed: Mapping[str, Streamed] | None = None,
+    path: str | os.PathLike[str], document: Mapping[str, Any], tensors: Mapping[str, Tensor | Streamed]
 ) -> None:
     """Write a model file atomically: whole or not at all. The same document and tensors give the same bytes.
 
-    Tensors that are `streamed` never lie in memory as a whole. Raises ModelFileError.
+    Tensors that are streamed never lie in memory as a whole. Raises ModelFileError.
     """
+    in_memory = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    streamed = {name: value for name, value in tensors.items() if isinstance(value, Streamed)}
     target = expand_home(path)
     try:
         with replace_atomically(target) as temporary, temporary.open("wb") as file:
-            _write(file, document, tensors, streamed or {})
+            _write(file, document, in_memory, streamed)
     except OSError as error:
         raise ModelFileError(
             f"{path}: cannot be written ({first_line(error)}). Check that the folder exists, is writable and has room. "

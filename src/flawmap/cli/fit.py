@@ -39,7 +39,7 @@ SHOWN = 5
 DETECTORS = "Method: padim, spade, mahalanobis-ad, vae, patch-svdd, ganomaly, itae, or an installed one."
 PRESETS = (
     "Settings of a paper: padim-r18-rd100, padim-wr50-rd550, padim-effnet-b5, spade-wr50, mahalanobis-ad-effnet-b4, "
-    "vae-paper, patch-svdd-paper, ganomaly-paper, itae-paper."
+    "vae-paper, patch-svdd-paper, ganomaly-paper, itae-paper; or padim-dinov2-s, a vision transformer."
 )
 of_backbone = partial(option, panel="Backbone")
 of_padim = partial(option, panel="PaDiM")
@@ -58,7 +58,9 @@ def fit(
     detector: Annotated[str | None, option(DETECTORS, "NAME", default="padim, or the preset's")] = None,
     preset: Annotated[str | None, option(PRESETS, "NAME", default="none")] = None,
     backbone: Annotated[str | None, option("Frozen network.", "NAME", default="efficientnet_lite0")] = None,
-    resize: Annotated[str | None, option("Size of the whole image.", "N|HxW", default="256")] = None,
+    resize: Annotated[
+        str | None, option("Size of the whole image; long:N, short:N: in proportion.", "N|HxW|long:N", default="256")
+    ] = None,
     crop: Annotated[str | None, option("Centre crop after that.", "N|HxW|none", default="none")] = None,
     aspect: Annotated[Aspect, option("Photos of other proportions: stretch or pad them.")] = "squash",
     bits: Annotated[
@@ -179,7 +181,7 @@ def _parameters(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("resize", "crop"):
         if name in found:
             is_none = name == "crop" and found[name] == "none"  # takes a preset's crop away
-            found[name] = None if is_none else _parse_size(found[name], f"--{name}")
+            found[name] = None if is_none else _parse_size(found[name], name)
     if "layers" in found:
         found["layers"] = tuple(name.strip() for name in found["layers"].split(","))
     if "regularization" in found:
@@ -231,6 +233,7 @@ def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> d
         "threshold": decision.threshold if decision else None,
         "false_alarm_rate": decision.false_alarm_rate if decision else None,
         "false_alarm_bound_95": decision.bound() if decision else None,
+        "resize": list(model.preprocessing.resize),
         "bytes": output.stat().st_size,
         "seconds": round(seconds, 3),
         "outliers": list(model.outliers_),
@@ -245,6 +248,9 @@ def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> d
 def _report(model: Detector, output: Path, seconds: float, *, asked: float) -> None:
     megabytes = output.stat().st_size / 1e6
     say(f"Learnt from {model.n_images_} good images in {seconds:.1f} s: {output} ({megabytes:.1f} MB).")
+    if model.resize_ is not None:
+        height, width = model.resize_
+        say(f"Photos are resized to {height} x {width} (height x width), by --resize {model.resize}.")
     say(f"Next: flawmap predict {shlex.quote(str(output))} IMAGES -o OUT")
     if isinstance(summary := model.describe().get("training"), dict):
         say(
@@ -270,11 +276,14 @@ def _report(model: Detector, output: Path, seconds: float, *, asked: float) -> N
     _warn(model)
 
 
-def _parse_size(text: str, option: str) -> int | Size:
-    """`256` or `256x384` (height x width) as a size."""
+def _parse_size(text: str, name: str) -> int | Size | str:
+    """`256` or `256x384` (height x width) as a size; of the canvas also `long:768`, which the detector checks."""
     parts = text.lower().split("x")
+    if name == "resize" and ":" in text:
+        return text.lower()
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise ParameterError(f"{option} takes a number or HEIGHTxWIDTH, such as 256 or 256x384; got '{text}'")
+        rule = ", or long:N or short:N, such as long:768" if name == "resize" else ""
+        raise ParameterError(f"--{name} takes a number or HEIGHTxWIDTH, such as 256 or 256x384{rule}; got '{text}'")
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 

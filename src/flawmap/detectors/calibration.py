@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.decision import PIXEL_RATES, Decision
+from flawmap.decision import MOST, PIXEL_RATES, Decision
 from flawmap.prediction import Placement
 
 
@@ -97,6 +97,23 @@ class HeldOutScores:
             return None
         sizes = np.bincount(self.groups)[self.groups].astype(np.float32)
         return sizes if sizes.max() > 1 else None
+
+
+def conclude(
+    held_out: HeldOutScores | None, names: Sequence[str], rate: float, *, lost: Sequence[int] = ()
+) -> tuple[Decision | None, tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """The decision at a false-alarm rate, outliers and near-duplicates, by the `names` of the good images.
+
+    `lost` are indices of images whose part was not found: such are flagged, and count as higher than any score.
+    """
+    if held_out is None or not held_out.scores:
+        return None, (), ()
+    for index in lost:
+        held_out.add(index, MOST, group=max(held_out.groups) + 1 if held_out.groups else None)
+    indices, decision = held_out.in_order()
+    outliers = tuple(names[indices[i]] for i in decision.outliers())
+    duplicates = tuple((names[earlier], names[later]) for earlier, later in held_out.duplicates)
+    return decision.at_rate(rate), outliers, duplicates
 
 
 def all_scores(scores: Sequence[float] | NDArray[np.floating]) -> HeldOutScores:

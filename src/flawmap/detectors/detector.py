@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from flawmap.backbones import NETWORKS, Policy, pick_device
-from flawmap.decision import FALSE_ALARM_RATE, MOST, Decision, GoodPhotos, changed, judge, label_batch
+from flawmap.backbones import NETWORKS, Policy, pick_device, size_step
+from flawmap.decision import FALSE_ALARM_RATE, Decision, GoodPhotos, changed, judge, label_batch
 from flawmap.detectors.batches import Batch, batch_of_one, batch_size, in_batches
-from flawmap.detectors.calibration import HeldOutScores
+from flawmap.detectors.calibration import HeldOutScores, conclude
+from flawmap.detectors.canvas import canvas_size
 from flawmap.detectors.document import (
-    MAX_SIZES,
     BackboneRecord,
     DecisionRecord,
     Document,
@@ -29,14 +29,14 @@ from flawmap.detectors.document import (
     library_versions,
     restore_decision,
 )
-from flawmap.detectors.good_images import GoodImages
-from flawmap.detectors.parameters import Bits, DeviceName, Parametrised, Pixels, Share, Workers, check, whole_number
+from flawmap.detectors.good_images import GoodImages, GoodSources
+from flawmap.detectors.parameters import Bits, Canvas, DeviceName, Parametrised, Pixels, Seed, Share, Workers, check
 from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.images.alignment import AlignedPreprocessing, Aligner
-from flawmap.model_file import MAX_ROWS, ModelFile, Streamed, damaged, write_model_file
+from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
 from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, Fdr, GraphDtype, OnBad
-from flawmap.prediction import Prediction
+from flawmap.prediction import Prediction, Size
 from flawmap.progress import Progress
 
 LOST = "its part was not found, and it was not learnt; its like will be flagged"
@@ -59,6 +59,7 @@ class Detector(Parametrised, ABC):
         duplicates_: pairs of names of near-duplicates.
         remarks_: what is unusual about good images, in words, and the names of those. The last four are not saved.
         aligner_: brings the part of every image to the same place; None where nothing is aligned.
+        resize_: (height, width) of the canvas, where `resize` is a rule such as "long:768"; else None.
         good_photos_: sizes and depth of the good images, with which later ones are compared; None in older files.
 
     Example:
@@ -81,9 +82,10 @@ class Detector(Parametrised, ABC):
     calibrations: ClassVar[tuple[Calibration, ...]] = ("leave-one-out",)
     """Ways in which good images can get held-out scores."""
 
-    seed: Annotated[int, whole_number(least=0, most=2**63 - 1), Field(description="Random seed.")] = 0
+    seed: Annotated[Seed, Field(description="Random seed.")] = 0
     resize: Annotated[
-        Pixels, Field(description="Size to which the whole image is resized, an int or (height, width).")
+        Canvas,
+        Field(description='Size of the whole image: an int, (height, width), or a rule: "long:768", "short:512".'),
     ] = 256
     crop: Annotated[
         Pixels, Field(description="Centre crop after that, an int or (height, width). The rest is not inspected.")
@@ -116,6 +118,7 @@ class Detector(Parametrised, ABC):
         self.remarks_: dict[str, tuple[str, ...]] = {}
         self.good_photos_: GoodPhotos | None = None
         self.aligner_: Aligner | None = None
+        self.resize_: Size | None = None
         self._images: ImagesRecord | None = None
         self._input: Preprocessing | None = None
         self._fitted: dict[str, Any] = {}
@@ -125,8 +128,8 @@ class Detector(Parametrised, ABC):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How an image becomes the model's input."""
-        plain = Preprocessing.of(self.resize, self.crop, self.aspect, self.bits)
+        """How an image becomes the model's input; ParameterError for a rule of `resize` before it met photos."""
+        plain = Preprocessing.of(self.resize_ or self.resize, self.crop, self.aspect, self.bits)
         return plain if self.aligner_ is None else AlignedPreprocessing.of_aligner(plain, self.aligner_)
 
     def fit(
@@ -148,10 +151,16 @@ class Detector(Parametrised, ABC):
 
         Raises ParameterError for a parameter it cannot use, TrainingSetError for images it cannot learn from.
         """
-        self._check()
-        self.aligner_ = None
+        self.resize_, self.aligner_ = None, None
+        if not isinstance(self.resize, str):
+            self._check()
+        sources = GoodSources.find(images)
+        if isinstance(self.resize, str):
+            step = size_step(getattr(self, "backbone", None))
+            self.resize_ = canvas_size(self.resize, sources.first, step=step, on_bad=on_bad, workers=self.workers)
+            self._check()
         good = GoodImages(
-            images,
+            sources,
             self.preprocessing,
             groups=getattr(self, "groups", None),
             hold_out=self.seed if self.calibrate == "holdout" else None,
@@ -165,21 +174,12 @@ class Detector(Parametrised, ABC):
         held_out = self._learn(good)
         if len(good.learnt) < 2:
             raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
-        self._stored_dtype = "float32"
-        self.n_images_, self.copies_ = len(good.learnt), good.copies()
-        photos = good.photos
-        self._images = ImagesRecord(digests=good.digests(MAX_ROWS), sizes=photos.sizes(MAX_SIZES), bits=photos.bits)
-        self.remarks_ = photos.remarks(self.preprocessing)
+        self._stored_dtype, self.n_images_, self.copies_ = "float32", len(good.learnt), good.copies()
+        self._images, self.remarks_ = ImagesRecord.of(good), good.photos.remarks(self.preprocessing)
         if good.lost:
             self.remarks_[LOST] = tuple(good.names[index] for index in good.lost)
-        self.decision_, self.outliers_, self.duplicates_ = None, (), ()
-        if held_out is not None and held_out.scores:
-            for index in good.lost:  # such a part is flagged, whatever its score
-                held_out.add(index, MOST)
-            (indices, decision), names = held_out.in_order(), good.names
-            self.decision_ = decision.at_rate(self.false_alarm_rate)
-            self.outliers_ = tuple(names[indices[i]] for i in decision.outliers())
-            self.duplicates_ = tuple((names[earlier], names[later]) for earlier, later in held_out.duplicates)
+        found = conclude(held_out, good.names, self.false_alarm_rate, lost=good.lost)
+        self.decision_, self.outliers_, self.duplicates_ = found
         self._prepare()
         return self
 
@@ -273,11 +273,8 @@ class Detector(Parametrised, ABC):
             choices = ", ".join(self.factor_dtypes) or "not given"
             raise ParameterError(f"dtype of {self.name} must be {choices}, got {dtype!r}")
         stored = dtype or self._stored_dtype
-        tensors = self._tensors(stored)
-        in_memory = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-        streamed = {name: value for name, value in tensors.items() if isinstance(value, Streamed)}
-        document = self._document(stored).model_dump(mode="json")
-        write_model_file(path, document, {**in_memory, **decision_tensors(self.decision_)}, streamed)
+        tensors = {**self._tensors(stored), **decision_tensors(self.decision_)}
+        write_model_file(path, self._document(stored).model_dump(mode="json"), tensors)
 
     @classmethod
     def from_document(cls, file: ModelFile, document: Document, **settings: Any) -> Self:  # noqa: ANN401
@@ -289,6 +286,7 @@ class Detector(Parametrised, ABC):
             Policy.choose(device, known["runtime"], "float32", n_images=document.n_images)
         try:
             model = cls(**{**document.parameters, **known})
+            model.resize_ = document.resize
             model._check()
             stored = Stored(file, document, device, cls.localises, {})
             model._restore(stored)
@@ -356,8 +354,8 @@ class Detector(Parametrised, ABC):
 
     def _prepare(self) -> None:
         """Make ready to score, after a fit or a load."""
-        fields = self.parameters_type.model_fields.items()
-        self._fitted = {name: getattr(self, name) for name, field in fields if not field.exclude}
+        names = [name for name, field in self.parameters_type.model_fields.items() if not field.exclude]
+        self._fitted = {name: getattr(self, name) for name in ("resize_", *names)}
         self._input, self._network = self.preprocessing, None
         self.good_photos_ = None if self._images is None else self._images.photos(self.aspect)
         self._digests = frozenset() if self._images is None else self._images.learnt
@@ -373,16 +371,16 @@ class Detector(Parametrised, ABC):
         return None
 
     def _document(self, dtype: FactorDtype) -> Document:
-        method = self.calibrate or "leave-one-out"
         return Document(
             detector=self.name,
             parameters=self.parameters.model_dump(mode="json"),
+            resize=self.resize_,
             backbone=self._backbone_record(),
             learnt=self._learnt(),
             factor_dtype=dtype,
             n_images=self.n_images_,
             images=self._images,
-            decision=None if self.decision_ is None else DecisionRecord.of(self.decision_, method),
+            decision=None if self.decision_ is None else DecisionRecord.of(self.decision_, self.calibrate),
             versions=library_versions(*self.libraries),
         )
 

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from flawmap.backbones import Backbone, Claim, load_backbone
 from flawmap.decision import PIXEL_FALSE_ALARM_RATE, PIXEL_RATES, Decision, GoodPhotos
 from flawmap.detectors.format_1 import upgrade
+from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.parameters import explain
 from flawmap.errors import WeightsError
 from flawmap.images import Preprocessing
@@ -103,6 +104,12 @@ class ImagesRecord(Record):
     sizes: tuple[tuple[PhotoSide, PhotoSide], ...] = Field(max_length=MAX_SIZES)
     bits: int | None = Field(default=None, ge=MIN_BITS, le=MAX_BITS)
 
+    @classmethod
+    def of(cls, good: GoodImages) -> ImagesRecord:
+        """The record of the images that a fit has read."""
+        photos = good.photos
+        return cls(digests=good.digests(MAX_ROWS), sizes=photos.sizes(MAX_SIZES), bits=photos.bits)
+
     @property
     def learnt(self) -> frozenset[bytes]:
         """The digests, to compare others with."""
@@ -126,10 +133,10 @@ class DecisionRecord(Record):
     pixel_false_alarm_rate: float | None = Field(gt=0, lt=1)  # None if there are no maps
 
     @classmethod
-    def of(cls, decision: Decision, method: Calibration) -> DecisionRecord:
+    def of(cls, decision: Decision, method: Calibration | None) -> DecisionRecord:
         """The record of a decision whose scores were held out by this method."""
         return cls(
-            method=method,
+            method=method or "leave-one-out",
             grouped=decision.group_sizes is not None,
             n_scores=len(decision.scores),
             threshold=decision.threshold,
@@ -145,6 +152,7 @@ class Document(Record):
     Attributes:
         detector: its name in the register.
         parameters: what the detector is made from; those that belong to a machine are not stored.
+        resize: (height, width) of the canvas, where the parameter is a rule such as "long:768"; else None.
         backbone: None for a detector without one.
         learnt: what the detector keeps beside its tensors.
         factor_dtype: how factors are stored; they are float32 once read.
@@ -156,6 +164,7 @@ class Document(Record):
     format_version: Literal[2, 3] = 3
     detector: str = Field(min_length=1, max_length=200)
     parameters: dict[str, Any]
+    resize: FileSize | None = None
     backbone: BackboneRecord | None
     learnt: dict[str, Any]
     factor_dtype: FactorDtype = "float32"
@@ -163,6 +172,12 @@ class Document(Record):
     images: ImagesRecord | None = None
     decision: DecisionRecord | None
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _has_size(self) -> Document:
+        if isinstance(self.parameters.get("resize"), str) != (self.resize is not None):
+            raise ValueError("resize is a rule without a size, or a size beside one")
+        return self
 
 
 def read_document(file: ModelFile) -> Document:
@@ -257,8 +272,11 @@ def describe_document(document: Document, decision: Decision | None) -> dict[str
         del content["backbone"]
     else:
         content |= {name: content["backbone"].pop(name) for name in ("grids", "n_channels")}
-    sizes = Preprocessing.of(parameters.pop("resize"), parameters.pop("crop"), parameters.pop("aspect"))
+    rule, size = parameters.pop("resize"), content.pop("resize")
+    sizes = Preprocessing.of(size or rule, parameters.pop("crop"), parameters.pop("aspect"))
     preprocessing = {"resize": list(sizes.resize), "crop": sizes.crop and list(sizes.crop), "aspect": sizes.aspect}
+    if size is not None:
+        preprocessing["resize_rule"] = rule
     return {**parameters, **learnt, **content, "preprocessing": preprocessing}
 
 

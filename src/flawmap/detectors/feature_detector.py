@@ -103,10 +103,10 @@ class FeatureDetector(Detector):
     ) -> Backbone:
         """The backbone for a fit on so many images; sets `shapes_`."""
         own = {name: getattr(self, name) for name in ("pretrained", "weights", "seed", "device", "runtime")}
-        backbone = load_backbone(
-            self.backbone, layers=layers, precision=precision, n_images=n_images, most_layers=most_layers, **own
-        )
-        self.shapes_ = backbone.shapes(self.preprocessing.input_size)
+        options: dict[str, Any] = {"precision": precision, "n_images": n_images, "most_layers": most_layers, **own}
+        size = self.preprocessing.input_size
+        backbone = load_backbone(self.backbone, layers=layers, input_size=size, **options)
+        self.shapes_ = backbone.shapes(size)
         return backbone
 
     def _score(self, batch: Batch) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain, islice, tee
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,25 @@ ALIGNMENT = 64
 """Bytes to a multiple of which each part of the memory is rounded up, as vector instructions like it."""
 
 
+class GoodSources(NamedTuple):
+    """Good images that were found and not yet read, the first of them, and how many there are; None if unknown."""
+
+    items: Iterable[ImageSource]
+    first: Sequence[ImageSource]
+    n_images: int | None
+
+    @classmethod
+    def find(cls, images: ImageInput) -> Self:
+        """The images meant by the argument of `Detector.fit`. Of an iterator the first ones are taken, and kept."""
+        if isinstance(images, (str, os.PathLike)) and not _is_flat(images):
+            images = training_images(images)
+        collection = collect(images)
+        rest = iter(collection.items)
+        first = list(islice(rest, COMPILE_FROM))
+        unread = collection.items if collection.count is not None else chain(first, rest)
+        return cls(first if len(first) < COMPILE_FROM else unread, first, collection.count)
+
+
 class GoodImages:
     """What a detector learns from. `first` reads every image once; the attributes below then say what was read.
 
@@ -51,7 +70,7 @@ class GoodImages:
 
     def __init__(
         self,
-        images: ImageInput,
+        sources: GoodSources,
         preprocessing: Preprocessing,
         *,
         groups: Groups | None = None,
@@ -64,11 +83,8 @@ class GoodImages:
         progress: Progress = False,
     ) -> None:
         check_size(batch_size)
-        if isinstance(images, (str, os.PathLike)) and not _is_flat(images):
-            images = training_images(images)
-        collection = collect(images)
-        self._items, self.count = collection.items, collection.count
-        self.at_least = len(self._peek()) if self.count is None else self.count
+        self._items, self.count = sources.items, sources.n_images
+        self.at_least = len(sources.first) if self.count is None else self.count
         self._preprocessing, self._on_bad, self._workers = preprocessing, on_bad, workers
         self._progress, self.batch_size = progress, batch_size
         self._grouping = Grouping(groups)
@@ -191,13 +207,6 @@ class GoodImages:
                 continue
             self.learnt.append(index)
             yield index, group, image
-
-    def _peek(self) -> list[ImageSource]:
-        """The first images of an iterator, as many as decide how the networks run; all of them stay to be read."""
-        rest = iter(self._items)
-        first = list(islice(rest, COMPILE_FROM))
-        self._items = chain(first, rest) if len(first) == COMPILE_FROM else first
-        return first
 
 
 def _is_flat(path: str | os.PathLike[str]) -> bool:
@@ -365,8 +374,6 @@ class Grouping:
     """
 
     def __init__(self, rule: str | Callable[[str], Hashable] | None) -> None:
-        if not (rule is None or isinstance(rule, str) or callable(rule)):
-            raise ParameterError(f"groups must be a regular expression, 'folder', a function or None; got {rule!r}")
         self._rule = rule
         try:
             self._pattern = re.compile(rule) if isinstance(rule, str) and rule != FOLDER else None

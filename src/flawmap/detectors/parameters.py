@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from typing_extensions import dataclass_transform
 
 from flawmap.errors import ParameterError
+from flawmap.images.proportions import ProportionalSize
 from flawmap.options import MAX_BITS, MIN_BITS
 
 MAX_CACHE_MB = 2**22
@@ -49,6 +50,14 @@ def _check_side(value: object) -> object:
     if isinstance(value, np.integer):
         return int(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _check_resize(value: object) -> object:
+    """The same, or a rule such as "long:768"."""
+    if isinstance(value, str):
+        ProportionalSize.parse(value)
+        return value
+    return _check_side(value)
 
 
 def _check_share(value: float) -> float:
@@ -84,10 +93,14 @@ def _check_groups(value: object) -> object:
 
 Number = Annotated[int, whole_number()]
 """A whole number from 1."""
+Seed = Annotated[int, whole_number(least=0, most=2**63 - 1)]
+"""A seed of random numbers."""
 Bits = Annotated[int | None, whole_number(least=MIN_BITS, most=MAX_BITS)]
 """Bits of a sample."""
 Pixels = Annotated[Any, BeforeValidator(_check_side)]
 """A side in pixels, or (height, width)."""
+Canvas = Annotated[Any, BeforeValidator(_check_resize)]
+"""A side in pixels, (height, width), or a rule in the proportions of photos: "long:768", "short:512"."""
 Share = Annotated[float, AfterValidator(_check_share)]
 """A share between 0 and 1."""
 CacheMegabytes = Annotated[float, AfterValidator(_check_cache), Field(exclude=True)]

@@ -120,6 +120,8 @@ class Preprocessing:
 
 
 def _size(value: int | Size, name: str) -> Size:
+    if name == "resize" and isinstance(value, str):
+        raise ParameterError(f"resize must be a number of pixels or (height, width) before `fit`; got {value!r}")
     sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(sides) != 2 or not all(_is_side(side) for side in sides):
         raise ParameterError(

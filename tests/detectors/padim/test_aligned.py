@@ -78,6 +78,7 @@ def test_good_images_without_the_part_are_named_and_count_as_flagged(good):
     assert [names for remark, names in model.remarks_.items() if "part was not found" in remark] == [("image 41",)]
     assert len(model.leave_one_out_scores_) == 41
     assert model.leave_one_out_scores_[40] > 1e30
+    assert model.decision_.n_groups == 41
 
 
 def test_a_file_keeps_the_alignment(model, tests, tmp_path):

@@ -137,7 +137,12 @@ def steady_backbone(model: PaDiM, n_images: int) -> Backbone:
     runtimes: tuple[Runtime, ...] = ("openvino", "torch") if on_cpu else ("torch",)
     for runtime in runtimes:
         load = partial(
-            load_backbone, model.backbone, pretrained=model.pretrained, weights=model.weights, runtime=runtime
+            load_backbone,
+            model.backbone,
+            pretrained=model.pretrained,
+            weights=model.weights,
+            runtime=runtime,
+            input_size=model.preprocessing.input_size,
         )
         backbone = load()
         if not set(model.layers or ()) <= set(backbone.layers):

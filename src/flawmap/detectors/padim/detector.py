@@ -101,6 +101,8 @@ class PaDiM(FeatureDetector):
             "n_features": None,
             **_PAPER_IMAGES,
         },
+        # Of no paper: block 8 of 12 alone, of patches of 14 pixels (32 x 32 of them, 384 channels).
+        "padim-dinov2-s": {"backbone": "vit_small_patch14_dinov2", "layers": ("blocks.8",), "resize": 448},
     }
     factor_dtypes = get_args(FactorDtype)
     calibrations = get_args(Calibration)
