@@ -334,19 +334,13 @@ def test_cut_files_are_refused_even_where_pillow_was_told_to_load_them(tmp_path,
     path = saved(tmp_path, Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)), name)
     assert read_image(path).shape == (90, 90, 3)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    for source in (path, _opened(path)):
-        with pytest.raises(ImageError, match=r"damaged|cut short|its \d+ bytes") as refused:
-            read_image(source)
-        assert "0 x 0" not in str(refused.value)
+    with pytest.raises(ImageError, match=r"damaged|cut short|its \d+ bytes") as refused:
+        read_image(path)
+    assert "0 x 0" not in str(refused.value)
+    if name in {"a.png", "a.jpg", "a.bmp", "a.ppm"}:
+        with Image.open(path) as opened, pytest.raises(ImageError, match="cut short"):
+            read_image(opened)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
-
-
-def _opened(path):
-    """A file as a PIL image that is not decoded yet, or its path where Pillow does not open it."""
-    try:
-        return Image.open(path)
-    except Exception:
-        return path
 
 
 def test_names_beyond_ascii(tmp_path):

@@ -335,7 +335,7 @@ def _over_white(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, 
 def _remarked(rgb: NDArray[np.uint8], bits: int, highest: int | None, remarks: tuple[str, ...] = ()) -> Photo:
     """The photo, with a remark if it shows nothing at all."""
     rows = chain(rgb[:: max(1, len(rgb) // 16)], rgb)  # some rows say of nearly all photos that they show something
-    if rgb.shape[:2] != (1, 1) and all((row == rgb[0, 0]).all() for row in rows):
+    if all((row == rgb[0, 0]).all() for row in rows):
         remarks = (*remarks, ONE_COLOUR)
     return Photo(rgb, bits, highest, remarks)
 
