@@ -152,7 +152,9 @@ def test_proportions_within_two_percent_are_alike():
 def test_too_many_sizes_to_keep_are_not_compared_with():
     sizes = tuple((100 + i, 200) for i in range(MAX_SIZES))
     assert ImagesRecord(digests=(), sizes=sizes, bits=8).photos("squash") == GoodPhotos((), 8)
-    assert ImagesRecord(digests=(), sizes=sizes[1:]).photos("squash") == GoodPhotos(sizes[1:], None, smallest=(101, 200))
+    assert ImagesRecord(digests=(), sizes=sizes[1:]).photos("squash") == GoodPhotos(
+        sizes[1:], None, smallest=(101, 200)
+    )
 
 
 def test_remarks_of_images_reach_the_fit():

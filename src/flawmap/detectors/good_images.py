@@ -307,7 +307,10 @@ class Photos:
             resized = preprocessing.place(size).resized_size
             small += names if resized[0] > size[0] or resized[1] > size[1] else []
         height, width = preprocessing.resize
-        remark = f"it is smaller than {height} x {width} (height x width), to which it is enlarged: a smaller --resize will do"
+        remark = (
+            f"it is smaller than {height} x {width} (height x width), to which it is enlarged: a smaller --resize will "
+            f"do"
+        )
         return {remark: tuple(small)} if small else {}
 
     def _squashed(self) -> dict[str, tuple[str, ...]]:
