@@ -82,6 +82,11 @@ class PassedOverWarning(UserWarning):
     """Files in a folder or glob were passed over, since they are no images that can be read."""
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things in words: "1 image", "2 images"; also for "1 image was" and "1 image lies"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def first_line(error: BaseException) -> str:
     """What went wrong, in one line: of a system's error its reason, of others the first line of their text."""
     if isinstance(error, OSError) and error.strerror:

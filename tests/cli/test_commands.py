@@ -208,14 +208,28 @@ def test_results_inside_the_image_folder_are_not_scored_again(model, good_folder
         assert len(rows(good_folder / "out")) == 12
 
 
+def test_results_of_another_run_are_neither_learnt_nor_scored(model, good_folder, tmp_path):
+    earlier = good_folder / "earlier"
+    succeed("predict", model, good_folder, "-o", earlier, "-q", "--masks")
+    note = "24 pictures left out: results of an earlier run, such as"
+    finished = succeed("predict", model, good_folder, "-o", tmp_path / "out")
+    assert note in finished.stderr
+    assert len(rows(tmp_path / "out")) == 12
+    told = json.loads(succeed("predict", model, good_folder, "-o", tmp_path / "out", "--json").stdout)
+    assert (told["n_images"], told["n_results_left_out"]) == (12, 24)
+    finished = succeed("fit", good_folder, "-o", tmp_path / "again.flawmap", *FIT)
+    assert note in finished.stderr
+    assert "Learnt from 12 good images" in finished.stderr
+
+
 def test_photos_beside_the_results_are_scored(model, scratched, tmp_path):
     for name in ("new", "new/overlays"):
         (tmp_path / name).mkdir()
         Image.fromarray(scratched).save(tmp_path / name / "a.png")
     said = succeed("predict", model, tmp_path / "new", "-o", tmp_path / "new").stderr
     assert [Path(row["path"]).parent.name for row in rows(tmp_path / "new")] == ["new"]
-    assert "1 images were left out" in said
-    assert "all 1 images lie where" in fail(
+    assert "1 image left out: in the folders of results" in said
+    assert "1 picture left out: results of an earlier run" in fail(
         "predict", model, tmp_path / "new/overlays", "-o", tmp_path / "new"
     ).stderr.replace("\n", " ")
 

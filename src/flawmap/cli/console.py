@@ -22,7 +22,7 @@ from rich.table import Table
 from flawmap.decision import CONFIDENCE, Decision
 from flawmap.errors import DatasetError, FlawmapError, ImageError, ParameterError
 from flawmap.files import check_replaceable
-from flawmap.images import describe_passed_over
+from flawmap.images import describe_passed_over, describe_results
 from flawmap.progress import StandardError
 
 EXTRAS = dict.fromkeys(("torch", "torchvision", "timm", "scipy", "sklearn"), "train") | {"matplotlib": "plots"}
@@ -81,8 +81,12 @@ class Remarks:
             note(f"{names[0]}{others}: {remark}")
 
 
-def tell_passed_over(paths: Sequence[Path], *, strict: bool, quiet: bool) -> None:
-    """Print how many files were passed over, if any; DatasetError if none may be."""
+def tell_passed_over(
+    paths: Sequence[Path], *, results: Sequence[Path] = (), strict: bool = False, quiet: bool = False
+) -> None:
+    """Print how many files were passed over, and how many pictures of earlier runs; DatasetError if no file may be."""
+    if results and not quiet:
+        note(describe_results(results))
     if paths and strict:
         raise DatasetError(
             f"{describe_passed_over(paths)}; the first is {paths[0]}. Move them away, or leave out --strict"

@@ -155,8 +155,8 @@ def fit(
     if unfinished is not None and unfinished.exists() and not quiet:
         say(f"The training goes on from {unfinished}, where an earlier run stopped.")
     bad, started = BadImages(), time.perf_counter()
-    images, passed_over = _find(good, stride)
-    tell_passed_over(passed_over, strict=strict, quiet=quiet or as_json)
+    images, passed_over, results = _find(good, stride)
+    tell_passed_over(passed_over, results=results, strict=strict, quiet=quiet or as_json)
     try:
         model.fit(images, progress=not quiet, on_bad=bad if skip_bad else None)
     except KeyboardInterrupt:
@@ -169,7 +169,7 @@ def fit(
         unfinished.unlink(missing_ok=True)
     seconds = time.perf_counter() - started
     if as_json:
-        found = {"passed_over": [str(path) for path in passed_over]}
+        found = {"passed_over": [str(path) for path in passed_over], "n_results_left_out": len(results)}
         print_json({**_summary(model, output, seconds, bad), **found})
     elif not quiet:
         _report(model, output, seconds, asked=false_alarm_rate)
@@ -215,14 +215,14 @@ def _unfinished(kind: type[Detector], output: Path, given: dict[str, Any]) -> Pa
     return path
 
 
-def _find(good: str, stride: int) -> tuple[ImageInput, tuple[Path, ...]]:
-    """Every so many of the good images, of a data set's clips of each, and the files that were passed over."""
+def _find(good: str, stride: int) -> tuple[ImageInput, tuple[Path, ...], tuple[Path, ...]]:
+    """Every so many of the good images, of a data set's clips of each; files passed over; pictures of earlier runs."""
     found = training_images(good)
     if isinstance(found, (str, Path)):
         collection = collect(found, warn=False)
-        return list(collection.items)[::stride], collection.passed_over
+        return list(collection.items)[::stride], collection.passed_over, collection.results
     data = open_dataset(good).every(stride)
-    return data.train, data.passed_over
+    return data.train, data.passed_over, ()
 
 
 def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> dict[str, object]:

@@ -13,7 +13,7 @@ from flawmap.cli import options
 from flawmap.cli.console import BadImages, Remarks, guarded, note, print_json, say, tell_passed_over
 from flawmap.cli.options import option
 from flawmap.decision import Decision, fewest_discoveries
-from flawmap.errors import DatasetError, ParameterError
+from flawmap.errors import DatasetError, ParameterError, counted
 from flawmap.folders import recover_folder
 from flawmap.images import ImagePage, VideoFrame, collect
 from flawmap.options import Runtime
@@ -65,7 +65,8 @@ def predict(
     everything = [item for item in collection.items if isinstance(item, (Path, ImagePage, VideoFrame))]
     paths = without_results(output, everything)
     passed_over = without_tables(output, collection.passed_over)
-    tell_passed_over(passed_over, strict=strict, quiet=quiet or as_json)
+    others = without_results(output, collection.results)  # of other runs
+    tell_passed_over(passed_over, results=others, strict=strict, quiet=quiet or as_json)
     if not paths:
         raise DatasetError(f"{output}: all {len(everything)} images lie where its results go; name another folder")
     detector = _open(model, weights, device, runtime, workers)
@@ -83,21 +84,21 @@ def predict(
             advance(1)
         if len(bad.errors) == len(paths):
             raise DatasetError(f"none of the {len(paths)} images could be used; no predictions were written")
-    n_images, n_left_out = len(paths) - len(bad.errors), len(everything) - len(paths)
+    n_images, n_own = len(paths) - len(bad.errors), len(everything) - len(paths) + len(collection.results) - len(others)
     batch = None if fdr is None or detector.decision_ is None else Batch.of(n_images, detector.decision_, fdr)
     if as_json:
         counts = {
             "n_images": n_images,
             "n_anomalous": writer.n_anomalous,
             "n_not_found": n_lost,
-            "n_results_left_out": n_left_out,
+            "n_results_left_out": n_own + len(others),
         }
         found = {"passed_over": [str(path) for path in passed_over], "remarks": remarks.names}
         discovery = {"false_discovery": None if batch is None else asdict(batch)}
         print_json({"output": str(output), **counts, **discovery, "skipped": bad.to_json(), **found})
     elif not quiet:
         remarks.show()
-        _report(detector, writer, n_images, n_left_out, batch)
+        _report(detector, writer, n_images, n_own, batch)
     if (bad.errors and not skip_bad) or (n_lost and strict):
         raise typer.Exit(1)
 
@@ -169,8 +170,8 @@ def _report(
     is_calibrated = detector.decision_ is not None
     if n_left_out:
         note(
-            f"{n_left_out} images were left out: they lie in the folders of results of {writer.output}, where an "
-            f"earlier run leaves its pictures"
+            f"{counted(n_left_out, 'image')} left out: in the folders of results of {writer.output}, where an earlier "
+            f"run leaves its pictures"
         )
     if writer.masks and not is_calibrated:
         note("the model was not calibrated: without a threshold there are no masks")
@@ -180,4 +181,4 @@ def _report(
     if batch is not None and detector.decision_ is not None:
         batch.explain(detector.decision_)
         labelled += f" at a false-discovery rate of {100 * batch.rate:g} %"
-    say(f"Scored {n_images} images{labelled}: {writer.output / 'predictions.csv'}")
+    say(f"Scored {counted(n_images, 'image')}{labelled}: {writer.output / 'predictions.csv'}")

@@ -18,7 +18,8 @@ from flawmap.images.formats import OTHER_SUFFIXES, RAW_SUFFIXES, VIDEO_SUFFIXES,
 from flawmap.images.masks import inspect_mask
 from flawmap.images.pages import ImagePage, first_page, page_numbers
 from flawmap.images.preprocessing import Preprocessing
-from flawmap.images.source import collect, find_images
+from flawmap.images.search import find_images
+from flawmap.images.source import collect
 from flawmap.images.stream import stream
 from flawmap.prediction import Size
 

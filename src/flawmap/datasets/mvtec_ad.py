@@ -14,7 +14,7 @@ from flawmap.datasets.layout import Layout
 from flawmap.datasets.mask_files import find_masks, mask_folders, why_no_masks, without_masks
 from flawmap.errors import DatasetError
 from flawmap.images.formats import is_image
-from flawmap.images.source import find_images
+from flawmap.images.search import find_images
 
 
 def read_mvtec_ad(root: str | os.PathLike[str]) -> Dataset:

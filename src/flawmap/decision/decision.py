@@ -39,6 +39,8 @@ ROUNDING = 1e-6
 """Pixels by which a corner may miss a whole one."""
 SAME_PROPORTIONS = 1.02
 """Ratio up to which two proportions are alike."""
+MUCH_SMALLER, ENLARGED = 2, 4
+"""How many times the smallest good image is as high or wide as an image that is too small, or the model's input is."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class GoodPhotos:
     Attributes:
         sizes: their distinct sizes (height, width); empty if proportions do not matter, or the sizes are too many.
         bits: of a sample; None if the photos differ.
+        smallest: least height and width; None if it is not known.
 
     Example:
         >>> good = GoodPhotos(sizes=((100, 200),), bits=8)
@@ -57,6 +60,7 @@ class GoodPhotos:
 
     sizes: tuple[Size, ...] = ()
     bits: int | None = None
+    smallest: Size | None = None
 
     def compare(self, image: Loaded) -> tuple[str, ...]:
         """Remarks on an image that differs from all of them."""
@@ -64,6 +68,10 @@ class GoodPhotos:
         if self.bits is not None and image.bits != self.bits:
             remarks.append(f"its samples have {image.bits} bits, those of the good images {self.bits}")
         size = image.placement.image_size
+        least, times = (self.smallest, MUCH_SMALLER) if self.smallest else (image.placement.resized_size, ENLARGED)
+        if size[0] * times < least[0] or size[1] * times < least[1]:
+            what = "half of the smallest good image's" if self.smallest else "a quarter of the model's"
+            remarks.append(f"a side of its {size[0]} x {size[1]} pixels is less than {what} {least[0]} x {least[1]}")
         if self.sizes and not any(has_proportions(size, known) for known in self.sizes):
             remarks.append(
                 f"it is squashed from {size[0]} x {size[1]} (height x width), the good images were from "
@@ -249,7 +257,7 @@ def judge(
     _check_finite(images, scores)
     lost = [() if image.placement.pose is None or image.placement.pose.found else (LOST,) for image in images]
     own_maps = [None] * len(images) if maps is None else list(maps)
-    compare = (lambda _: ()) if good is None else good.compare
+    compare = (good or GoodPhotos()).compare
     return [
         _prediction(image, anomaly_map, score, decision, (*image.remarks, *compare(image), *unfound))
         for image, anomaly_map, score, unfound in zip(images, own_maps, scores.tolist(), lost, strict=True)

@@ -117,8 +117,9 @@ class ImagesRecord(Record):
 
     def photos(self, aspect: Aspect) -> GoodPhotos:
         """What later images are compared with, by a model with this handling of proportions."""
-        compares = aspect == "squash" and len(self.sizes) < MAX_SIZES
-        return GoodPhotos(self.sizes if compares else (), self.bits)
+        knows_all = 0 < len(self.sizes) < MAX_SIZES
+        smallest = (min(size[0] for size in self.sizes), min(size[1] for size in self.sizes)) if knows_all else None
+        return GoodPhotos(self.sizes if knows_all and aspect == "squash" else (), self.bits, smallest)
 
 
 class DecisionRecord(Record):

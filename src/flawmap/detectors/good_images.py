@@ -342,7 +342,21 @@ class Photos:
         if preprocessing.bits is None and self._highest > 0 and used < MAX_BITS:
             remark = f"the 16-bit images use 0..{2**used - 1} of 65535: --bits {used} scales them to the full range"
             found[remark] = tuple(self._deep)
-        return found | (self._squashed() if preprocessing.aspect == "squash" else {})
+        found |= self._squashed() if preprocessing.aspect == "squash" else {}
+        return found | self._enlarged(preprocessing)
+
+    def _enlarged(self, preprocessing: Preprocessing) -> dict[str, tuple[str, ...]]:
+        """The remark on photos that are smaller than what is made of them."""
+        small = []
+        for size, names in self._by_size.items():
+            resized = preprocessing.place(size).resized_size
+            small += names if resized[0] > size[0] or resized[1] > size[1] else []
+        height, width = preprocessing.resize
+        remark = (
+            f"it is smaller than {height} x {width} (height x width), to which it is enlarged: a smaller --resize will "
+            f"do"
+        )
+        return {remark: tuple(small)} if small else {}
 
     def _squashed(self) -> dict[str, tuple[str, ...]]:
         """The remark on photos of other proportions than most have."""

@@ -26,9 +26,10 @@ from flawmap.decision.discovery import check_rate, p_value_of
 from flawmap.errors import ParameterError
 from flawmap.files import check_replaceable, expand_home, name_file
 from flawmap.images import FrameReader, ImagePage, VideoFrame, named_source, read_image
+from flawmap.images.formats import LINES, MAPS, MASKS, OVERLAYS, RUN_FOLDERS, TABLE
 from flawmap.prediction import Prediction
 from flawmap.results.pictures import overlay
-from flawmap.results.run_folder import FOLDERS, LINES, MAPS, MASKS, OVERLAYS, TABLE, stage_run
+from flawmap.results.run_folder import stage_run
 
 Source = Path | ImagePage | VideoFrame
 """An image that has a file: a path, a page of it, or a frame of it."""
@@ -277,7 +278,7 @@ def _file(source: Source) -> Path:
 def without_results(output: str | os.PathLike[str], images: Sequence[AnySource]) -> list[AnySource]:
     """The images that do not lie in the folders of results below `output`, where an earlier run left its pictures."""
     root = os.path.realpath(expand_home(output))
-    results = tuple(os.path.join(root, folder, "") for folder in FOLDERS)  # noqa: PTH118
+    results = tuple(os.path.join(root, folder, "") for folder in RUN_FOLDERS)  # noqa: PTH118
     return [image for image in images if not os.path.realpath(_file(image)).startswith(results)]
 
 
