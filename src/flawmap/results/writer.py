@@ -37,7 +37,7 @@ AnySource = TypeVar("AnySource", bound=Source)
 
 COLUMNS = (
     "path", "pred_score", "pred_label", "p_value", "pred_mask", "n_regions", "regions", "image_height", "image_width",
-    "overlay", "anomaly_map", "remarks", "run", "found", "angle", "scale", "shift_y", "shift_x", "match",
+    "overlay", "anomaly_map", "remarks", "found", "angle", "scale", "shift_y", "shift_x", "match", "run",
 )  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 """How a text begins that spreadsheets compute."""
