@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Annotated, Any, ClassVar, Self, get_args
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from flawmap.backbones import NETWORKS, Policy, pick_device
+from flawmap.backbones import NETWORKS, Policy, pick_device, plain_torch
 from flawmap.decision import FALSE_ALARM_RATE, Decision, GoodPhotos, judge
 from flawmap.detectors.batches import Batch, batch_of_one, batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
@@ -122,6 +123,7 @@ class Detector(Parametrised, ABC):
         """How an image becomes the model's input."""
         return Preprocessing.of(self.resize, self.crop, self.aspect, self.bits)
 
+    @plain_torch()
     def fit(
         self,
         images: ImageInput,
@@ -260,6 +262,7 @@ class Detector(Parametrised, ABC):
         write_model_file(path, document, {**in_memory, **decision_tensors(self.decision_)}, streamed)
 
     @classmethod
+    @plain_torch()
     def from_document(cls, file: ModelFile, document: Document, **settings: Any) -> Self:  # noqa: ANN401
         """The model of an opened file; `settings` are parameters of this machine. Raises ModelFileError."""
         known = {name: value for name, value in settings.items() if name in cls.parameters_type.model_fields}
@@ -396,5 +399,12 @@ class Detector(Parametrised, ABC):
 
     def _judge(self, batch: Batch) -> list[Prediction]:
         """What the detector says of some images, and what the decision says of that."""
-        maps, scores = self._score(batch)
+        with plain_torch() if _is_changed() else nullcontext():
+            maps, scores = self._score(batch)
         return judge(batch.images, maps, scores, self.decision_, good=self.good_photos_)
+
+
+def _is_changed() -> bool:
+    """Whether the program around has changed torch's default dtype or device, or has switched autocast on."""
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return autocast or torch.get_default_dtype() != torch.float32 or torch.get_default_device().type != "cpu"

@@ -6,6 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from flawmap.backbones import plain_torch
 from flawmap.detectors import Detector
 from flawmap.errors import ModelFileError, ParameterError, first_line
 from flawmap.export.graph import GraphNetwork
@@ -20,6 +21,7 @@ from flawmap.runtime.metadata import FILES, METADATA_FILE, DecisionMetadata, Gra
 WRITERS = {"openvino": write_openvino, "onnx": write_onnx}
 
 
+@plain_torch()
 def export_model(
     model: Detector,
     folder: str | os.PathLike[str],
