@@ -16,6 +16,7 @@ from flawmap.images import ImagePage, VideoFrame, collect
 from flawmap.options import Runtime
 from flawmap.progress import report_progress
 from flawmap.results import ResultsWriter, without_results, without_tables
+from flawmap.results.writer import is_occupied
 
 if TYPE_CHECKING:
     from flawmap.detectors import Detector
@@ -52,12 +53,17 @@ def predict(
     """
     collection = collect(images, stride=stride, warn=False)
     everything = [item for item in collection.items if isinstance(item, (Path, ImagePage, VideoFrame))]
+    if is_occupied(output):
+        raise ParameterError(f"{output} is a file; -o takes a folder")
     paths = without_results(output, everything)
     passed_over = without_tables(output, collection.passed_over)
     others = without_results(output, collection.results)  # of other runs
     tell_passed_over(passed_over, results=others, strict=strict, quiet=quiet or as_json)
     if not paths:
-        raise DatasetError(f"{output}: all {len(everything)} images lie where its results go; name another folder")
+        raise DatasetError(
+            f"{output}: its results go where all that was given lies ({counted(len(everything), 'image')}); name "
+            f"another folder"
+        )
     detector = _open(model, weights, device, runtime, workers)
     files = {"overlays": overlays, "maps": maps, "masks": masks}
     writer = ResultsWriter(output, paths, map_scale=detector.map_scale, excel=excel, **files)
@@ -68,7 +74,9 @@ def predict(
             remarks.add(prediction.path, prediction.remarks)
             advance(1)
         if len(bad.errors) == len(paths):
-            raise DatasetError(f"none of the {len(paths)} images could be used; no predictions were written")
+            raise DatasetError(
+                f"{counted(len(paths), 'image')} given, and none could be used; no predictions were written"
+            )
     n_images, n_own = len(paths) - len(bad.errors), len(everything) - len(paths) + len(collection.results) - len(others)
     if as_json:
         counts = {"n_images": n_images, "n_anomalous": writer.n_anomalous, "n_results_left_out": n_own + len(others)}
