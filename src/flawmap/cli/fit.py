@@ -26,7 +26,7 @@ from flawmap.cli.console import (
 from flawmap.cli.detector_choice import choose_detector, further_parameters, make_detector
 from flawmap.cli.options import option
 from flawmap.datasets import open_dataset, training_images
-from flawmap.errors import ParameterError
+from flawmap.errors import ParameterError, counted
 from flawmap.images import SUFFIXES, ImageInput, collect
 from flawmap.options import COMMAND_OPTIONS, Aspect, Calibration, FactorDtype, PrecisionChoice, Runtime
 from flawmap.prediction import Size
@@ -240,7 +240,7 @@ def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> d
 
 def _report(model: Detector, output: Path, seconds: float, *, asked: float) -> None:
     megabytes = output.stat().st_size / 1e6
-    say(f"Learnt from {model.n_images_} good images in {seconds:.1f} s: {output} ({megabytes:.1f} MB).")
+    say(f"Learnt from {counted(model.n_images_, 'good image')} in {seconds:.1f} s: {output} ({megabytes:.1f} MB).")
     say(f"Next: flawmap predict {shlex.quote(str(output))} IMAGES -o OUT")
     if isinstance(summary := model.describe().get("training"), dict):
         say(
@@ -289,14 +289,14 @@ def _warn(model: Detector) -> None:
         note(f"and {len(model.outliers_) - SHOWN} more; --json names them all")
     if model.copies_:
         note(
-            f"{len(model.copies_)} images equal others, such as {model.copies_[0]}. Duplicates make the calibration "
-            f"too optimistic: expect more false alarms. Remove them."
+            f"copies of other images: {len(model.copies_)}, such as {model.copies_[0]}. Duplicates make the "
+            f"calibration too optimistic: expect more false alarms. Remove them."
         )
     near = [pair for pair in model.duplicates_ if pair[1] not in model.copies_]
     if near:
         earlier, later = near[0]
         note(
-            f"{len(near)} images nearly equal others, such as {later} and {earlier}. Near-duplicates make the "
+            f"images that nearly equal others: {len(near)}, such as {later} and {earlier}. Near-duplicates make the "
             f"calibration too optimistic: expect more false alarms. Keep one of each, or name what belongs together "
             f"with --groups."
         )

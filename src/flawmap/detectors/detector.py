@@ -163,7 +163,7 @@ class Detector(Parametrised, ABC):
         self.n_images_, self.copies_ = len(good.learnt), good.copies()
         photos = good.photos
         self._images = ImagesRecord(digests=good.digests(MAX_ROWS), sizes=photos.sizes(MAX_SIZES), bits=photos.bits)
-        self.remarks_ = photos.remarks(self.preprocessing)
+        self.remarks_ = good.remarks()
         self.decision_, self.outliers_, self.duplicates_ = None, (), ()
         if held_out is not None and held_out.scores:
             (indices, decision), names = held_out.in_order(), good.names

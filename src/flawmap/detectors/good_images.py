@@ -94,6 +94,15 @@ class GoodImages:
         """Digest of the model's input from every image that was read, in the training order; at most so many."""
         return tuple(seen.hex() for seen in self.replay.input_digests[:most])
 
+    def remarks(self) -> dict[str, tuple[str, ...]]:
+        """What is unusual about the images, in words, and the names of those."""
+        found = self.photos.remarks(self._preprocessing)
+        if self._grouping.n_named > 1 and len(self._grouping.members) == 1:
+            found["all good images fell into one group, so none can be left out: check groups (--groups)"] = tuple(
+                self.names
+            )
+        return found
+
     @property
     def photos(self) -> Photos:
         """What the photos that were read are like."""
