@@ -553,3 +553,11 @@ def test_wrong_paths_are_told_of_by_what_they_are(model, good_folder, tmp_path):
 def test_a_fit_says_that_all_images_are_of_one_group(good_folder, tmp_path):
     finished = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--groups", "folder")
     assert "all good images fell into one group" in " ".join(finished.stderr.split())
+
+
+def test_a_fit_says_that_few_images_take_longer(good_folder, tmp_path):
+    fit = ["fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--refit-below"]
+    note = "fewer than 13 good images: flawmap fits again without each of the 12"
+    assert note in " ".join(succeed(*fit, "13").stderr.split())
+    assert "fits again" not in succeed(*fit, "12").stderr
+    assert "fits again" not in succeed(*fit, "13", "-q").output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sized
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,7 +29,7 @@ from flawmap.cli.options import option
 from flawmap.datasets import open_dataset, training_images
 from flawmap.errors import ParameterError, counted
 from flawmap.images import SUFFIXES, ImageInput, collect
-from flawmap.options import COMMAND_OPTIONS, Aspect, Calibration, FactorDtype, PrecisionChoice, Runtime
+from flawmap.options import COMMAND_OPTIONS, MIN_IMAGES, Aspect, Calibration, FactorDtype, PrecisionChoice, Runtime
 from flawmap.prediction import Size
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ def fit(
     bad, started = BadImages(), time.perf_counter()
     images, passed_over, results = _find(good, stride)
     tell_passed_over(passed_over, results=results, strict=strict, quiet=quiet or as_json)
+    if not (quiet or as_json):
+        _tell_of_refits(model, images)
     try:
         model.fit(images, progress=not quiet, on_bad=bad if skip_bad else None)
     except KeyboardInterrupt:
@@ -168,6 +171,16 @@ def fit(
         print_json({**_summary(model, output, seconds, bad), **found})
     elif not quiet:
         _report(model, output, seconds, asked=false_alarm_rate)
+
+
+def _tell_of_refits(model: Detector, images: ImageInput) -> None:
+    """Say what few images take longer for."""
+    limit = getattr(model, "refit_below", 0)
+    if model.calibrate == "leave-one-out" and isinstance(images, Sized) and MIN_IMAGES <= len(images) < limit:
+        note(
+            f"fewer than {limit} good images: flawmap fits again without each of the {len(images)}, for half a second "
+            f"to ten each. --refit-below 0 takes a quicker way, with scores that are too low"
+        )
 
 
 def _parameters(given: dict[str, Any]) -> dict[str, Any]:
