@@ -67,7 +67,7 @@ def test_presets_and_help_know_it(dataset, tmp_path):
     ("options", "message", "code"),
     [
         (["--cells", "0"], "cells must be greater than or equal to 1", 1),
-        (["--cells", "many"], "cells must be a number", 1),
+        (["--cells", "many"], "cells must be a valid integer", 1),
         (["--cell", "4"], "Possible options: --cells", 2),
         (["--cells"], "'--cells' requires an argument", 2),
         (["more", "words"], "unexpected extra argument", 2),

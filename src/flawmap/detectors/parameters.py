@@ -130,7 +130,10 @@ def check(owner: str, parameters: type[Parameters], values: Mapping[str, Any]) -
         raise ParameterError(f"{owner} has no parameter {unknown[0]}; {hint}")
     for name, value in values.items():
         annotation = parameters.model_fields[name].annotation
-        if isinstance(value, (str, bytes)) and set(get_args(annotation) or (annotation,)) <= {int, float, NoneType}:
+        if isinstance(value, (str, bytes)) and {float} <= set(get_args(annotation) or (annotation,)) <= {
+            float,
+            NoneType,
+        }:
             raise ParameterError(f"{name} must be a number, got the text {value!r}")
     try:
         return parameters(**values)
