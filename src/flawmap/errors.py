@@ -82,9 +82,9 @@ class PassedOverWarning(UserWarning):
     """Files in a folder or glob were passed over, since they are no images that can be read."""
 
 
-def counted(number: int, what: str) -> str:
-    """A number of things in words: "1 image", "2 images"; also for "1 image was" and "1 image lies"."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """A number of things in words: "1 image", "2 images"; `several` where the plural is not formed by an s."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
 
 
 def first_line(error: BaseException) -> str:

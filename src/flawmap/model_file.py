@@ -14,6 +14,7 @@ import struct
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.errors import ModelFileError, first_line
-from flawmap.files import expand_home, replace_atomically
+from flawmap.files import expand_home, open_file, replace_atomically
 from flawmap.tensor_file import MAX_HEADER_BYTES, TensorFile, parse_object
 
 FORMAT_VERSION = 3
@@ -161,6 +162,8 @@ class ModelFile:
         except OSError as error:
             raise ModelFileError(f"{self.path}: cannot be read ({first_line(error)})") from error
         except ValueError as error:
+            if _begins_otherwise(self.path):
+                raise ModelFileError(f"{self.path}: is not a flawmap model file; `flawmap fit` makes one") from error
             raise damaged(self.path, error) from error
 
     def _read_document(self) -> dict[str, Any]:
@@ -221,6 +224,16 @@ def write_model_file(
 def damaged(path: str | os.PathLike[str], reason: object) -> ModelFileError:
     """The error for a file whose content is wrong."""
     return ModelFileError(f"{path} is damaged: {reason}. Fit again or restore a backup")
+
+
+def _begins_otherwise(path: Path) -> bool:
+    """Whether a file cannot be one of safetensors: after eight bytes comes a brace, and what is cut short has fewer."""
+    try:
+        with open_file(path) as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    return len(start) == 9 and start[8:] != b"{" and any(start)
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -492,7 +492,7 @@ def test_near_duplicates_and_groups(good_folder, tmp_path):
         with Image.open(path) as image:
             image.point(lambda value: min(255, value + 1)).save(path.with_name(f"{path.stem}_again.png"))
     said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT).stderr.replace("\n", " ")
-    assert "4 images nearly equal others, such as" in said
+    assert "images that nearly equal others: 4, such as" in said
     assert "--groups" in said
     options = [*FIT, "--groups", r"(\d+)(_again)?\.png", "--json", "-q"]
     fitted = json.loads(succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *options).stdout)
@@ -519,7 +519,7 @@ def test_regularization_that_is_none(good_folder, tmp_path):
 def test_copies_among_the_good_images_are_told(good_folder, tmp_path):
     (good_folder / "copy.png").write_bytes((good_folder / "002.png").read_bytes())
     said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT).stderr.replace("\n", " ")
-    assert "1 images equal others, such as" in said
+    assert "copies of other images: 1, such as" in said
     fitted = json.loads(succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--json", "-q").stdout)
     assert [Path(name).name for name in fitted["copies"]] == ["copy.png"]
 
@@ -635,3 +635,35 @@ def test_parts_that_move_are_aligned_on_request(tmp_path):
     turned = (float(rows[1]["angle"]) - float(rows[0]["angle"])) % 360
     assert turned == pytest.approx(33, abs=1)
     fail("predict", tmp_path / "m.flawmap", tmp_path / "new", "-o", tmp_path / "out", "--strict")
+
+
+def test_wrong_paths_are_told_of_by_what_they_are(model, good_folder, tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("nothing that a model file begins with")
+    missing = tmp_path / "none.flawmap"
+
+    def said(*arguments):
+        return " ".join(fail(*arguments).stderr.split())
+
+    assert "no such model file" in said("info", missing)
+    assert "is not a flawmap model file" in said("threshold", text)
+    assert "is not a flawmap model file" in said("info", text)
+    assert "is a file; -o takes a folder" in said("predict", model, good_folder, "-o", text)
+    cut = tmp_path / "cut.flawmap"
+    cut.write_bytes(model.read_bytes()[:2000])
+    assert "is damaged" in said("info", cut)
+    failed = fail("predict", model, tmp_path / "no.png", "-o", tmp_path / "out", "--json")
+    assert failed.stdout == ""
+
+
+def test_a_fit_says_that_all_images_are_of_one_group(good_folder, tmp_path):
+    finished = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--groups", "folder")
+    assert "all good images fell into one group" in " ".join(finished.stderr.split())
+
+
+def test_a_fit_says_that_few_images_take_longer(good_folder, tmp_path):
+    fit = ["fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--refit-below"]
+    note = "fewer than 13 good images: flawmap fits again without each of the 12"
+    assert note in " ".join(succeed(*fit, "13").stderr.split())
+    assert "fits again" not in succeed(*fit, "12").stderr
+    assert "fits again" not in succeed(*fit, "13", "-q").output

@@ -357,7 +357,7 @@ def test_images_in_the_folders_of_results_are_refused_or_left_out(photos, tmp_pa
     tables = [tmp_path / "out" / "predictions.csv", tmp_path / "out" / "predictions.jsonl"]
     own = tmp_path / "predictions.csv"
     assert without_tables(tmp_path / "out", [*tables, inside, own]) == [own]
-    with pytest.raises(ParameterError, match="1 images lie in the folders"):
+    with pytest.raises(ParameterError, match="holds 1 image in the folders of its results"):
         ResultsWriter(tmp_path / "out", [*photos, inside])
     assert not (tmp_path / "out").exists()
 
@@ -378,3 +378,20 @@ def test_the_example_runs():
     found = doctest.testmod(flawmap.results.writer)
     assert found.attempted > 5
     assert found.failed == 0
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "m.tif"
+    pages = [Image.new("L", (8, 8), grey) for grey in (0, 99)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "m.tif#1", format="PNG")
+    images = [ImagePage(path, 1), ImagePage(path, 2), tmp_path / "m.tif#1"]
+    with pytest.raises(ParameterError, match=r"m.tif#1: is the name of a file, and of a page or frame of .*Rename"):
+        ResultsWriter(tmp_path / "out", images)
+    ResultsWriter(tmp_path / "out", [*images[:2], images[1]])
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(ParameterError, match=r"out is a file; name a folder for the results"):
+        ResultsWriter(tmp_path / "out", [])

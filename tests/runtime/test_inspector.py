@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import doctest
 import hashlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -286,3 +288,20 @@ def test_a_missing_package_is_named(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match=r"pip install (openvino|onnxruntime)"):
         Inspector(exported)
+
+
+def test_a_pickled_inspector_opens_its_folder_again(exported, scratched, monkeypatch):
+    monkeypatch.chdir(exported.parent)
+    inspector = Inspector(exported.name, threads=1, workers=2)
+    content = pickle.dumps(inspector)
+    copied = copy.deepcopy(inspector)
+    monkeypatch.chdir("/")
+    for again in (pickle.loads(content), copied):
+        assert again.predict(scratched).pred_score == inspector.predict(scratched).pred_score
+        assert (again.workers, again.folder.is_absolute()) == (2, True)
+
+
+def test_a_model_file_is_no_export(tmp_path):
+    (tmp_path / "part.flawmap").write_bytes(b"x" * 20)
+    with pytest.raises(ModelFileError, match=r"is a file, not a folder of `flawmap export`.*flawmap\.load"):
+        Inspector(tmp_path / "part.flawmap")

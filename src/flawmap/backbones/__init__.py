@@ -11,6 +11,7 @@ from flawmap.backbones.runtimes import (
     Policy,
     convert,
     pick_device,
+    plain_torch,
     uninterrupted,
 )
 from flawmap.backbones.weights import CATALOGUE, DEFAULT_BACKBONE
@@ -31,6 +32,7 @@ __all__ = [
     "feature_levels",
     "load_backbone",
     "pick_device",
+    "plain_torch",
     "size_step",
     "uninterrupted",
     "usual_layers",

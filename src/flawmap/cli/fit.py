@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sized
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,9 +27,18 @@ from flawmap.cli.console import (
 from flawmap.cli.detector_choice import choose_detector, further_parameters, make_detector
 from flawmap.cli.options import option
 from flawmap.datasets import open_dataset, training_images
-from flawmap.errors import ParameterError
+from flawmap.errors import ParameterError, counted
 from flawmap.images import SUFFIXES, ImageInput, collect
-from flawmap.options import COMMAND_OPTIONS, Alignment, Aspect, Calibration, FactorDtype, PrecisionChoice, Runtime
+from flawmap.options import (
+    COMMAND_OPTIONS,
+    MIN_IMAGES,
+    Alignment,
+    Aspect,
+    Calibration,
+    FactorDtype,
+    PrecisionChoice,
+    Runtime,
+)
 from flawmap.prediction import Size
 
 if TYPE_CHECKING:
@@ -157,6 +167,8 @@ def fit(
     bad, started = BadImages(), time.perf_counter()
     images, passed_over, results = _find(good, stride)
     tell_passed_over(passed_over, results=results, strict=strict, quiet=quiet or as_json)
+    if not (quiet or as_json):
+        _tell_of_refits(model, images)
     try:
         model.fit(images, progress=not quiet, on_bad=bad if skip_bad else None)
     except KeyboardInterrupt:
@@ -173,6 +185,16 @@ def fit(
         print_json({**_summary(model, output, seconds, bad), **found})
     elif not quiet:
         _report(model, output, seconds, asked=false_alarm_rate)
+
+
+def _tell_of_refits(model: Detector, images: ImageInput) -> None:
+    """Say what few images take longer for."""
+    limit = getattr(model, "refit_below", 0)
+    if model.calibrate == "leave-one-out" and isinstance(images, Sized) and MIN_IMAGES <= len(images) < limit:
+        note(
+            f"fewer than {limit} good images: flawmap fits again without each of the {len(images)}, for half a second "
+            f"to ten each. --refit-below 0 takes a quicker way, with scores that are too low"
+        )
 
 
 def _parameters(given: dict[str, Any]) -> dict[str, Any]:
@@ -247,7 +269,7 @@ def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> d
 
 def _report(model: Detector, output: Path, seconds: float, *, asked: float) -> None:
     megabytes = output.stat().st_size / 1e6
-    say(f"Learnt from {model.n_images_} good images in {seconds:.1f} s: {output} ({megabytes:.1f} MB).")
+    say(f"Learnt from {counted(model.n_images_, 'good image')} in {seconds:.1f} s: {output} ({megabytes:.1f} MB).")
     if model.resize_ is not None:
         height, width = model.resize_
         say(f"Photos are resized to {height} x {width} (height x width), by --resize {model.resize}.")
@@ -311,14 +333,14 @@ def _warn(model: Detector) -> None:
         note(f"and {len(model.outliers_) - SHOWN} more; --json names them all")
     if model.copies_:
         note(
-            f"{len(model.copies_)} images equal others, such as {model.copies_[0]}. Duplicates make the calibration "
-            f"too optimistic: expect more false alarms. Remove them."
+            f"copies of other images: {len(model.copies_)}, such as {model.copies_[0]}. Duplicates make the "
+            f"calibration too optimistic: expect more false alarms. Remove them."
         )
     near = [pair for pair in model.duplicates_ if pair[1] not in model.copies_]
     if near:
         earlier, later = near[0]
         note(
-            f"{len(near)} images nearly equal others, such as {later} and {earlier}. Near-duplicates make the "
+            f"images that nearly equal others: {len(near)}, such as {later} and {earlier}. Near-duplicates make the "
             f"calibration too optimistic: expect more false alarms. Keep one of each, or name what belongs together "
             f"with --groups."
         )

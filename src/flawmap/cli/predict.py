@@ -19,6 +19,7 @@ from flawmap.images import ImagePage, VideoFrame, collect
 from flawmap.options import Runtime
 from flawmap.progress import report_progress
 from flawmap.results import ResultsWriter, without_results, without_tables
+from flawmap.results.writer import is_occupied
 
 if TYPE_CHECKING:
     from flawmap.detectors import Detector
@@ -63,12 +64,17 @@ def predict(
     """
     collection = collect(images, stride=stride, warn=False)
     everything = [item for item in collection.items if isinstance(item, (Path, ImagePage, VideoFrame))]
+    if is_occupied(output):
+        raise ParameterError(f"{output} is a file; -o takes a folder")
     paths = without_results(output, everything)
     passed_over = without_tables(output, collection.passed_over)
     others = without_results(output, collection.results)  # of other runs
     tell_passed_over(passed_over, results=others, strict=strict, quiet=quiet or as_json)
     if not paths:
-        raise DatasetError(f"{output}: all {len(everything)} images lie where its results go; name another folder")
+        raise DatasetError(
+            f"{output}: its results go where all that was given lies ({counted(len(everything), 'image')}); name "
+            f"another folder"
+        )
     detector = _open(model, weights, device, runtime, workers)
     if fdr is not None and detector.decision_ is None:
         raise ParameterError(f"{model} is not calibrated: it gives no p-values, which --fdr needs")
@@ -83,7 +89,9 @@ def predict(
             n_lost += not prediction.found
             advance(1)
         if len(bad.errors) == len(paths):
-            raise DatasetError(f"none of the {len(paths)} images could be used; no predictions were written")
+            raise DatasetError(
+                f"{counted(len(paths), 'image')} given, and none could be used; no predictions were written"
+            )
     n_images, n_own = len(paths) - len(bad.errors), len(everything) - len(paths) + len(collection.results) - len(others)
     batch = None if fdr is None or detector.decision_ is None else Batch.of(n_images, detector.decision_, fdr)
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Annotated, Any, ClassVar, Self, get_args
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from flawmap.backbones import NETWORKS, Policy, pick_device, size_step
+from flawmap.backbones import NETWORKS, Policy, pick_device, plain_torch, size_step
 from flawmap.decision import FALSE_ALARM_RATE, Decision, GoodPhotos, changed, judge, label_batch
 from flawmap.detectors.batches import Batch, batch_of_one, batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores, conclude
@@ -38,9 +39,6 @@ from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
 from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, Fdr, GraphDtype, OnBad
 from flawmap.prediction import Prediction, Size
 from flawmap.progress import Progress
-
-LOST = "its part was not found, and it was not learnt; its like will be flagged"
-"""Remark on a good image that could not be aligned."""
 
 
 class Detector(Parametrised, ABC):
@@ -132,6 +130,7 @@ class Detector(Parametrised, ABC):
         plain = Preprocessing.of(self.resize_ or self.resize, self.crop, self.aspect, self.bits)
         return plain if self.aligner_ is None else AlignedPreprocessing.of_aligner(plain, self.aligner_)
 
+    @plain_torch()
     def fit(
         self,
         images: ImageInput,
@@ -175,9 +174,7 @@ class Detector(Parametrised, ABC):
         if len(good.learnt) < 2:
             raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
         self._stored_dtype, self.n_images_, self.copies_ = "float32", len(good.learnt), good.copies()
-        self._images, self.remarks_ = ImagesRecord.of(good), good.photos.remarks(self.preprocessing)
-        if good.lost:
-            self.remarks_[LOST] = tuple(good.names[index] for index in good.lost)
+        self._images, self.remarks_ = ImagesRecord.of(good), good.remarks()
         found = conclude(held_out, good.names, self.false_alarm_rate, lost=good.lost)
         self.decision_, self.outliers_, self.duplicates_ = found
         self._prepare()
@@ -277,6 +274,7 @@ class Detector(Parametrised, ABC):
         write_model_file(path, self._document(stored).model_dump(mode="json"), tensors)
 
     @classmethod
+    @plain_torch()
     def from_document(cls, file: ModelFile, document: Document, **settings: Any) -> Self:  # noqa: ANN401
         """The model of an opened file; `settings` are parameters of this machine. Raises ModelFileError."""
         known = {name: value for name, value in settings.items() if name in cls.parameters_type.model_fields}
@@ -414,5 +412,12 @@ class Detector(Parametrised, ABC):
 
     def _judge(self, batch: Batch) -> list[Prediction]:
         """What the detector says of some images, and what the decision says of that."""
-        maps, scores = self._score(batch)
+        with plain_torch() if _is_changed() else nullcontext():
+            maps, scores = self._score(batch)
         return judge(batch.images, maps, scores, self.decision_, good=self.good_photos_)
+
+
+def _is_changed() -> bool:
+    """Whether the program around has changed torch's default dtype or device, or has switched autocast on."""
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return autocast or torch.get_default_dtype() != torch.float32 or torch.get_default_device().type != "cpu"

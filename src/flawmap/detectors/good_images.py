@@ -30,6 +30,8 @@ FOLDER = "folder"
 """Images of one folder belong together, as the frames of a clip do."""
 ALIGNED_CHANNELS = 4
 """Of an aligned image: RGB, and what the image shows."""
+LOST = "its part was not found, and it was not learnt; its like will be flagged"
+"""Remark on a good image that could not be aligned."""
 HELD_OUT = 4
 """One of so many groups is held out."""
 ALIGNMENT = 64
@@ -140,6 +142,17 @@ class GoodImages:
     def digests(self, most: int) -> tuple[str, ...]:
         """Digest of the model's input from every image that was read, in the training order; at most so many."""
         return tuple(seen.hex() for seen in self.replay.input_digests[:most])
+
+    def remarks(self) -> dict[str, tuple[str, ...]]:
+        """What is unusual about the images, in words, and the names of those."""
+        found = self.photos.remarks(self._preprocessing)
+        if self.lost:
+            found[LOST] = tuple(self.names[index] for index in self.lost)
+        if self._grouping.n_named > 1 and len(self._grouping.members) == 1:
+            found["all good images fell into one group, so none can be left out: check groups (--groups)"] = tuple(
+                self.names
+            )
+        return found
 
     @property
     def photos(self) -> Photos:

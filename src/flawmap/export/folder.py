@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
+from flawmap.backbones import plain_torch
 from flawmap.detectors import Detector
 from flawmap.errors import ModelFileError, ParameterError, first_line
 from flawmap.export.graph import GraphNetwork
@@ -31,6 +32,7 @@ from flawmap.runtime.metadata import (
 WRITERS = {"openvino": write_openvino, "onnx": write_onnx}
 
 
+@plain_torch()
 def export_model(
     model: Detector,
     folder: str | os.PathLike[str],

@@ -121,7 +121,7 @@ def decode(source: str | os.PathLike[str] | ImagePage) -> tuple[Image.Image, int
 
 def _read(source: ImageSource, name: str, bits: int | None, held: ExitStack) -> Photo:
     if isinstance(source, np.ndarray):
-        return _from_array(source, name, bits)
+        return _from_array(np.asarray(source), name, bits)  # of a subclass, such as a matrix
     if isinstance(source, VideoFrame):
         with FrameReader() as frames:
             return Photo(frames.read(source))

@@ -75,7 +75,7 @@ def collect(images: ImageInput, *, stride: int = 1, warn: bool = True) -> ImageC
         collection = ImageCollection(
             one.images, len(one.images), one.single, tuple(one.passed_over), tuple(one.results)
         )
-    elif not isinstance(images, Iterable) or isinstance(images, bytes):
+    elif not isinstance(images, Iterable) or isinstance(images, (bytes, bytearray, memoryview)):
         raise ParameterError(
             f"images must be a path, folder, glob, array, PIL image or iterable of these, not {type(images).__name__}"
         )

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from flawmap.decision import discover
 from flawmap.decision.discovery import check_rate, p_value_of
-from flawmap.errors import ParameterError
+from flawmap.errors import ParameterError, counted
 from flawmap.files import check_replaceable, expand_home, name_file
 from flawmap.images import FrameReader, ImagePage, VideoFrame, named_source, read_image
 from flawmap.images.formats import LINES, MAPS, MASKS, OVERLAYS, RUN_FOLDERS, TABLE
@@ -69,7 +69,8 @@ class ResultsWriter:
         run: name of this run: time in UTC, and random digits.
         n_anomalous: images with label 1 so far; with `fdr` known when the block has ended.
 
-    Raises ParameterError for images that lie in the folders of the results, which `without_results` leaves out.
+    Raises ParameterError for images that lie in the folders of the results, which `without_results` leaves out, for two
+    images of one name, and for an output that is a file.
 
     See Also:
         flawmap.results.overlay: the picture alone.
@@ -121,11 +122,18 @@ class ResultsWriter:
         images = [_source(path) for path in paths]
         if len(kept := without_results(self.output, images)) < len(images):
             raise ParameterError(
-                f"{self.output}: {len(images) - len(kept)} images lie in the folders of its results, where they would "
-                f"be replaced. Name another folder, or leave them out"
+                f"{self.output}: holds {counted(len(images) - len(kept), 'image')} in the folders of its results, "
+                f"which would be replaced. Name another folder, or leave out what lies there"
             )
         self._names = _short_names(images)
         self._sources = {str(image): image for image in images}
+        if twice := next((image for image in images if self._sources[str(image)] != image), None):
+            raise ParameterError(
+                f"{twice}: is the name of a file, and of a page or frame of {str(twice).rpartition('#')[0]}; one would "
+                f"replace the results of the other. Rename the file"
+            )
+        if is_occupied(self.output):
+            raise ParameterError(f"{self.output} is a file; name a folder for the results (-o)")
         self._frames = FrameReader()
         self._stack = ExitStack()
         self._staged = Path()  # where the block writes
@@ -171,7 +179,7 @@ class ResultsWriter:
             raise ParameterError("ResultsWriter writes inside its block: with ResultsWriter(...) as results: ...")
         path, (height, width) = str(prediction.path), prediction.image_size
         if path not in self._names:
-            raise ParameterError(f"{path}: expected one of the {len(self._names)} images in `paths`")
+            raise ParameterError(f"{path}: expected one of `paths`, which are {counted(len(self._names), 'image')}")
         row: dict[str, object] = {
             "path": path,
             "pred_score": float(f"{prediction.pred_score:.9g}"),
@@ -273,6 +281,11 @@ def _source(path: str | os.PathLike[str] | ImagePage | VideoFrame) -> Source:
 
 def _file(source: Source) -> Path:
     return source if isinstance(source, Path) else source.path
+
+
+def is_occupied(output: Path) -> bool:
+    """Whether something is there that is no folder."""
+    return os.path.exists(output) and not os.path.isdir(output)  # noqa: PTH110, PTH112 (a name may be too long)
 
 
 def without_results(output: str | os.PathLike[str], images: Sequence[AnySource]) -> list[AnySource]:

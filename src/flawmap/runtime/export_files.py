@@ -64,6 +64,8 @@ class Export:
 def read_export(folder: Path) -> Export:
     """Read and check an export folder. Raises ModelFileError."""
     recover_folder(folder)
+    if os.path.isfile(folder):  # noqa: PTH113 (Path.is_file raises for names that are too long)
+        raise ModelFileError(f"{folder}: is a file, not a folder of `flawmap export`; a model file is for flawmap.load")
     for _ in range(TRIES - 1):
         before = _state_of(folder)
         try:

@@ -38,6 +38,8 @@ class Inspector:
         metadata: the checked content of metadata.json.
         decision_: thresholds and held-out scores, from metadata.json; None if the model was not calibrated.
 
+    A pickled one, or a copy, opens its folder again, as it then is.
+
     Raises ModelFileError for a folder that is damaged, hostile or too new, MissingDependencyError for a missing
     OpenVINO or ONNX Runtime, ParameterError for what is no path and for a device that is not available.
 
@@ -75,6 +77,7 @@ class Inspector:
     ) -> None:
         self.folder = expand_home(folder)
         self.workers = workers
+        self._given = {"device": device, "threads": threads, "precision": precision}
         export = read_export(self.folder)
         self.metadata = export.metadata
         described = self.metadata.decision
@@ -156,6 +159,13 @@ class Inspector:
         """
         maps, scores = self._run(self._checked(images))
         return scores, maps
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What opens its folder again, in another process or for a copy."""
+        return {"folder": self.folder.absolute(), "workers": self.workers, **self._given}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def _predict(
         self, collection: ImageCollection, on_bad: OnBad | None, batch_size: int | None

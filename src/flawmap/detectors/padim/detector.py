@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
+from flawmap.backbones import plain_torch
 from flawmap.detectors.batches import batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import Record, Stored
@@ -156,6 +157,7 @@ class PaDiM(FeatureDetector):
         CacheMegabytes, Field(description="Memory for images and their embeddings between the two passes of a fit.")
     ] = 448
 
+    @plain_torch()
     def distances(self, images: ImageInput, *, batch_size: int | None = None) -> NDArray[np.float32]:
         """Patch distances (N, h, w) on the finest layer's grid, before up-sampling and smoothing (equation 2)."""
         backbone, head = self.backbone_, PaDiMHead(self.factor_, self.preprocessing.input_size)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from flawmap.backbones import feature_levels, usual_layers
+from flawmap.backbones import feature_levels, plain_torch, usual_layers
 from flawmap.detectors.batches import Batch, batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import Record, Stored
@@ -132,6 +132,7 @@ class SPADE(FeatureDetector):
         typical = search.typical_distance(self._layout, self._known, n_neighbors=self.n_neighbors_)
         return 1.5 * typical, 8 * typical
 
+    @plain_torch()
     def distances(self, images: ImageInput, *, batch_size: int | None = None) -> list[NDArray[np.float32]]:
         """Patch distances (N, h, w) before up-sampling and smoothing: one array, or one per layer of variant "port"."""
         self._check_fitted()
