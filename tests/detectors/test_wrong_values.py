@@ -80,7 +80,7 @@ def test_a_path_is_a_path(model, path):
         ({"false_alarm_rate": "0.1"}, "false_alarm_rate must be a number, got the text '0.1'"),
         ({"cache_mb": "10"}, "cache_mb must be a number"),
         ({"seed": "1"}, "seed must be a"),
-        ({"resize": "256"}, r"resize must be a number of pixels or \(height, width\).*got '256'"),
+        ({"resize": "256"}, r"resize must be a number of pixels, \(height, width\), or a rule.*got '256'"),
         ({"resize": True}, "resize must be a number of pixels"),
         ({"resize": (64, 0)}, "resize must be a number of pixels"),
         ({"crop": "none"}, "crop must be a number of pixels"),

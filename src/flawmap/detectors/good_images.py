@@ -28,8 +28,6 @@ from flawmap.progress import Progress, report_progress
 
 FOLDER = "folder"
 """Images of one folder belong together, as the frames of a clip do."""
-ALIGNED_CHANNELS = 4
-"""Of an aligned image: RGB, and what the image shows."""
 LOST = "its part was not found, and it was not learnt; its like will be flagged"
 """Remark on a good image that could not be aligned."""
 HELD_OUT = 4
@@ -99,7 +97,7 @@ class GoodImages:
     @property
     def aligned(self) -> bool:
         """Whether the images come aligned, and so may not show every position."""
-        return self._preprocessing.n_channels == ALIGNED_CHANNELS
+        return isinstance(self._preprocessing, AlignedPreprocessing)
 
     def align(self, kind: Alignment) -> Aligner | None:
         """Learn an aligner from some of the images, before the first pass, and align all; None where none is used.
@@ -109,8 +107,8 @@ class GoodImages:
         if kind == "none":
             return None
         if isinstance(self._items, Sequence):
-            step = max(1, len(self._items) // MOST_IMAGES)
-            some = list(self._items[::step][:MOST_IMAGES])
+            spread = np.linspace(0, len(self._items) - 1, min(MOST_IMAGES, len(self._items)))
+            some = [self._items[round(place)] for place in spread]
         else:
             rest = iter(self._items)
             some = list(islice(rest, MOST_IMAGES))

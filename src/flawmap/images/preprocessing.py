@@ -64,11 +64,6 @@ class Preprocessing:
         top, left = round((canvas_height - height) / 2), round((canvas_width - width) / 2)
         return slice(top, top + height), slice(left, left + width)
 
-    @property
-    def n_channels(self) -> int:
-        """Channels of the model's input."""
-        return 3
-
     def content(self, resized_size: Size) -> tuple[int, int, int, int]:
         """Where a resized image lies on the canvas: (top, left, bottom, right)."""
         top, left = self._margin(resized_size)

@@ -49,8 +49,8 @@ def test_a_resampled_image_shows_what_the_affine_says():
     assert moved == pytest.approx(values[2:10, 3:13], abs=1e-5)
     swapped = np.array([[0, 1, 0.0], [1, 0, 0], [0, 0, 1]])
     assert np.asarray(resample(Image.fromarray(values), swapped, (12, 12))) == pytest.approx(values[:, :12].T, abs=1e-5)
-    assert inside(swapped, (20, 14), (12, 20))[:, 11].all()
-    assert not inside(swapped, (20, 14), (12, 20))[:, 12].any()
+    assert inside(swapped, (20, 14), (0, 0, 12, 20))[:, 11].all()
+    assert not inside(swapped, (20, 14), (0, 0, 12, 20))[:, 12].any()
 
 
 @pytest.mark.parametrize("size", [(96, 128), (128, 96), (100, 100)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -10,16 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flawmap.images.alignment.pose import Frame, Matrix, describe_pose, resample
-from flawmap.images.alignment.search import Grey, Reference
+from flawmap.images.alignment.pose import Box, Frame, Matrix, inside, resample
+from flawmap.images.alignment.search import Grey, Reference, usual_border
 from flawmap.images.preprocessing import Preprocessing
-from flawmap.prediction import Placement, Size
+from flawmap.prediction import Placement, Pose, Size
 
 LONGEST = 256
 """Longer side, at most, of what an alignment keeps of pictures, in pixels."""
-
-Box = tuple[int, int, int, int]
-"""(top, left, bottom, right), half-open."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +53,11 @@ class Aligner:
 
     def move(self, canvas: NDArray[np.uint8], content: Box, affine: Matrix) -> NDArray[np.uint8]:
         """The image (H, W, 4) as the reference lies; its fourth channel is 255 where the image shows something."""
-        top, left, bottom, right = content
-        shown = np.zeros(self.size, np.uint8)
-        shown[top:bottom, left:right] = 255
-        moved = resample(Image.fromarray(np.dstack([canvas, shown])), affine, self.size, fill=(0, 0, 0, 0))
-        aligned = np.array(moved)
-        hidden = aligned[..., 3] < 255
-        aligned[hidden] = self._stand_in[hidden]
+        seen = inside(affine, self.size, content, margin=0.5)
+        aligned = self._stand_in.copy()
+        moved = np.asarray(resample(Image.fromarray(canvas), affine, self.size))
+        np.copyto(aligned[..., :3], moved, where=seen[..., None])
+        aligned[..., 3][seen] = 255
         return aligned
 
 
@@ -74,11 +70,6 @@ class AlignedPreprocessing(Preprocessing):
     """
 
     aligner: Aligner | None = None
-
-    @property
-    def n_channels(self) -> int:
-        """Channels of the model's input."""
-        return 4
 
     @classmethod
     def of_aligner(cls, plain: Preprocessing, aligner: Aligner) -> Self:
@@ -95,14 +86,20 @@ class AlignedPreprocessing(Preprocessing):
         affine = self.aligner.frame.affine(pose)
         aligned = self.aligner.move(canvas, content, affine)
         rows, columns = self.window
-        to_canvas = affine @ np.array([[1, 0, rows.start], [0, 1, columns.start], [0, 0, 1]])
-        scale = [plain.image_size[axis] / plain.resized_size[axis] for axis in (0, 1)]
-        on_image = np.array([[scale[0], 0, -content[0] * scale[0]], [0, scale[1], -content[1] * scale[1]]]) @ to_canvas
-        found = match >= self.aligner.least_match
+        tall, wide = (plain.image_size[axis] / plain.resized_size[axis] for axis in (0, 1))
+        on_photo = np.array([[tall, 0, -content[0] * tall], [0, wide, -content[1] * wide]]) @ affine
+        on_window = on_photo @ np.array([[1, 0, rows.start], [0, 1, columns.start], [0, 0, 1]])
+        middle = on_photo @ np.array([self.resize[0] / 2, self.resize[1] / 2, 1])
         placement = replace(
             plain,
-            affine=(tuple(on_image[0].tolist()), tuple(on_image[1].tolist())),
-            pose=describe_pose(pose, plain.image_size, match=match, found=found),
+            affine=(tuple(on_window[0].tolist()), tuple(on_window[1].tolist())),
+            pose=Pose(
+                angle=math.degrees(math.atan2(pose[0, 1], pose[0, 0])),
+                scale=math.hypot(pose[0, 0], pose[0, 1]),
+                shift=(float(middle[0] - plain.image_size[0] / 2), float(middle[1] - plain.image_size[1] / 2)),
+                match=match,
+                found=match >= self.aligner.least_match,
+            ),
         )
         return aligned if whole else np.ascontiguousarray(aligned[rows, columns]), placement
 
@@ -113,7 +110,6 @@ def grey_picture(canvas: NDArray[np.uint8], content: Box, size: Size) -> Grey:
     top, left, bottom, right = content
     if (top, left, bottom, right) != (0, 0, *grey.shape):
         inner = grey[top:bottom, left:right]
-        border = np.median(np.concatenate([inner[0], inner[-1], inner[:, 0], inner[:, -1]]))
-        grey = np.full_like(grey, border)
+        grey = np.full_like(grey, usual_border(inner))
         grey[top:bottom, left:right] = inner
     return np.asarray(Image.fromarray(grey).resize(size[::-1], Image.Resampling.BOX), np.float32)

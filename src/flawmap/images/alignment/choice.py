@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawmap.images.alignment.aligner import LONGEST, Aligner, grey_picture
-from flawmap.images.alignment.pose import Frame, resample
-from flawmap.images.alignment.reference import Learnt, learn_reference, match_unaligned
-from flawmap.images.alignment.search import Grey
+from flawmap.images.alignment.pose import Frame
+from flawmap.images.alignment.reference import Learnt, learn_reference, match_unaligned, mean_aligned
+from flawmap.images.alignment.search import LOST, Grey
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.stream import Loaded
 from flawmap.options import Alignment, AlignmentKind
@@ -30,6 +30,8 @@ LEAST_KIND = 0.1
 """The same that an angle, or a scale, must take away beyond a simpler kind."""
 FAR_OUT = 3.0
 """Interquartile ranges below the first quartile (Tukey 1977) at which a match is no longer that of a good part."""
+LEAST_RANGE = 0.05
+"""Interquartile range, in Fisher's z, that is assumed at least: of few or equal images it is too small by chance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,22 +89,14 @@ def _aligner(sample: Sample, learnt: Learnt) -> Aligner:
 
 def _least_match(matches: NDArray[np.float64]) -> float:
     """The match below which a part counts as not found: far below those of the good images (in Fisher's z)."""
-    scores = np.arctanh(np.clip(matches[matches > -1], -0.999, 0.999))
+    scores = np.arctanh(np.clip(matches[matches > LOST], -0.999, 0.999))
     if len(scores) == 0:
         return 0.0
     first, third = np.quantile(scores, [0.25, 0.75])
-    return float(np.tanh(first - FAR_OUT * max(third - first, 0.05)))
+    return float(np.tanh(first - FAR_OUT * max(third - first, LEAST_RANGE)))
 
 
 def _mean_colours(sample: Sample, learnt: Learnt) -> NDArray[np.uint8]:
     """Mean (h, w, 3) of the aligned images; pixels that none shows get the mean of the rest."""
-    frame = learnt.reference.frame
-    total, counts = np.zeros((*frame.size, 3)), np.zeros((*frame.size, 1))
-    for colours, pose in zip(sample.colours, learnt.poses, strict=True):
-        shown = np.dstack([colours, np.full(frame.size, 255, np.uint8)])
-        moved = np.asarray(resample(Image.fromarray(shown), frame.affine(pose), frame.size, fill=(0, 0, 0, 0)))
-        seen = moved[..., 3:] == 255
-        total += moved[..., :3] * seen
-        counts += seen
-    usual = total.sum(axis=(0, 1)) / max(float(counts.sum()), 1.0)
-    return np.round(np.where(counts > 0, total / np.maximum(counts, 1), usual)).astype(np.uint8)
+    mean, counts = mean_aligned(sample.colours, learnt.poses, learnt.reference.frame)
+    return np.round(np.where(counts[..., None] > 0, mean, mean[counts > 0].mean(axis=0))).astype(np.uint8)

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flawmap.prediction import Pose, Size
+from flawmap.prediction import Size
 
+Box = tuple[int, int, int, int]
+"""(top, left, bottom, right) in pixels, half-open."""
 Matrix = NDArray[np.float64]
 """(3, 3): takes a point (y, x, 1) of the reference to where it lies in the image."""
 
@@ -32,7 +35,7 @@ class Frame:
     size: Size
     proportions: tuple[float, float]
 
-    @property
+    @cached_property
     def pixels(self) -> Matrix:
         """(3, 3): from coordinates in longer sides to pixels (row, column), of which the first begins at 0."""
         longer = max(self.proportions)
@@ -47,14 +50,20 @@ class Frame:
 
     def affine(self, pose: Matrix) -> Matrix:
         """A pose in pixels: (3, 3), from (row, column, 1) of the reference to that of the image."""
-        affine: Matrix = self.pixels @ pose @ np.linalg.inv(self.pixels)
+        affine: Matrix = self.pixels @ pose @ self._units
         return affine
+
+    @cached_property
+    def _units(self) -> Matrix:
+        """(3, 3): the way back from pixels."""
+        units: Matrix = np.linalg.inv(self.pixels).astype(np.float64)
+        return units
 
     def points(self) -> NDArray[np.float32]:
         """Coordinates (2, h, w) of the middle of each pixel."""
-        inverse = np.linalg.inv(self.pixels)
         rows, columns = (np.arange(n) + 0.5 for n in self.size)
-        y, x = rows * inverse[0, 0] + inverse[0, 2], columns * inverse[1, 1] + inverse[1, 2]
+        y = rows * self._units[0, 0] + self._units[0, 2]
+        x = columns * self._units[1, 1] + self._units[1, 2]
         return np.stack(np.meshgrid(y, x, indexing="ij")).astype(np.float32)
 
 
@@ -71,18 +80,11 @@ def resample(image: Image.Image, affine: Matrix, size: Size, fill: float | tuple
     return image.transform(size[::-1], Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=fill)
 
 
-def inside(affine: Matrix, size: Size, source: Size, margin: float = 0.0) -> NDArray[np.bool_]:
-    """Pixels (h, w) of an image of `size` that an image of size `source` shows, `margin` pixels inside its border."""
+def inside(affine: Matrix, size: Size, content: Box, margin: float = 0.0) -> NDArray[np.bool_]:
+    """Pixels (h, w) of an image of `size` that lie in the content of another one, `margin` pixels inside its border."""
     rows, columns = (np.arange(n, dtype=np.float32) + 0.5 for n in size)
     seen = np.ones(size, bool)
-    for (by_row, by_column, offset), n in zip(affine[:2], source, strict=True):
+    for (by_row, by_column, offset), first, last in zip(affine[:2], content[:2], content[2:], strict=True):
         there = np.add.outer(np.float32(by_row) * rows, np.float32(by_column) * columns + np.float32(offset))
-        seen &= (there >= margin) & (there <= n - margin)
+        seen &= (there >= first + margin) & (there <= last - margin)
     return seen
-
-
-def describe_pose(pose: Matrix, image_size: Size, *, match: float, found: bool) -> Pose:
-    """A pose for people: in degrees, and in pixels of the photo."""
-    angle, scale = math.degrees(math.atan2(pose[0, 1], pose[0, 0])), math.hypot(pose[0, 0], pose[0, 1])
-    longer = max(image_size)
-    return Pose(angle, scale, (float(pose[0, 2] * longer), float(pose[1, 2] * longer)), match, found)

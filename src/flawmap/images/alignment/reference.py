@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from flawmap.images.alignment.pose import Frame, Matrix, inside, pose_matrix, resample
-from flawmap.images.alignment.search import Grey, Reference, correlation
+from flawmap.images.alignment.search import LOST, Grey, Reference, correlation, usual_border
 from flawmap.options import AlignmentKind
 
 N_SEEDS = 5
@@ -32,9 +33,6 @@ SCALES = (0.7, 1.4)
 """Scales that are searched until those of the good images are known."""
 BEYOND_SCALE = 1.1
 
-Found = tuple[Matrix, float]
-"""A pose, and the match there."""
-
 
 @dataclass(frozen=True, eq=False)
 class Learnt:
@@ -53,29 +51,28 @@ class Learnt:
 
 def learn_reference(greys: Sequence[Grey], kind: AlignmentKind, proportions: tuple[float, float]) -> Learnt:
     """The reference of pictures (h, w) of one size, two at least, that show an extent of `proportions`."""
+    frame = Frame((greys[0].shape[0], greys[0].shape[1]), proportions)
     with ThreadPoolExecutor() as pool:
-
-        def locate(reference: Reference) -> list[Found]:
-            return list(pool.map(reference.locate, greys))
-
         reference = _seed(greys, kind, proportions, pool)
-        found = locate(reference)
-        best, counts = _best(found), np.zeros_like(greys[0])
-        for number in range(ROUNDS):
-            best = _best(found)
-            centre = _centre([found[i][0] for i in best])
-            poses = [pose @ centre for pose, _ in found]
-            mean, counts = _mean(greys, poses, best, reference.frame)
-            angles, scales = _ranges(poses, kind)
-            reference = Reference(kind, mean, proportions, angles, scales)
-            is_last = number == ROUNDS - 1
-            found = locate(reference) if is_last else [*pool.map(reference.refine, greys, poses)]
-    in_mean = set(best)
-    matches = [
-        reference.match(grey, pose, counts if i in in_mean else None) if match > -1 else -1.0
-        for i, (grey, (pose, match)) in enumerate(zip(greys, found, strict=True))
-    ]
-    return Learnt(reference, [pose for pose, _ in found], np.array(matches))
+        poses, matches = _transposed(pool.map(reference.locate, greys))
+        for _ in range(ROUNDS):
+            best = _best(matches)
+            centre = _centre([poses[i] for i in best])
+            poses = [pose @ centre for pose in poses]
+            mean, counts = mean_aligned([greys[i] for i in best], [poses[i] for i in best], frame)
+            grey = np.where(counts > 0, mean, np.median([usual_border(grey) for grey in greys])).astype(np.float32)
+            reference = Reference(kind, grey, proportions, *_ranges(poses, kind))
+            poses, matches = _transposed(pool.map(reference.refine, greys, poses))
+        poses, matches = _transposed(pool.map(reference.locate, greys))
+    for i in best:  # without the image's own part in the mean
+        matches[i] = reference.match(greys[i], poses[i], counts) if matches[i] > LOST else LOST
+    return Learnt(reference, poses, matches)
+
+
+def _transposed(found: Iterable[tuple[Matrix, float]]) -> tuple[list[Matrix], NDArray[np.float64]]:
+    """Poses and matches (N)."""
+    poses, matches = zip(*found, strict=True)
+    return list(poses), np.array(matches)
 
 
 def match_unaligned(greys: Sequence[Grey]) -> NDArray[np.float64]:
@@ -101,9 +98,8 @@ def _seed(
     return max(found, key=lambda one: one[0])[1]
 
 
-def _best(found: Sequence[Found]) -> list[int]:
+def _best(matches: NDArray[np.float64]) -> list[int]:
     """Indices of the images that make the mean."""
-    matches = np.array([match for _, match in found])
     if len(matches) < FEWEST:
         return list(range(len(matches)))
     return [int(i) for i in np.flatnonzero(matches >= np.quantile(matches, LEFT_OUT))]
@@ -122,16 +118,20 @@ def _centre(poses: Sequence[Matrix]) -> Matrix:
     return pose_matrix(-angle, 1 / scale, (float(middle[0]), float(middle[1])))
 
 
-def _mean(greys: Sequence[Grey], poses: Sequence[Matrix], best: Sequence[int], frame: Frame) -> tuple[Grey, Grey]:
-    """Mean (h, w) of aligned pictures, and how many show each pixel; pixels that none shows get the usual border."""
-    total, counts = np.zeros(frame.size, np.float64), np.zeros(frame.size, np.float32)
-    for i in best:
-        affine = frame.affine(poses[i])
-        seen = inside(affine, frame.size, frame.size, margin=0.5)
-        total += np.where(seen, np.asarray(resample(Image.fromarray(greys[i]), affine, frame.size)), 0)
+def mean_aligned(
+    pictures: Sequence[NDArray[Any]], poses: Sequence[Matrix], frame: Frame
+) -> tuple[NDArray[np.float64], Grey]:
+    """Mean of aligned pictures of a frame, grey (h, w) float32 or RGB (h, w, 3) uint8; and how many show each pixel.
+
+    Where none does, the mean is 0.
+    """
+    total, counts = np.zeros(pictures[0].shape), np.zeros(frame.size, np.float32)
+    for picture, pose in zip(pictures, poses, strict=True):
+        affine = frame.affine(pose)
+        seen = inside(affine, frame.size, (0, 0, *frame.size), margin=0.5)
+        total[seen] += np.asarray(resample(Image.fromarray(picture), affine, frame.size))[seen]
         counts += seen
-    border = np.median([np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])) for grey in greys])
-    return np.where(counts > 0, total / np.maximum(counts, 1), border).astype(np.float32), counts
+    return total / np.maximum(counts, 1).reshape(*frame.size, *(1,) * (total.ndim - 2)), counts
 
 
 def _ranges(poses: Sequence[Matrix], kind: AlignmentKind) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -21,18 +21,18 @@ from PIL import Image
 from flawmap.images.alignment.pose import Frame, Matrix, inside, pose_matrix, resample
 from flawmap.options import AlignmentKind
 
-COARSE = 32
-"""Longer side of the picture in which all poses are tried."""
-LEVELS = (64, 128, 256)
-"""Longer sides of the pictures in which a pose is refined."""
+LEVELS = (32, 64, 128, 256)
+"""Longer sides of the pictures in which a pose is refined; all poses are tried in the first."""
 ANGLE_STEP = 6.0
 """Degrees between the turned references of the coarse search: 1.6 of its pixels at its border."""
 SCALE_STEP = 1.08
 N_CANDIDATES = 4
-"""Poses of the coarse search that are refined; the best of them is taken."""
+"""Poses of the coarse search that are refined."""
+KEPT = (2, 1, 1, 1)
+"""Poses that are left after each level, the best ones."""
 APART = 15.0
 """Degrees by which candidates of one scale differ."""
-STEPS = (8, 4, 3)
+STEPS = (3, 3, 2, 1)
 """Gauss-Newton steps, at most, on each level."""
 SMALL = 0.02
 """Pixels; smaller steps end the refinement."""
@@ -40,6 +40,11 @@ FURTHEST = 0.1
 """Part of the longer side by which the refinement may leave the coarse result; further, it has run away."""
 LEAST_SHOWN = 0.25
 """Part of the reference that a photo must show of it."""
+
+LOST = -1.0
+"""Match where too little is seen, or where there is nothing to be seen."""
+LEAST_CONTRAST = 1e-6
+"""Variance of grey values from which an image is not of one colour."""
 
 Grey = NDArray[np.float32]
 
@@ -68,46 +73,43 @@ class Reference:
         return Frame((self.grey.shape[0], self.grey.shape[1]), self.proportions)
 
     @cached_property
-    def levels(self) -> list[_Level]:
+    def _levels(self) -> list[_Level]:
         """The reference at the sizes of the refinement, the coarsest first."""
         longest = max(self.grey.shape)
         sizes = sorted({min(level, longest) for level in LEVELS})
-        return [_Level(self._at(size), self.kind) for size in sizes]
+        return [_Level(Picture(self.grey, self.frame).resized(self.frame.resized(size)), self.kind) for size in sizes]
 
     @cached_property
     def _bank(self) -> _Bank:
         first, last = self.angles if self.kind != "shift" else (0.0, 0.0)
         n_angles = math.ceil((last - first) / ANGLE_STEP) + (last - first < 360)
-        angles = first + ANGLE_STEP * np.arange(n_angles) if n_angles > 1 else np.array([first])
+        angles = np.radians(first + ANGLE_STEP * np.arange(n_angles))
         n_scales = 1
         if self.kind == "similarity":
-            n_scales = math.ceil(math.log(self.scales[1] / self.scales[0]) / math.log(SCALE_STEP)) + 1
-        scales = np.geomspace(*self.scales, n_scales) if n_scales > 1 else [1.0]
-        poses = [(math.radians(angle), float(scale)) for scale in scales for angle in angles]
-        return _Bank(self._at(COARSE), poses)
-
-    def _at(self, longest: int) -> Picture:
-        frame = self.frame.resized(longest)
-        return Picture(self.grey, self.frame).resized(frame)
+            n_scales += math.ceil(math.log(self.scales[1] / self.scales[0]) / math.log(SCALE_STEP))
+        scales = np.geomspace(*self.scales, n_scales) if n_scales > 1 else np.ones(1)
+        return _Bank(self._levels[0].picture, [(float(angle), float(scale)) for scale in scales for angle in angles])
 
     def locate(self, grey: Grey) -> tuple[Matrix, float]:
-        """The part's pose in a picture (h, w) of `frame`, and how well they agree, -1 to 1; -1 where it is lost."""
+        """The part's pose in a picture (h, w) of `frame`, and how well they agree, up to 1; `LOST` if not seen."""
         picture = Picture(grey, self.frame)
-        starts = self._bank.candidates(picture.resized(self._bank.frame).values)
-        first, *finer = self.levels
-        small = picture.resized(first.frame)
-        pose, match = max((first.refine(small, start, STEPS[0]) for start in starts), key=lambda found: found[1])
-        for level, n_steps in zip(finer, STEPS[1:], strict=False):
-            pose, match = level.refine(picture.resized(level.frame), pose, n_steps)
-        return pose, match
+        pictures = [picture.resized(level.picture.frame).values for level in self._levels]
+        poses = self._bank.candidates(pictures[0])
+        for level, values, n_steps, n_kept in zip(self._levels, pictures, STEPS, KEPT, strict=False):
+            poses = [level.refine(values, pose, n_steps) for pose in poses]
+            if len(poses) > n_kept:
+                matches = [level.match(values, pose) for pose in poses]
+                poses = [poses[i] for i in np.argsort(-np.array(matches), kind="stable")[:n_kept]]
+        return poses[0], self.match(grey, poses[0])
 
     def refine(self, grey: Grey, pose: Matrix) -> tuple[Matrix, float]:
-        """A pose that is nearly known."""
-        return self.levels[-1].refine(Picture(grey, self.frame), pose, STEPS[0])
+        """The same near a pose."""
+        refined = self._levels[-1].refine(grey, pose, STEPS[0])
+        return refined, self.match(grey, refined)
 
     def match(self, grey: Grey, pose: Matrix, counts: Grey | None = None) -> float:
         """How well a picture agrees with the reference in a pose; or with that of the others, of `counts` a pixel."""
-        return self.levels[-1].match(grey, pose, counts)
+        return self._levels[-1].match(grey, pose, counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,43 +131,40 @@ class _Level:
     """The reference at one size, and how it changes with the pose."""
 
     def __init__(self, picture: Picture, kind: AlignmentKind) -> None:
-        self.frame, self._values = picture.frame, picture.values
-        per_unit = np.diag(self.frame.pixels)[:2]
-        gradient = [g * scale for g, scale in zip(np.gradient(picture.values), per_unit, strict=True)]
-        y, x = self.frame.points()
-        columns = [gradient[0], gradient[1]]
+        self.picture = picture
+        self._values = picture.values.ravel()
+        rows, columns = np.gradient(picture.values)
+        per_unit = np.diag(picture.frame.pixels)
+        down, right = rows * per_unit[0], columns * per_unit[1]
+        y, x = picture.frame.points()
+        slopes = [down, right]
         if kind != "shift":
-            columns.append(gradient[0] * x - gradient[1] * y)
+            slopes.append(down * x - right * y)
         if kind == "similarity":
-            columns.append(gradient[0] * y + gradient[1] * x)
-        self._slopes = np.stack([column.ravel() for column in columns], axis=1).astype(np.float32)
+            slopes.append(down * y + right * x)
+        self._slopes = np.stack([slope.ravel() for slope in slopes]).astype(np.float32)
 
-    def refine(self, image: Picture, start: Matrix, n_steps: int) -> tuple[Matrix, float]:
-        """The best pose near a start, and the match there; the start and -1 where too little of the part is seen."""
-        picture, pose = Image.fromarray(image.values), start
+    def refine(self, values: Grey, start: Matrix, n_steps: int) -> Matrix:
+        """The best pose near a start in a picture (h, w); the start where too little is seen, or where it runs away."""
+        picture, pose = Image.fromarray(values), start
         for _ in range(n_steps):
             shown = self._shown(picture, pose)
-            if shown is None:
-                return start, -1.0
-            seen, moved = shown
-            step = self._step(moved, self._values.ravel()[seen], self._slopes[seen])
+            step = None if shown is None else self._step(*shown)
             if step is None:
-                return start, -1.0
+                return start
             angle, scale = (step[2] if len(step) > 2 else 0.0), (math.exp(step[3]) if len(step) > 3 else 1.0)
             pose = pose @ np.linalg.inv(pose_matrix(angle, scale, (step[0], step[1])))
-            if max(abs(step)) * max(self.frame.size) < SMALL:
+            if max(abs(step)) * max(values.shape) < SMALL:
                 break
-        if np.abs(pose - start)[:2].max() > FURTHEST:
-            pose = start
-        return pose, self.match(image.values, pose)
+        return pose if np.abs(pose - start)[:2].max() <= FURTHEST else start
 
     def match(self, values: Grey, pose: Matrix, counts: Grey | None = None) -> float:
         """Correlation of image and reference; or with the mean of the others, of `counts` (h, w) with the image."""
         shown = self._shown(Image.fromarray(values), pose)
         if shown is None:
-            return -1.0
+            return LOST
         seen, moved = shown
-        reference = self._values.ravel()[seen]
+        reference = self._values[seen]
         if counts is not None:
             n = np.maximum(counts.ravel()[seen], 2)
             reference = (n * reference - moved) / (n - 1)
@@ -173,23 +172,26 @@ class _Level:
 
     def _shown(self, picture: Image.Image, pose: Matrix) -> tuple[NDArray[np.intp], Grey] | None:
         """Indices of the reference's pixels that an image shows, and the image there; None if they are too few."""
-        affine = self.frame.affine(pose)
-        seen = np.flatnonzero(inside(affine, self.frame.size, self.frame.size, margin=0.5))
-        if len(seen) < LEAST_SHOWN * self._values.size:
+        frame = self.picture.frame
+        affine = frame.affine(pose)
+        seen = np.flatnonzero(inside(affine, frame.size, (0, 0, *frame.size), margin=0.5))
+        if len(seen) < LEAST_SHOWN * len(self._values):
             return None
-        return seen, np.asarray(resample(picture, affine, self.frame.size)).ravel()[seen]
+        return seen, np.asarray(resample(picture, affine, frame.size)).ravel()[seen]
 
-    @staticmethod
-    def _step(image: Grey, reference: Grey, slopes: Grey) -> NDArray[np.float64] | None:
-        """Change of the reference's pose, in longer sides and radians, that brings it nearest to a * image + b."""
-        image, target = image - image.mean(), reference - reference.mean()
-        if float(image @ image) <= 1e-6 * len(image):
+    def _step(self, seen: NDArray[np.intp], image: Grey) -> NDArray[np.float64] | None:
+        """Change of the reference's pose, in longer sides and radians, that brings it nearest to a * image + b.
+
+        From the indices of the pixels that are seen, and the image there; None for an image of one colour.
+        """
+        image, reference = image - image.mean(), self._values[seen]
+        if float(image @ image) <= LEAST_CONTRAST * len(image):
             return None
-        system = np.column_stack([slopes - slopes.mean(axis=0), -image])
-        normal = system.T.astype(np.float64) @ system
+        system = np.concatenate([self._slopes[:, seen], image[None], np.ones((1, len(seen)), np.float32)])
+        normal = (system @ system.T).astype(np.float64)
         normal[np.diag_indices(len(normal))] += 1e-9 * np.trace(normal)
-        solved: NDArray[np.float64] = np.linalg.solve(normal, -(system.T @ target).astype(np.float64))
-        return solved[:-1]
+        target = system @ (reference.mean() - reference)
+        return np.asarray(np.linalg.solve(normal, target.astype(np.float64))[:-2])
 
 
 class _Bank:
@@ -227,20 +229,23 @@ class _Bank:
 
     def _pose(self, index: int, place: int) -> Matrix:
         moved = divmod(place, self._padded[1])
-        pixels = [n - padded if n >= size else n for n, padded, size in zip(moved, self._padded, self.frame.size)]  # noqa: B905
-        per_unit = np.diag(self.frame.pixels)[:2]
-        angle, scale = self._poses[index]
-        return pose_matrix(angle, scale, (float(pixels[0] / per_unit[0]), float(pixels[1] / per_unit[1])))
+        sizes = zip(moved, self._padded, self.frame.size, np.diag(self.frame.pixels)[:2], strict=True)
+        down, right = (float((n - padded if n >= size else n) / per_unit) for n, padded, size, per_unit in sizes)
+        return pose_matrix(*self._poses[index], (down, right))
 
 
 def correlation(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -> float:
-    """Pearson's correlation of two lists of values; -1 where one of them does not vary."""
+    """Pearson's correlation of two lists of values; `LOST` where one of them does not vary."""
     one, other = one - one.mean(), other - other.mean()
     norm = math.sqrt(float(one @ one) * float(other @ other))
-    return float(one @ other) / norm if norm > 1e-6 * len(one) else -1.0
+    return float(one @ other) / norm if norm > LEAST_CONTRAST * len(one) else LOST
+
+
+def usual_border(grey: NDArray[Any]) -> float:
+    """Median of the border of a picture (h, w)."""
+    return float(np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))
 
 
 def _without_background(grey: Grey) -> Grey:
-    """Less the median of the border: what lies outside an image counts as background."""
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    return np.asarray(grey - np.median(border), np.float32)
+    """Less the usual border: what lies outside an image counts as background."""
+    return np.asarray(grey - np.float32(usual_border(grey)), np.float32)
