@@ -64,7 +64,7 @@ def learn(
     """Learn from good images, with an embedding that is on the backbone's device.
 
     `regularization` None: it is chosen by the leave-one-out likelihood, and with `trial_seed` its sharing by pasted
-    defects, drawn by that seed, if there are enough images that can be read again. Of fewer than `refit_below` images each is left
+    defects, drawn by that seed, if enough images can be read again. Of fewer than `refit_below` images each is left
     out by a refit. `top_share` is the part of a map whose mean is its score, if all of it is inspected.
     """
     size = _step(input_size, hierarchy)
