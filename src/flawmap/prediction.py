@@ -29,7 +29,7 @@ class Pose:
         scale: how many times larger it is.
         shift: (y, x) of the reference's middle from the photo's, in pixels of the photo.
         match: correlation of part and reference, -1 to 1.
-        found: whether that is as high as good parts have it.
+        found: whether that is as high as good parts have it, and the photo shows as much of the part as theirs do.
 
     Example:
         >>> Pose(angle=90.0, scale=1.0, shift=(0.0, 12.0), match=0.97, found=True).found
@@ -58,7 +58,8 @@ class Placement:
         input_size: (height, width) of the window.
         affine: from (row, column) of the window to those of the original image; None where nothing was aligned.
         pose: the same for people, and how well it was found; None where nothing was aligned.
-        content: part of the window that shows image and not padding: (top, left, bottom, right) in input pixels.
+        content: part of the window that shows image and not padding: (top, left, bottom, right) in input pixels; all
+            of it where the image was aligned.
 
         on_photo: from (row, column) of the window to those of the original image, aligned or not.
 
@@ -81,7 +82,8 @@ class Placement:
         (height, width), (top, left) = self.input_size, self.offset
         resized_height, resized_width = self.resized_size
         bottom, right = min(height, resized_height - top), min(width, resized_width - left)
-        object.__setattr__(self, "content", (max(0, -top), max(0, -left), bottom, right))
+        plain_content = (max(0, -top), max(0, -left), bottom, right)
+        object.__setattr__(self, "content", plain_content if self.affine is None else (0, 0, height, width))
         tall, wide = (self.image_size[axis] / self.resized_size[axis] for axis in (0, 1))
         plain = (tall, 0.0, top * tall), (0.0, wide, left * wide)
         object.__setattr__(self, "on_photo", self.affine or plain)

@@ -155,8 +155,23 @@ class Decision:
 
     @property
     def lowest_rate(self) -> float:
-        """Lowest false-alarm rate that so many good images, or groups of them, can guarantee, 1 / (K + 1)."""
+        """Lowest false-alarm rate that so many good images, or groups of them, can guarantee.
+
+        That is 1 / (K + 1), and more where the part of some good images was not found: these are flagged at any
+        threshold. It is also the smallest p-value.
+        """
+        return self._one_more + float(self.weights[self._lost].sum())
+
+    @property
+    def _one_more(self) -> float:
+        """Weight of the image that is judged."""
         return 1 / (self.n_groups + 1)
+
+    @property
+    def _lost(self) -> NDArray[np.bool_]:
+        """Which good images (N,) count as higher than any score."""
+        lost: NDArray[np.bool_] = self.scores >= MOST
+        return lost
 
     @property
     def n_above(self) -> int:
@@ -168,7 +183,7 @@ class Decision:
         return None if self.false_alarm_rate is None else upper_bound(self.n_above, self.n_groups, confidence)
 
     def at_rate(self, false_alarm_rate: float) -> Decision:
-        """Decide by another rate; one too low for so few good images becomes the lowest they can guarantee."""
+        """Decide by another rate; one too low for these good images becomes the lowest they can guarantee."""
         if not (_is_number(false_alarm_rate) and 0 < false_alarm_rate < 1):
             raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate!r}")
         rate = max(false_alarm_rate, self.lowest_rate)
@@ -180,6 +195,12 @@ class Decision:
     def certified(self, false_alarm_rate: float, confidence: float = CONFIDENCE) -> Decision:
         """Decide by a rate that holds with this confidence. Raises ParameterError for too few good images."""
         certain = certified_threshold(self.scores, self.group_sizes, self.n_groups, false_alarm_rate, confidence)
+        if certain >= MOST:
+            raise ParameterError(
+                f"the part of {np.count_nonzero(self._lost)} of {len(self.scores)} good images was not found: these "
+                f"alone are too many to certify {100 * false_alarm_rate:g} % false alarms with {100 * confidence:g} % "
+                f"confidence. Remove them and fit again, or give a higher rate"
+            )
         return replace(self, threshold=certain, false_alarm_rate=float(false_alarm_rate), confidence=float(confidence))
 
     def at_value(self, threshold: float) -> Decision:
@@ -203,7 +224,7 @@ class Decision:
         """Share of good images that score as high: uniform for good images, small for anomalous ones."""
         if self.group_sizes is None:  # the quotient of two counts, without what sums of shares round
             return float((1 + np.count_nonzero(self.scores >= score)) / (1 + len(self.scores)))
-        return float(self.lowest_rate + self.weights[self.scores >= score].sum())
+        return float(self._one_more + self.weights[self.scores >= score].sum())
 
     def outliers(self) -> NDArray[np.intp]:
         """Indices, in training order, of good images that score far beyond the rest, highest first.

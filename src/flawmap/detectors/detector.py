@@ -179,7 +179,7 @@ class Detector(Parametrised, ABC):
             raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
         self._stored_dtype, self.n_images_, self.copies_ = "float32", len(good.learnt), good.copies()
         self._images, self.remarks_ = ImagesRecord.of(good), good.remarks()
-        found = conclude(held_out, good.names, self.false_alarm_rate, lost=good.lost)
+        found = conclude(held_out, good.names, self.false_alarm_rate, lost=good.flagged)
         self.decision_, self.outliers_, self.duplicates_ = found
         self._prepare()
         return self

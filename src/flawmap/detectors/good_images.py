@@ -66,6 +66,7 @@ class GoodImages:
         at_least: the same, or how many there are at least.
         learnt: indices in the training order of the images to learn from.
         lost: indices of those whose part was not found, which are not learnt.
+        flagged: those of them that would be scored, if it had been found.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class GoodImages:
         self._replay: Replay | None = None
         self.learnt: list[int] = []
         self.lost: list[int] = []
+        self.flagged: list[int] = []
 
     @property
     def aligned(self) -> bool:
@@ -215,11 +217,12 @@ class GoodImages:
         """Index, group and image of each image to learn from."""
         for index, image in enumerate(self.replay.first()):
             group = self._grouping.add(image.name)
-            if image.placement.pose is not None and not image.placement.pose.found:
+            is_held = self._held_out is not None and self._held_out(group)
+            is_lost = image.placement.pose is not None and not image.placement.pose.found
+            if is_lost:
                 self.lost.append(index)
-                advance(1)
-                continue
-            if self._held_out is not None and self._held_out(group):
+                self.flagged += [index] if is_held or self._held_out is None else []
+            if is_lost or is_held:
                 advance(1)
                 continue
             self.learnt.append(index)

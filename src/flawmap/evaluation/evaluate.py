@@ -74,15 +74,15 @@ def evaluate(
         if anomaly_map is not None:
             if prediction.placement.affine is not None:  # pixels count where they lie in the photo
                 anomaly_map = prediction.placement.straighten(anomaly_map)
-            top, left, bottom, right = prediction.placement.content
+            top, left, bottom, right = prediction.placement.unaligned.content
             anomaly_map = anomaly_map[top:bottom, left:right]  # the padding of a letterbox is no part of the image
             truth = _truth(model, sample, prediction, on_bad)
         if truth is None:
-            group.add(prediction.pred_score, anomaly_map, None)
+            group.add(prediction.pred_score, anomaly_map, None, found=prediction.found)
         else:
             doubts.add_mask(sample, truth)
             group.n_empty += truth.mask is None
-            group.add(prediction.pred_score, anomaly_map, truth.mask, truth.defects)
+            group.add(prediction.pred_score, anomaly_map, truth.mask, truth.defects, found=prediction.found)
         if prediction.pred_label is not None:
             group.labels.append(prediction.pred_label)
         if prediction.p_value is not None:

@@ -31,7 +31,7 @@ class GraphNetwork(nn.Module):
             self.weights: Tensor
             self.register_buffer("known", torch.from_numpy(decision.scores))
             self.register_buffer("weights", torch.from_numpy(decision.weights).float())
-            self.lowest_rate, self.threshold = decision.lowest_rate, decision.threshold
+            self.one_more, self.threshold = 1 / (decision.n_groups + 1), decision.threshold
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Maps, if any, and scores; then the share of good images that score as high, and 1 for anomalous."""
@@ -40,5 +40,5 @@ class GraphNetwork(nn.Module):
             return tuple(outputs)
         scores = outputs[-1]
         as_high = (self.known >= scores[:, None]).float()
-        p_values = (as_high @ self.weights + self.lowest_rate).clamp(max=1)  # rounding may end above
+        p_values = (as_high @ self.weights + self.one_more).clamp(max=1)  # rounding may end above
         return *outputs, p_values, (scores > self.threshold).to(torch.int32)

@@ -53,11 +53,9 @@ class Export:
             pictures = load(bytes(self.contents[ALIGNMENT_FILE]))
             if {name: picture.shape for name, picture in pictures.items()} != record.shapes:
                 raise ValueError("its pictures are not those of the metadata")
-            if not all(np.isfinite(picture).all() for picture in pictures.values()):
-                raise ValueError("its pictures are not finite")
+            aligner = record.restore(pictures[GREY], pictures[COLOURS], plain.resize)
         except (SafetensorError, ValueError) as error:
             raise ModelFileError(f"{path}: is damaged ({first_line(error)}); export again") from error
-        aligner = record.restore(pictures[GREY], pictures[COLOURS], plain.resize)
         return AlignedPreprocessing.of_aligner(plain, aligner)
 
 

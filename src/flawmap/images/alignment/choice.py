@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from flawmap.errors import TrainingSetError
 from flawmap.images.alignment.aligner import LONGEST, Aligner, grey_picture
-from flawmap.images.alignment.pose import Frame
+from flawmap.images.alignment.pose import Box, Frame, inside
 from flawmap.images.alignment.reference import Learnt, learn_reference, match_unaligned, mean_aligned
 from flawmap.images.alignment.search import LOST, Grey
 from flawmap.images.preprocessing import Preprocessing
@@ -38,6 +39,12 @@ FAR_OUT = 3.0
 """Interquartile ranges below the first quartile (Tukey 1977) at which a match is no longer that of a good part."""
 LEAST_RANGE = 0.05
 """Interquartile range, in Fisher's z, that is assumed at least: of few or equal images it is too small by chance."""
+SURE = 0.95
+"""Match from which a part is found, however alike the good images are: what differs then is a defect of it."""
+RECOGNISED = 0.3
+"""Median match of good images below which there is no part that they share."""
+LESS_SHOWN = 0.05
+"""Share of the part that an image may show less than every good one does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +56,14 @@ class Sample:
         colours: (h, w, 3) uint8 each.
         proportions: (height, width) of what they show.
         size: (height, width) of the images that will be aligned.
+        contents: where each of those shows something.
     """
 
     greys: Sequence[Grey]
     colours: Sequence[NDArray[np.uint8]]
     proportions: tuple[float, float]
     size: Size
+    contents: Sequence[Box]
 
     @classmethod
     def of(cls, images: Sequence[Loaded], preprocessing: Preprocessing) -> Sample:
@@ -66,15 +75,24 @@ class Sample:
         greys = [grey_picture(one.pixels, box, small.size) for one, box in zip(images, contents, strict=True)]
         box = Image.Resampling.BOX
         colours = [np.asarray(Image.fromarray(one.pixels).resize(small.size[::-1], box)) for one in images]
-        return cls(greys, colours, frame.proportions, frame.size)
+        return cls(greys, colours, frame.proportions, frame.size, contents)
 
 
 def learn_aligner(sample: Sample, kind: Alignment) -> Aligner | None:
-    """The aligner of some good images; None for none, and where "auto" finds that alignment does not help."""
+    """The aligner of some good images; None for none, and where "auto" finds that alignment does not help.
+
+    Raises TrainingSetError for images that show no part in common, unless it is "auto" that looks for one.
+    """
     if kind == "none" or len(sample.greys) < 2:
         return None
     if kind != "auto":
-        return _aligner(sample, learn_reference(sample.greys, kind, sample.proportions))
+        learnt = learn_reference(sample.greys, kind, sample.proportions)
+        if (median := float(np.median(learnt.matches))) < RECOGNISED:
+            raise TrainingSetError(
+                f"align='{kind}' finds no part that the good images have in common: their median match is "
+                f"{max(median, 0.0):.2f} of 1. Fit with align='none', or 'auto'"
+            )
+        return _aligner(sample, learnt)
     spread = np.linspace(0, len(sample.greys) - 1, min(N_SCREENED, len(sample.greys))).round().astype(int)
     screened = [sample.greys[i] for i in spread]
     chosen = _best_kind(screened, KINDS, sample.proportions)
@@ -109,7 +127,15 @@ def _missed(matches: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _aligner(sample: Sample, learnt: Learnt) -> Aligner:
-    return Aligner(learnt.reference, _mean_colours(sample, learnt), _least_match(learnt.matches), sample.size)
+    least_match = _least_match(learnt.matches)
+    aligner = Aligner(learnt.reference, _mean_colours(sample, learnt), least_match, sample.size)
+    frame = aligner.frame
+    shown = [
+        aligner.shown(inside(frame.affine(pose), frame.size, content, margin=0.5))
+        for pose, content, match in zip(learnt.poses, sample.contents, learnt.matches, strict=True)
+        if match >= least_match
+    ]
+    return replace(aligner, least_shown=max(0.0, min(shown, default=0.0) - LESS_SHOWN))
 
 
 def _least_match(matches: NDArray[np.float64]) -> float:
@@ -118,7 +144,7 @@ def _least_match(matches: NDArray[np.float64]) -> float:
     if len(scores) == 0:
         return 0.0
     first, third = np.quantile(scores, [0.25, 0.75])
-    return float(np.tanh(first - FAR_OUT * max(third - first, LEAST_RANGE)))
+    return min(SURE, float(np.tanh(first - FAR_OUT * max(third - first, LEAST_RANGE))))
 
 
 def _mean_colours(sample: Sample, learnt: Learnt) -> NDArray[np.uint8]:
