@@ -1,8 +1,8 @@
 """How well pasted defects choose the sharing of covariances: the area that they give, and what real defects say.
 
-For each sharing, at the ridge of the likelihood: the area under the ROC curve of pasted defects (good images alone), and
-image AUROC, defects found and good images flagged at a promised 5 % on the test images. Then what "auto" takes for
-several seeds. Prints JSON, one line a data set.
+For each sharing, at the ridge of the likelihood: the area under the ROC curve of pasted defects, from good images
+alone; and image AUROC, defects found and good images flagged at a promised 5 % on the test images. Then what "auto"
+takes for several seeds. Prints JSON, one line a data set.
 
     python benchmarks/sharing.py DATASET|elpv:mono ... [--align auto] [--resize 256] [--seeds 3]
 """
