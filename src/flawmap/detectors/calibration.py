@@ -74,14 +74,14 @@ class HeldOutScores:
     def add_map(
         self, index: int, anomaly_map: NDArray[np.float32], placement: Placement, *, group: int | None = None
     ) -> None:
-        """Add a good image by its map (H, W): its score is the highest value outside the padding of a letterbox."""
+        """Add a good image by its map (H, W): its score is the highest value of the pixels that are inspected."""
         self.add(index, self.count(anomaly_map, placement), group=group)
 
     def count(self, anomaly_map: NDArray[np.float32], placement: Placement) -> float:
-        """Count the values of a good image's map (H, W), without the padding; gives the highest one."""
-        top, left, bottom, right = placement.content
-        self.pixels.add(anomaly_map[top:bottom, left:right])
-        return float(anomaly_map[top:bottom, left:right].max())
+        """Count those values of a good image's map (H, W) that are inspected; gives the highest one, 0 of none."""
+        values = placement.inspected(anomaly_map)
+        self.pixels.add(values)
+        return float(values.max(initial=0))
 
     def in_order(self) -> tuple[list[int], Decision]:
         """Indices, ascending, and the undecided decision by their scores."""

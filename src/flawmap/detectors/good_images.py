@@ -22,6 +22,7 @@ from flawmap.detectors.batches import Batch, check_size, in_batches, make_batch
 from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, digest, stream
 from flawmap.images.alignment import MOST_IMAGES, AlignedPreprocessing, Aligner, Sample, learn_aligner
+from flawmap.images.roi import RoiPreprocessing
 from flawmap.options import MAX_BITS, MIN_BITS, Alignment, Groups, OnBad
 from flawmap.prediction import Size
 from flawmap.progress import Progress, report_progress
@@ -97,7 +98,11 @@ class GoodImages:
     @property
     def aligned(self) -> bool:
         """Whether the images come aligned, and so may not show every position."""
-        return isinstance(self._preprocessing, AlignedPreprocessing)
+        return self._preprocessing.n_channels > 3
+
+    def inspect(self, roi: NDArray[np.bool_]) -> None:
+        """Inspect only a region (h, w) of the images; before the first pass, and after `align`."""
+        self._preprocessing = RoiPreprocessing.of_roi(self._preprocessing, roi)
 
     def align(self, kind: Alignment) -> Aligner | None:
         """Learn an aligner from some of the images, before the first pass, and align all; None where none is used.

@@ -128,15 +128,21 @@ class ImageGroup:
         anomaly_map: NDArray[np.float32] | None,
         mask: NDArray[np.bool_] | None,
         defects: Sequence[Defect] = (),
+        *,
+        inspected: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Add an image. Pixel figures leave out an anomalous image without a mask; `defects` are for sPRO."""
+        """Add an image. Pixel figures leave out an anomalous image without a mask; `defects` are for sPRO.
+
+        `inspected` (H, W) are the pixels that count; None for all.
+        """
         self.scores.append(score)
         if anomaly_map is None:
             self.n_without_map += 1
         elif self.is_anomalous and mask is None:
             self.n_without_mask += 1
         else:
-            self.pixels.add(anomaly_map, mask if self.is_anomalous else None, defects=defects)
+            mask = mask if self.is_anomalous else None
+            self.pixels.add(anomaly_map, mask, defects=defects, inspected=inspected)
 
 
 def promising_threshold(decision: Decision | None) -> float | None:

@@ -18,6 +18,7 @@ from flawmap.decision import PIXEL_RATES, Decision, GoodPhotos
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Preprocessing
 from flawmap.images.alignment import AlignmentRecord
+from flawmap.images.roi import RoiRecord
 from flawmap.options import GraphDtype, GraphFormat, Precision
 from flawmap.prediction import Size
 
@@ -152,6 +153,7 @@ class Metadata(_Record):
         graph: its files.
         images: sizes and depth of the good images' photos; None in older exports.
         alignment: how images are aligned before the graph sees them, by the pictures of alignment.safetensors; or None.
+        roi: what of the model's input is inspected, for `Inspector`; None for all. The graph's maps are 0 elsewhere.
         model: what was exported, for the record: class, backbone, layers, number of good images, versions.
         digest: `fingerprint` of the rest; None in format 1.
     """
@@ -165,6 +167,7 @@ class Metadata(_Record):
     graph: GraphMetadata
     images: GoodPhotos | None = None
     alignment: AlignmentRecord | None = None
+    roi: RoiRecord | None = None
     model: dict[str, Any]
     digest: Digest | None = None
 
@@ -188,6 +191,8 @@ class Metadata(_Record):
             raise ValueError("image_size and map_size are not those of its preprocessing")
         if (self.alignment is not None) != (ALIGNMENT_FILE in self.graph.files):
             raise ValueError(f"alignment and {ALIGNMENT_FILE} are there together, or neither")
+        if self.roi is not None:
+            self.roi.mask(sizes.input_size)
         if self.graph.resize_inside and self.alignment is not None:
             raise ValueError("a graph does not align")
         if self.graph.resize_inside and sizes.aspect == "letterbox":

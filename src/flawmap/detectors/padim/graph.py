@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from flawmap.detectors.anomaly_map import smoothing_operator
+from flawmap.detectors.anomaly_map import roi_weights, smoothing_operator
 from flawmap.detectors.padim.embedding import Level, Projection, finest_grid, nearest_positions, seen_cells
 from flawmap.detectors.padim.gaussian.factor import Factor
 from flawmap.prediction import Size
@@ -26,9 +28,12 @@ class PaDiMHead(nn.Module):
         factor: the Gaussians. Without `for_graph` the head shares their memory.
         input_size: (height, width) of the maps.
         for_graph: keep constants on the CPU, laid out as graph formats store them.
+        roi: (H, W), the pixels that are inspected; the maps are 0 elsewhere. None for all.
     """
 
-    def __init__(self, factor: Factor, input_size: Size, *, for_graph: bool = False) -> None:
+    def __init__(
+        self, factor: Factor, input_size: Size, *, for_graph: bool = False, roi: NDArray[np.bool_] | None = None
+    ) -> None:
         super().__init__()
         grid = factor.hierarchy.grid
         device = torch.device("cpu") if for_graph else factor.mean[0].device
@@ -41,6 +46,11 @@ class PaDiMHead(nn.Module):
         self.columns: Tensor
         self.register_buffer("rows", smoothing_operator(grid[0], input_size[0]).clone().to(device))
         self.register_buffer("columns", smoothing_operator(grid[1], input_size[1]).T.contiguous().to(device))
+        weights = (None, None) if roi is None else tuple(part.to(device) for part in roi_weights(roi, grid))
+        self.cells: Tensor | None
+        self.gain: Tensor | None
+        self.register_buffer("cells", weights[0])
+        self.register_buffer("gain", weights[1])
 
     def forward(self, features: Sequence[Tensor], shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Anomaly maps (N, H, W) and image scores (N,); images show only pixels where `shown` (N, H, W) is 255."""
@@ -49,7 +59,10 @@ class PaDiMHead(nn.Module):
             seen = seen_cells(shown, self.coarsest)[:, None]
             seen = seen if self.known is None else seen * self.known
             distances = distances * interpolate(seen, size=self.grid, mode="nearest")[:, 0]
+        if self.cells is not None:
+            distances = distances * self.cells
         maps = self.rows @ distances @ self.columns
+        maps = maps if self.gain is None else maps * self.gain
         return maps, maps.flatten(1).amax(dim=1)
 
 
