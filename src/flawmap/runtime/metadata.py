@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from flawmap.decision import PIXEL_RATES, Decision, GoodPhotos
+from flawmap.decision import MOST, PIXEL_RATES, Decision, GoodPhotos
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Preprocessing
 from flawmap.images.alignment import AlignmentRecord
@@ -31,7 +31,7 @@ EDITED = (
 """What people and programs change in the decision: the digest leaves it out."""
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
-Distance = Annotated[float, Field(ge=0, le=1e30)]
+Distance = Annotated[float, Field(ge=0, le=MOST)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 FILES: dict[GraphFormat, tuple[str, ...]] = {
