@@ -110,8 +110,8 @@ class Detector(Parametrised, ABC):
     roi: Annotated[
         Roi,
         Field(
-            description="Region of interest, outside of which nothing is inspected: a mask image, a bool array, a .json "
-            "file of polygons, polygons in pixels of the photo, or {'include': ..., 'exclude': ..., 'size': ...}."
+            description="Region of interest, outside of which nothing is inspected: a mask image, a bool array, a "
+            ".json file of polygons, polygons in pixels of the photo, or {'include': ..., 'exclude': ..., 'size': ...}."
         ),
     ] = None
     roi_photo: Annotated[
@@ -200,7 +200,7 @@ class Detector(Parametrised, ABC):
             workers=self.workers,
             progress=progress,
         )
-        self.aligner_ = good.align(getattr(self, "align", "none"))
+        self.aligner_ = good.align(getattr(self, "align", "none"), in_part=drawing is not None)
         if drawing is not None:
             placed = place_roi(drawing, self.roi_photo, sources.first, self.preprocessing, on_bad=on_bad)
             self.roi_, self.roi_photo_ = placed.roi, placed.photo

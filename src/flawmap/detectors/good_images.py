@@ -104,10 +104,11 @@ class GoodImages:
         """Inspect only a region (h, w) of the images; before the first pass, and after `align`."""
         self._preprocessing = RoiPreprocessing.of_roi(self._preprocessing, roi)
 
-    def align(self, kind: Alignment) -> Aligner | None:
+    def align(self, kind: Alignment, *, in_part: bool = False) -> Aligner | None:
         """Learn an aligner from some of the images, before the first pass, and align all; None where none is used.
 
-        Bad images are left out without a word, since the first pass names them.
+        Bad images are left out without a word, since the first pass names them. `in_part` if only a region of the
+        images will be inspected.
         """
         if kind == "none":
             return None
@@ -120,7 +121,9 @@ class GoodImages:
             self._items = chain(some, rest) if len(some) == MOST_IMAGES else some
         options: dict[str, Any] = {"on_bad": lambda _: None, "workers": self._workers, "whole": True}
         images = list(stream(some, self._preprocessing, **options))
-        aligner = learn_aligner(Sample.of(images, self._preprocessing), kind) if len(images) > 1 else None
+        aligner = (
+            learn_aligner(Sample.of(images, self._preprocessing), kind, in_part=in_part) if len(images) > 1 else None
+        )
         if aligner is not None:
             self._preprocessing = AlignedPreprocessing.of_aligner(self._preprocessing, aligner)
         return aligner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,8 +63,19 @@ class Sample:
         return cls(greys, colours, frame.proportions, frame.size)
 
 
-def learn_aligner(sample: Sample, kind: Alignment) -> Aligner | None:
-    """The aligner of some good images; None for none, and where "auto" finds that alignment does not help."""
+def learn_aligner(sample: Sample, kind: Alignment, *, in_part: bool = False) -> Aligner | None:
+    """The aligner of some good images; None for none, and where "auto" finds that alignment does not help.
+
+    Where images are inspected `in_part`, the rest of the part may differ from the reference, and a part counts as found
+    from the match on from which alignment is trusted.
+    """
+    aligner = _learn(sample, kind)
+    if aligner is None or not in_part:
+        return aligner
+    return replace(aligner, least_match=min(aligner.least_match, LEAST_MEDIAN))
+
+
+def _learn(sample: Sample, kind: Alignment) -> Aligner | None:
     if kind == "none" or len(sample.greys) < 2:
         return None
     if kind != "auto":

@@ -49,7 +49,7 @@ class RoiRecord(BaseModel):
     def mask(self, size: Size) -> NDArray[np.bool_]:
         """The region (h, w). Raises ParameterError if it is not of this size, or empty."""
         if sum(self.runs) != size[0] * size[1] or not any(self.runs[1::2]):
-            raise ParameterError(f"the region of interest is none of an input of {size[0]} x {size[1]}")
+            raise ParameterError(f"the region of interest is empty, or not of an input of {size[0]} x {size[1]}")
         inside = np.arange(len(self.runs)) % 2 == 1
         roi: NDArray[np.bool_] = np.repeat(inside, self.runs).reshape(size)
         return roi
