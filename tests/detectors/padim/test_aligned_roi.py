@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from flawmap import Inspector, PaDiM, export_model, load
 from flawmap.errors import ParameterError
+from flawmap.evaluation.metrics import image_auroc
 from turned import photo
 
 OPTIONS = {"align": "rigid", "resize": 64, "layers": ["blocks.1"], "n_features": 24, "regularization": (0.3, 0.3)}
@@ -106,3 +107,17 @@ def test_file_and_exports_inspect_alike(model, tmp_path):
 def test_a_photo_without_the_part_is_none_to_draw_on(good):
     with pytest.raises(ParameterError, match=r"not found in image 1, .* \(roi_photo"):
         PaDiM(roi=[[10, 10], [50, 10], [50, 50]], roi_photo=np.full((128, 128, 3), 190, np.uint8), **OPTIONS).fit(good)
+
+
+def test_the_heads_of_real_screws(screw):
+    head = [[300, 55], [335, 50], [440, 140], [430, 175], [350, 180], [300, 150]]  # on the first good photo
+    good = sorted((screw / "train" / "good").iterdir())[:50]
+    model = PaDiM(roi={"include": [head], "size": (512, 512)}, align="rigid", refit_below=0).fit(good)
+    assert model.roi_photo_ == str(good[0])
+
+    def scores(kind):
+        return [model.predict(path).pred_score for path in sorted((screw / "test" / kind).iterdir())[:12]]
+
+    new = scores("good")
+    for kind, low, high in (("scratch_head", 0.95, 1.0), ("thread_top", 0.2, 0.8), ("manipulated_front", 0.2, 0.8)):
+        assert low <= image_auroc([0] * len(new) + [1] * 12, new + scores(kind)) <= high
