@@ -201,6 +201,7 @@ class Detector(Parametrised, ABC):
             progress=progress,
         )
         self.aligner_ = good.align(getattr(self, "align", "none"), in_part=drawing is not None)
+        placed = None
         if drawing is not None:
             placed = place_roi(drawing, self.roi_photo, sources.first, self.preprocessing, on_bad=on_bad)
             self.roi_, self.roi_photo_ = placed.roi, placed.photo
@@ -210,8 +211,8 @@ class Detector(Parametrised, ABC):
             raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
         self._stored_dtype, self.n_images_, self.copies_ = "float32", len(good.learnt), good.copies()
         self._images, self.remarks_ = ImagesRecord.of(good), good.remarks()
-        if drawing is not None and self.roi_photo is None:
-            self.remarks_ |= drawing.remarks(self.roi_photo_, good.photos.sizes(2))
+        if placed is not None:
+            self.remarks_ |= placed.remarks(good.photos.sizes(2))
         found = conclude(held_out, good.names, self.false_alarm_rate, lost=good.lost)
         self.decision_, self.outliers_, self.duplicates_ = found
         self._prepare()
@@ -441,7 +442,7 @@ class Detector(Parametrised, ABC):
             )
         for name, value in self._fitted.items():
             now = getattr(self, name)
-            if now is not value and not np.array_equal(np.asarray(now, object), np.asarray(value, object)):
+            if now is not value and not _are_equal(now, value):
                 raise ParameterError(f"{name} was changed after the fit, from {value!r} to {now!r}; fit again")
 
     def _calibrated(self) -> Decision:
@@ -466,6 +467,14 @@ class Detector(Parametrised, ABC):
         with plain_torch() if _is_changed() else nullcontext():
             maps, scores = self._score(batch)
         return judge(batch.images, maps, scores, self.decision_, good=self.good_photos_)
+
+
+def _are_equal(one: object, other: object) -> bool:
+    """Whether two values of a parameter are equal; those that numpy cannot compare, such as polygons, are not."""
+    try:
+        return np.array_equal(np.asarray(one, object), np.asarray(other, object))
+    except ValueError:
+        return False
 
 
 def _is_changed() -> bool:

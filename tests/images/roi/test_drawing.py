@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from flawmap.errors import ParameterError
 from flawmap.images import Preprocessing
-from flawmap.images.roi import Drawing, RoiRecord, read_roi
+from flawmap.images.roi import RoiRecord, read_roi
 from flawmap.images.roi.drawing import fill
+from flawmap.images.roi.placing import PlacedRoi
 from flawmap.prediction import Placement
 
 
@@ -122,7 +125,22 @@ def test_a_region_that_no_file_could_hold_is_refused():
 
 
 def test_points_are_only_guessed_at_where_photos_have_several_sizes():
-    drawing = Drawing("part.json", include=[np.zeros((3, 2))])
-    assert drawing.remarks("a.png", [(10, 10)]) == {}
-    [names] = drawing.remarks("a.png", [(10, 10), (20, 20)]).values()
+    placed = PlacedRoi(np.ones((4, 4), bool), "part.json", "a.png", seen=1.0, is_guess=True)
+    assert placed.remarks([(10, 10)]) == {}
+    [names] = placed.remarks([(10, 10), (20, 20)]).values()
     assert names == ("a.png",)
+    assert replace(placed, is_guess=False).remarks([(10, 10), (20, 20)]) == {}
+
+
+@pytest.mark.parametrize("drawing", ["mask", "polygon"])
+def test_it_is_told_what_a_crop_cuts_off(drawing):
+    mask = np.zeros((64, 64), bool)
+    mask[20:40, 32:64] = True
+    roi = read_roi(mask if drawing == "mask" else [[32, 20], [64, 20], [64, 40], [32, 40]])
+    assert roi.share_seen(Preprocessing.of(64).place((64, 64))) == 1
+    assert roi.share_seen(Preprocessing.of(64, crop=32).place((64, 64))) == pytest.approx(0.5, abs=0.02)
+    assert (
+        read_roi({"exclude": [[[0, 0], [9, 0], [9, 9]]]}).share_seen(Preprocessing.of(64, crop=8).place((64, 64))) == 1
+    )
+    [remark] = PlacedRoi(mask, "roi.png", "a.png", seen=0.5, is_guess=True).remarks([(64, 64)])
+    assert remark.startswith("50% of the region roi.png lie outside")

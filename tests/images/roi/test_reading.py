@@ -138,3 +138,10 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "roi.png")
     with pytest.raises(ParameterError, match="is a device or pipe"):
         read_roi(tmp_path / "roi.png")
+
+
+def test_a_mask_of_several_pages_is_refused(tmp_path, mask):
+    pages = [Image.fromarray(mask), Image.fromarray(mask[::-1])]
+    pages[0].save(tmp_path / "roi.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(ParameterError, match="holds 2 pages"):
+        read_roi(tmp_path / "roi.tif")

@@ -17,6 +17,9 @@ SAME_PROPORTIONS = 1.02
 BEYOND = 1.0
 """Pixels by which a point may lie outside the photo, as drawing programs round it."""
 
+COARSE = (256, 256)
+"""Points of a photo by which it is told how much of a region the model's input shows."""
+
 Polygon = NDArray[np.float64]
 """Corners (n, 2), x and y in pixels: the photo's first pixel reaches from 0 to 1."""
 
@@ -59,15 +62,18 @@ class Drawing:
             )
         return found
 
-    def remarks(self, photo: str, sizes: Sequence[Size]) -> dict[str, tuple[str, ...]]:
-        """A remark on the photo that the region was taken to lie on, where the sizes of photos make that a guess."""
-        if self.size is not None or len(sizes) < 2:
-            return {}
-        remark = (
-            f"the points of {self.name} were taken for pixels of this photo, and other good photos have other sizes: "
-            f"state 'size' beside the polygons, or the photo (roi_photo, --roi-photo)"
-        )
-        return {remark: (photo,)}
+    def share_seen(self, placement: Placement) -> float:
+        """Share of what is to be inspected of the photo that the model's input shows, roughly; 1 if all of it is."""
+        if self.mask is None and not self.include:
+            return 1.0
+        photo = placement.image_size
+        grid = Placement(photo, COARSE, (0, 0), COARSE).on(self.size or photo)
+        found = self._filled(grid) if self.mask is None else _sampled(self.mask, grid.on_photo, COARSE)
+        points = (np.argwhere(found) + 0.5) * (np.array(photo) / COARSE)
+        if len(points) == 0:
+            return 1.0
+        on_input = _on_window(points[:, ::-1], placement.on_photo)
+        return float(((on_input >= 0) & (on_input <= placement.input_size)).all(axis=1).mean())
 
     def _filled(self, placed: Placement) -> NDArray[np.bool_]:
         """The polygons (h, w) on the input."""

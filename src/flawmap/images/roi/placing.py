@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,42 @@ from flawmap.images.stream import stream
 from flawmap.options import OnBad
 from flawmap.prediction import Placement, Size
 
+LEAST_SEEN = 0.99
+"""Share of a region that the model's input shows; less is remarked on."""
 
-class PlacedRoi(NamedTuple):
-    """A region (h, w) on the model's input, and the name of the photo that it was drawn on."""
+
+@dataclass(frozen=True, eq=False)
+class PlacedRoi:
+    """A region on the model's input.
+
+    Attributes:
+        roi: (h, w), True where it is inspected.
+        name: of the region.
+        photo: name of the photo that it was drawn on.
+        seen: share of the region that the input shows.
+        is_guess: whether neither that photo was named nor its size stated.
+    """
 
     roi: NDArray[np.bool_]
+    name: str
     photo: str
+    seen: float
+    is_guess: bool
+
+    def remarks(self, sizes: Sequence[Size]) -> dict[str, tuple[str, ...]]:
+        """What is doubtful about it, in words, and the name of the photo; `sizes` are those of the good photos."""
+        found: dict[str, tuple[str, ...]] = {}
+        if self.seen < LEAST_SEEN:
+            found[
+                f"{1 - self.seen:.0%} of the region {self.name} lie outside the model's input and are not inspected: "
+                f"the crop, or the alignment of this photo, cuts them off"
+            ] = (self.photo,)
+        if self.is_guess and len(sizes) > 1:
+            found[
+                f"the points of {self.name} were taken for pixels of this photo, and other good photos have other "
+                f"sizes: state 'size' beside the polygons, or the photo (roi_photo, --roi-photo)"
+            ] = (self.photo,)
+        return found
 
 
 def place_roi(
@@ -62,7 +92,8 @@ def place_roi(
         )
     roi = drawing.on_input(first.placement, first.name)
     RoiRecord.of(roi)  # raises for what no file could keep
-    return PlacedRoi(roi, first.name)
+    seen = drawing.share_seen(first.placement)
+    return PlacedRoi(roi, drawing.name, first.name, seen, is_guess=photo is None and drawing.size is None)
 
 
 @dataclass(frozen=True)

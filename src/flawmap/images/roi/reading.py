@@ -15,6 +15,7 @@ from flawmap.errors import ImageError, ParameterError, first_line
 from flawmap.files import expand_home, open_file
 from flawmap.images.depth import DEEP_MODES
 from flawmap.images.hints import why_missing
+from flawmap.images.pages import page_numbers
 from flawmap.images.read import MAX_PIXELS, convert, decode
 from flawmap.images.roi.drawing import Drawing, Polygon
 from flawmap.prediction import Size
@@ -22,7 +23,8 @@ from flawmap.prediction import Size
 GIVEN = "roi"
 """What errors call a region that has no file."""
 FIELDS = {"include", "exclude", "size"}
-MAX_JSON_BYTES = 2**25
+MAX_JSON_BYTES = 2**27
+"""Room for the photo that labelme keeps in its file."""
 MAX_POINTS = 200_000
 """Corners of all polygons together."""
 FEWEST_POINTS = 3
@@ -99,6 +101,8 @@ def _read_image(path: Path) -> Drawing:
         raise ParameterError(f"{error}. A region of interest is a mask image, or a .json file of polygons") from error
     except OSError as error:
         raise ParameterError(f"{name}: cannot be read ({first_line(error)})") from error
+    if (n_pages := len(page_numbers(path))) > 1:
+        raise ParameterError(f"{name}: holds {n_pages} pages or layers; save the mask as a file of one")
     if is_jpeg:
         raise ParameterError(
             f"{name}: is a JPEG file, which does not keep the 0 of what is not inspected. Save the mask as PNG or TIFF"
