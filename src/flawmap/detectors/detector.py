@@ -443,7 +443,8 @@ class Detector(Parametrised, ABC):
         for name, value in self._fitted.items():
             now = getattr(self, name)
             if now is not value and not _are_equal(now, value):
-                raise ParameterError(f"{name} was changed after the fit, from {value!r} to {now!r}; fit again")
+                change = "" if name == "roi" else f", from {value!r} to {now!r}"  # which may be a whole mask
+                raise ParameterError(f"{name} was changed after the fit{change}; fit again")
 
     def _calibrated(self) -> Decision:
         self._check_fitted()
