@@ -58,6 +58,7 @@ class Placement:
         input_size: (height, width) of the window.
         affine: from (row, column) of the window to those of the original image; None where nothing was aligned.
         pose: the same for people, and how well it was found; None where nothing was aligned.
+        roi: (h, w), pixels of the window that are inspected; None for all.
         content: part of the window that shows image and not padding: (top, left, bottom, right) in input pixels; all
             of it where the image was aligned.
 
@@ -75,6 +76,7 @@ class Placement:
     input_size: Size
     affine: Affine | None = None
     pose: Pose | None = None
+    roi: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
     content: tuple[int, int, int, int] = field(init=False, compare=False, repr=False)
     on_photo: Affine = field(init=False, compare=False, repr=False)
 
@@ -104,8 +106,17 @@ class Placement:
 
     @property
     def unaligned(self) -> Placement:
-        """The window as it would lie without alignment."""
-        return replace(self, affine=None, pose=None)
+        """The window as it would lie without alignment, with what is inspected of it."""
+        plain = replace(self, affine=None, pose=None)
+        if self.affine is None or self.roi is None:
+            return plain
+        return replace(plain, roi=self._resample(self.roi, plain.on_photo, self.input_size, 0) > 0.5)
+
+    def inspected(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values (n,) of those pixels of a window (H, W) that show image and lie in the region of interest."""
+        top, left, bottom, right = self.content
+        shown = window[top:bottom, left:right]
+        return shown.ravel() if self.roi is None else shown[self.roi[top:bottom, left:right]]
 
     def on(self, image_size: Size) -> Placement:
         """The same window on a larger or smaller picture of the original image."""
@@ -122,7 +133,7 @@ class Placement:
         return self._resample(window, self.unaligned.on_photo, self.input_size, outside)
 
     def _resample(
-        self, window: NDArray[np.float32], to_photo: Affine, size: Size, outside: float
+        self, window: NDArray[np.generic], to_photo: Affine, size: Size, outside: float
     ) -> NDArray[np.float32]:
         """A window on pixels (h, w) that `to_photo` takes to the original image, bilinear."""
         last = (0.0, 0.0, 1.0)
@@ -196,7 +207,8 @@ class Prediction:
     Attributes:
         path: the image file, or None for an image that came from memory.
         pred_score: image score (a distance, >= 0); of PaDiM, the maximum of the anomaly map.
-        anomaly_map: (H, W) float32 at the model's input size, 0 in the padding of a letterbox; or None.
+        anomaly_map: (H, W) float32 at the model's input size, 0 in the padding of a letterbox and outside the region of
+            interest; or None.
         placement: where the model's input lies on the original image.
         pred_label: 1 if anomalous, 0 if good.
         p_value: share of good images that would score as high.

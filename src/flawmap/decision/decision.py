@@ -266,8 +266,8 @@ def judge(
 
     Args:
         images: the batch.
-        maps: (N, H, W) anomaly maps at the model's input size; the padding of letterboxes becomes 0, in place. None
-            from an image-level detector.
+        maps: (N, H, W) anomaly maps at the model's input size; the padding of letterboxes, and what lies outside the
+            region of interest, becomes 0, in place. None from an image-level detector.
         scores: (N,) image scores; None if they are those of the maps (`flawmap.decision.map_score`).
         decision: thresholds and held-out scores; None if the model was not calibrated.
         top_share: part of a map whose mean is its score; 0 for its highest value.
@@ -277,7 +277,7 @@ def judge(
     """
     if maps is not None:
         _check_finite(images, maps)
-        _blank_padding(maps, images)
+        _blank_uninspected(maps, images)
         scores = _map_scores(maps, images, top_share) if scores is None else scores
     if scores is None:
         raise ParameterError("judge needs maps or scores, got neither")
@@ -319,12 +319,14 @@ def _map_scores(maps: NDArray[np.float32], images: Sequence[Loaded], top_share: 
     return scores
 
 
-def _blank_padding(maps: NDArray[np.float32], images: Sequence[Loaded]) -> None:
-    """Zero the padding of letterboxes in maps (N, H, W), in place: no part lies there."""
+def _blank_uninspected(maps: NDArray[np.float32], images: Sequence[Loaded]) -> None:
+    """Zero the padding of letterboxes in maps (N, H, W), in place, and what lies outside the region of interest."""
     for image, anomaly_map in zip(images, maps, strict=True):
         top, left, bottom, right = image.placement.content
         anomaly_map[:top], anomaly_map[bottom:] = 0, 0
         anomaly_map[:, :left], anomaly_map[:, right:] = 0, 0
+        if image.placement.roi is not None:
+            anomaly_map[~image.placement.roi] = 0
 
 
 def _check_finite(images: Sequence[Loaded], values: NDArray[np.floating[Any]]) -> None:

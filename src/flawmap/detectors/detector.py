@@ -31,10 +31,22 @@ from flawmap.detectors.document import (
     restore_decision,
 )
 from flawmap.detectors.good_images import GoodImages, GoodSources
-from flawmap.detectors.parameters import Bits, Canvas, DeviceName, Parametrised, Pixels, Seed, Share, Workers, check
+from flawmap.detectors.parameters import (
+    Bits,
+    Canvas,
+    DeviceName,
+    Parametrised,
+    Pixels,
+    Roi,
+    Seed,
+    Share,
+    Workers,
+    check,
+)
 from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.images.alignment import AlignedPreprocessing, Aligner
+from flawmap.images.roi import RoiPreprocessing, RoiRecord, place_roi, read_roi
 from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
 from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, Fdr, GraphDtype, OnBad
 from flawmap.prediction import Prediction, Size
@@ -57,6 +69,8 @@ class Detector(Parametrised, ABC):
         duplicates_: pairs of names of near-duplicates.
         remarks_: what is unusual about good images, in words, and the names of those. The last four are not saved.
         aligner_: brings the part of every image to the same place; None where nothing is aligned.
+        roi_: (h, w) bool, the pixels of the model's input that are inspected; None for all.
+        roi_photo_: name of the photo on which the region of interest was taken to lie; not saved.
         resize_: (height, width) of the canvas, where `resize` is a rule such as "long:768"; else None.
         top_share_: part of an anomaly map whose mean is the image's score; 0 for its highest value.
         good_photos_: sizes and depth of the good images, with which later ones are compared; None in older files.
@@ -70,6 +84,8 @@ class Detector(Parametrised, ABC):
     name: ClassVar[str]
     localises: ClassVar[bool] = True
     """Whether it makes anomaly maps."""
+    takes_roi: ClassVar[bool] = True
+    """Whether it can inspect a region of interest alone: its score is the highest value of its map."""
     reads_whole: ClassVar[bool] = False
     """Whether `fit` gets images before their crop."""
     factor_dtypes: ClassVar[tuple[FactorDtype, ...]] = ()
@@ -94,6 +110,16 @@ class Detector(Parametrised, ABC):
     aspect: Annotated[
         Aspect, Field(description='"squash" fills `resize`; "letterbox" keeps the proportions and pads.')
     ] = "squash"
+    roi: Annotated[
+        Roi,
+        Field(
+            description="Region of interest, outside of which nothing is inspected: a mask image, a bool array, a "
+            ".json file of polygons, polygons in pixels of the photo, or {'include': ..., 'exclude': ..., 'size': ...}."
+        ),
+    ] = None
+    roi_photo: Annotated[
+        Any, Field(exclude=True, description="Photo that the region was drawn on; None: the first good one.")
+    ] = None
     bits: Annotated[
         Bits, Field(description="Bits of each sample that images of 16 bits use, such as 12; None: all.")
     ] = None
@@ -119,6 +145,8 @@ class Detector(Parametrised, ABC):
         self.remarks_: dict[str, tuple[str, ...]] = {}
         self.good_photos_: GoodPhotos | None = None
         self.aligner_: Aligner | None = None
+        self.roi_: NDArray[np.bool_] | None = None
+        self.roi_photo_ = ""
         self.resize_: Size | None = None
         self._images: ImagesRecord | None = None
         self.top_share_ = 0.0
@@ -132,7 +160,8 @@ class Detector(Parametrised, ABC):
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the model's input; ParameterError for a rule of `resize` before it met photos."""
         plain = Preprocessing.of(self.resize_ or self.resize, self.crop, self.aspect, self.bits)
-        return plain if self.aligner_ is None else AlignedPreprocessing.of_aligner(plain, self.aligner_)
+        whole = plain if self.aligner_ is None else AlignedPreprocessing.of_aligner(plain, self.aligner_)
+        return whole if self.roi_ is None else RoiPreprocessing.of_roi(whole, self.roi_)
 
     @plain_torch()
     def fit(
@@ -154,7 +183,8 @@ class Detector(Parametrised, ABC):
 
         Raises ParameterError for a parameter it cannot use, TrainingSetError for images it cannot learn from.
         """
-        self.resize_, self.aligner_ = None, None
+        self.resize_, self.aligner_, self.roi_ = None, None, None
+        drawing = None if self.roi is None else read_roi(self.roi)
         if not isinstance(self.resize, str):
             self._check()
         sources = GoodSources.find(images)
@@ -174,11 +204,19 @@ class Detector(Parametrised, ABC):
             workers=self.workers,
             progress=progress,
         )
+        self.aligner_ = good.align(getattr(self, "align", "none"), in_part=drawing is not None)
+        placed = None
+        if drawing is not None:
+            placed = place_roi(drawing, self.roi_photo, sources.first, self.preprocessing, on_bad=on_bad)
+            self.roi_, self.roi_photo_ = placed.roi, placed.photo
+            good.inspect(placed.roi)
         held_out = self._learn(good)
         if len(good.learnt) < 2:
             raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
         self._stored_dtype, self.n_images_, self.copies_ = "float32", len(good.learnt), good.copies()
         self._images, self.remarks_ = ImagesRecord.of(good), good.remarks()
+        if placed is not None:
+            self.remarks_ |= placed.remarks(good.photos.sizes(2))
         found = conclude(held_out, good.names, self.false_alarm_rate, lost=good.flagged)
         self.decision_, self.outliers_, self.duplicates_ = found
         self._prepare()
@@ -289,6 +327,8 @@ class Detector(Parametrised, ABC):
         try:
             model = cls(**{**cls.before, **document.parameters, **known})
             model.resize_ = document.resize
+            if document.roi is not None:
+                model.roi_ = document.roi.mask(model.preprocessing.input_size)
             model._check()
             stored = Stored(file, document, device, cls.localises, {})
             model._restore(stored)
@@ -349,6 +389,15 @@ class Detector(Parametrised, ABC):
         if self.calibrate not in (*self.calibrations, None):
             choices = " or ".join(repr(choice) for choice in (*self.calibrations, None))
             raise ParameterError(f"calibrate must be {choices}, got {self.calibrate!r}")
+        if (self.roi is not None or self.roi_ is not None) and not (self.localises and self.takes_roi):
+            raise ParameterError(
+                f"roi is not for {self.name}, whose score is of the whole image. Use crop (--crop), or a detector "
+                f"whose score is of its map, such as padim (--detector padim)"
+            )
+        if self.roi is None and self.roi_photo is not None:
+            raise ParameterError(
+                "roi_photo (--roi-photo) names the photo of a region of interest; give roi (--roi) too"
+            )
 
     def _image_cache(self) -> float:
         """Megabytes of good images that `fit` keeps between its passes."""
@@ -356,7 +405,9 @@ class Detector(Parametrised, ABC):
 
     def _prepare(self) -> None:
         """Make ready to score, after a fit or a load."""
-        names = [name for name, field in self.parameters_type.model_fields.items() if not field.exclude]
+        names = [
+            name for name, field in self.parameters_type.model_fields.items() if not field.exclude or name == "roi"
+        ]
         self._fitted = {name: getattr(self, name) for name in ("resize_", *names)}
         self._input, self._network = self.preprocessing, None
         self.good_photos_ = None if self._images is None else self._images.photos(self.aspect)
@@ -377,6 +428,7 @@ class Detector(Parametrised, ABC):
             detector=self.name,
             parameters=self.parameters.model_dump(mode="json"),
             resize=self.resize_,
+            roi=None if self.roi_ is None else RoiRecord.of(self.roi_),
             backbone=self._backbone_record(),
             learnt=self._learnt(),
             factor_dtype=dtype,
@@ -394,8 +446,9 @@ class Detector(Parametrised, ABC):
             )
         for name, value in self._fitted.items():
             now = getattr(self, name)
-            if now is not value and not np.array_equal(np.asarray(now, object), np.asarray(value, object)):
-                raise ParameterError(f"{name} was changed after the fit, from {value!r} to {now!r}; fit again")
+            if now is not value and not _are_equal(now, value):
+                change = "" if name == "roi" else f", from {value!r} to {now!r}"  # which may be a whole mask
+                raise ParameterError(f"{name} was changed after the fit{change}; fit again")
 
     def _calibrated(self) -> Decision:
         self._check_fitted()
@@ -419,6 +472,14 @@ class Detector(Parametrised, ABC):
         with plain_torch() if _is_changed() else nullcontext():
             maps, scores = self._score(batch)
         return judge(batch.images, maps, scores, self.decision_, top_share=self.top_share_, good=self.good_photos_)
+
+
+def _are_equal(one: object, other: object) -> bool:
+    """Whether two values of a parameter are equal; those that numpy cannot compare, such as polygons, are not."""
+    try:
+        return np.array_equal(np.asarray(one, object), np.asarray(other, object))
+    except ValueError:
+        return False
 
 
 def _is_changed() -> bool:

@@ -21,6 +21,7 @@ from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.parameters import explain
 from flawmap.errors import WeightsError
 from flawmap.images import Preprocessing
+from flawmap.images.roi import RoiRecord
 from flawmap.model_file import MAX_ROWS, ModelFile, damaged
 from flawmap.options import (
     MAX_BITS,
@@ -154,6 +155,7 @@ class Document(Record):
         detector: its name in the register.
         parameters: what the detector is made from; those that belong to a machine are not stored.
         resize: (height, width) of the canvas, where the parameter is a rule such as "long:768"; else None.
+        roi: what of the model's input is inspected; None for all.
         backbone: None for a detector without one.
         learnt: what the detector keeps beside its tensors.
         factor_dtype: how factors are stored; they are float32 once read.
@@ -166,6 +168,7 @@ class Document(Record):
     detector: str = Field(min_length=1, max_length=200)
     parameters: dict[str, Any]
     resize: FileSize | None = None
+    roi: RoiRecord | None = None
     backbone: BackboneRecord | None
     learnt: dict[str, Any]
     factor_dtype: FactorDtype = "float32"
@@ -278,6 +281,8 @@ def describe_document(document: Document, decision: Decision | None) -> dict[str
     preprocessing = {"resize": list(sizes.resize), "crop": sizes.crop and list(sizes.crop), "aspect": sizes.aspect}
     if size is not None:
         preprocessing["resize_rule"] = rule
+    if document.roi is not None:
+        content["roi"] = document.roi.summary(sizes.input_size)
     return {**parameters, **learnt, **content, "preprocessing": preprocessing}
 
 

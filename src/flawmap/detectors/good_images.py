@@ -22,6 +22,7 @@ from flawmap.detectors.batches import Batch, check_size, in_batches, make_batch
 from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, digest, stream
 from flawmap.images.alignment import MOST_IMAGES, AlignedPreprocessing, Aligner, Sample, learn_aligner
+from flawmap.images.roi import RoiPreprocessing
 from flawmap.options import MAX_BITS, MIN_BITS, Alignment, Groups, OnBad
 from flawmap.prediction import Size
 from flawmap.progress import Progress, report_progress
@@ -99,12 +100,17 @@ class GoodImages:
     @property
     def aligned(self) -> bool:
         """Whether the images come aligned, and so may not show every position."""
-        return isinstance(self._preprocessing, AlignedPreprocessing)
+        return self._preprocessing.n_channels > 3
 
-    def align(self, kind: Alignment) -> Aligner | None:
+    def inspect(self, roi: NDArray[np.bool_]) -> None:
+        """Inspect only a region (h, w) of the images; before the first pass, and after `align`."""
+        self._preprocessing = RoiPreprocessing.of_roi(self._preprocessing, roi)
+
+    def align(self, kind: Alignment, *, in_part: bool = False) -> Aligner | None:
         """Learn an aligner from some of the images, before the first pass, and align all; None where none is used.
 
-        Bad images are left out without a word, since the first pass names them.
+        Bad images are left out without a word, since the first pass names them. `in_part` if only a region of the
+        images will be inspected.
         """
         if kind == "none":
             return None
@@ -117,7 +123,9 @@ class GoodImages:
             self._items = chain(some, rest) if len(some) == COMPILE_FROM else some
         options: dict[str, Any] = {"on_bad": lambda _: None, "workers": self._workers, "whole": True}
         images = list(stream(some, self._preprocessing, **options))
-        aligner = learn_aligner(Sample.of(images, self._preprocessing), kind) if len(images) > 1 else None
+        aligner = (
+            learn_aligner(Sample.of(images, self._preprocessing), kind, in_part=in_part) if len(images) > 1 else None
+        )
         if aligner is not None:
             self._preprocessing = AlignedPreprocessing.of_aligner(self._preprocessing, aligner)
         return aligner

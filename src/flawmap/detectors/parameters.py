@@ -21,6 +21,7 @@ from typing_extensions import dataclass_transform
 from flawmap.errors import ParameterError
 from flawmap.images import Preprocessing
 from flawmap.images.proportions import ProportionalSize
+from flawmap.images.roi import read_roi
 from flawmap.options import MAX_BITS, MIN_BITS
 
 MAX_CACHE_MB = 2**22
@@ -91,6 +92,13 @@ def _check_device(value: object) -> object:
     return value
 
 
+def _check_roi(value: object) -> object:
+    """Polygons and masks at once; files are read by `fit`."""
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        read_roi(value)
+    return value
+
+
 def _check_groups(value: object) -> object:
     if not (value is None or isinstance(value, str) or callable(value)):
         raise ValueError(f"must be a regular expression, 'folder', a function or None, got {value!r}")
@@ -119,6 +127,8 @@ Workers = Annotated[int | None, Field(exclude=True)]
 """Threads that read images."""
 LayerNames = Annotated[Sequence[str] | None, BeforeValidator(_check_layers)]
 """Module names of a backbone."""
+Roi = Annotated[Any, BeforeValidator(_check_roi), Field(exclude=True)]
+"""A region of interest: a mask image or its bool array, a .json file of polygons, or polygons."""
 GroupRule = Annotated[str | Callable[[str], Hashable] | None, BeforeValidator(_check_groups), Field(exclude=True)]
 """Which images belong together."""
 

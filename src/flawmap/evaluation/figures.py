@@ -134,8 +134,12 @@ class ImageGroup:
         defects: Sequence[Defect] = (),
         *,
         found: bool = True,
+        inspected: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Add an image. Pixel figures leave out an anomalous image without a mask; `defects` are for sPRO."""
+        """Add an image. Pixel figures leave out an anomalous image without a mask; `defects` are for sPRO.
+
+        `inspected` (H, W) are the pixels that count; None for all.
+        """
         self.scores.append(score)
         self.judged.append(score if found else math.inf)
         if anomaly_map is None:
@@ -143,7 +147,8 @@ class ImageGroup:
         elif self.is_anomalous and mask is None:
             self.n_without_mask += 1
         else:
-            self.pixels.add(anomaly_map, mask if self.is_anomalous else None, defects=defects)
+            mask = mask if self.is_anomalous else None
+            self.pixels.add(anomaly_map, mask, defects=defects, inspected=inspected)
 
 
 def promising_threshold(decision: Decision | None) -> float | None:

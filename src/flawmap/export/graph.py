@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flawmap.decision import Decision
@@ -18,13 +20,23 @@ class GraphNetwork(nn.Module):
         network: from the model's input to maps and scores.
         window: rows and columns of the images that are the model's input.
         decision: what the labels follow from, or None.
+        roi: (h, w), the pixels that are inspected: maps are 0 elsewhere, and scores those of the rest. None for all.
     """
 
-    def __init__(self, network: nn.Module, window: tuple[slice, slice], decision: Decision | None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        window: tuple[slice, slice],
+        decision: Decision | None,
+        *,
+        roi: NDArray[np.bool_] | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.n_channels: int = getattr(network, "n_channels", 3)
         self._rows, self._columns = window
+        self.roi: Tensor | None
+        self.register_buffer("roi", None if roi is None else torch.from_numpy(roi).float())
         self._decides = decision is not None
         if decision is not None:
             self.known: Tensor
@@ -36,6 +48,9 @@ class GraphNetwork(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Maps, if any, and scores; then the share of good images that score as high, and 1 for anomalous."""
         outputs: tuple[Tensor, ...] = self.network(images[:, self._rows, self._columns])
+        if self.roi is not None:
+            maps = outputs[0] * self.roi
+            outputs = (maps, maps.flatten(1).amax(dim=1))
         if not self._decides:
             return tuple(outputs)
         scores = outputs[-1]

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from flawmap.decision import STRIDE, n_highest
-from flawmap.detectors.anomaly_map import smoothing_operator
+from flawmap.detectors.anomaly_map import roi_weights, smoothing_operator
 from flawmap.detectors.padim.embedding import Level, Projection, finest_grid, nearest_positions, seen_cells
 from flawmap.detectors.padim.gaussian.factor import Factor
 from flawmap.prediction import Size
@@ -28,9 +30,18 @@ class PaDiMHead(nn.Module):
         input_size: (height, width) of the maps.
         top_share: part of a map whose mean is its score; 0 for its highest value.
         for_graph: keep constants on the CPU, laid out as graph formats store them.
+        roi: (H, W), the pixels that are inspected; the maps are 0 elsewhere. None for all.
     """
 
-    def __init__(self, factor: Factor, input_size: Size, *, top_share: float = 0.0, for_graph: bool = False) -> None:
+    def __init__(
+        self,
+        factor: Factor,
+        input_size: Size,
+        *,
+        top_share: float = 0.0,
+        for_graph: bool = False,
+        roi: NDArray[np.bool_] | None = None,
+    ) -> None:
         super().__init__()
         self.n_highest = n_highest(*input_size, top_share)
         grid = factor.hierarchy.grid
@@ -44,6 +55,11 @@ class PaDiMHead(nn.Module):
         self.columns: Tensor
         self.register_buffer("rows", smoothing_operator(grid[0], input_size[0]).clone().to(device))
         self.register_buffer("columns", smoothing_operator(grid[1], input_size[1]).T.contiguous().to(device))
+        weights = (None, None) if roi is None else tuple(part.to(device) for part in roi_weights(roi, grid))
+        self.cells: Tensor | None
+        self.gain: Tensor | None
+        self.register_buffer("cells", weights[0])
+        self.register_buffer("gain", weights[1])
 
     def forward(self, features: Sequence[Tensor], shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Anomaly maps (N, H, W) and image scores (N,); images show only pixels where `shown` (N, H, W) is 255."""
@@ -52,7 +68,10 @@ class PaDiMHead(nn.Module):
             seen = seen_cells(shown, self.coarsest)[:, None]
             seen = seen if self.known is None else seen * self.known
             distances = distances * interpolate(seen, size=self.grid, mode="nearest")[:, 0]
+        if self.cells is not None:
+            distances = distances * self.cells
         maps = self.rows @ distances @ self.columns
+        maps = maps if self.gain is None else maps * self.gain
         return maps, _scores(maps, self.n_highest)
 
 

@@ -191,7 +191,7 @@ class Calibrator:
             found, shown = distances(factor, batch.embedding).sqrt_(), self._shown(batch)
             if shown is not None and factor.known is not None:
                 found = found * factor.hierarchy.to_finest((shown * factor.known[:, None]).T)
-            maps = anomaly_maps(found, self._input_size).cpu().numpy()
+            maps = anomaly_maps(found, self._input_size, roi=batch.images[0].placement.roi).cpu().numpy()
             for index, image, anomaly_map in zip(batch.indices, batch.images, maps, strict=True):
                 result.add_map(index, anomaly_map, image.placement, group=numbers[index])
             if len(result.indices) <= MOST_SKETCHES:

@@ -93,6 +93,11 @@ class AlignedPreprocessing(Preprocessing):
         """The same, aligned."""
         return cls(plain.resize, plain.crop, plain.aspect, plain.bits, aligner)
 
+    @property
+    def n_channels(self) -> int:
+        """Channels of the model's input: RGB, and what the image shows."""
+        return 4
+
     def apply(self, rgb: NDArray[np.uint8], *, whole: bool = False) -> tuple[NDArray[np.uint8], Placement]:
         """The model's input (h, w, 4) uint8 from RGB (H, W, 3) uint8, and where it lies on the image."""
         if self.aligner is None:

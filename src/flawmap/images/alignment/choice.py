@@ -78,11 +78,20 @@ class Sample:
         return cls(greys, colours, frame.proportions, frame.size, contents)
 
 
-def learn_aligner(sample: Sample, kind: Alignment) -> Aligner | None:
+def learn_aligner(sample: Sample, kind: Alignment, *, in_part: bool = False) -> Aligner | None:
     """The aligner of some good images; None for none, and where "auto" finds that alignment does not help.
 
-    Raises TrainingSetError for images that show no part in common, unless it is "auto" that looks for one.
+    Raises TrainingSetError for images that show no part in common, unless it is "auto" that looks for one. Where images
+    are inspected `in_part`, the rest of the part may differ from the reference, and a part counts as found from the
+    match on from which alignment is trusted.
     """
+    aligner = _learn(sample, kind)
+    if aligner is None or not in_part:
+        return aligner
+    return replace(aligner, least_match=min(aligner.least_match, LEAST_MEDIAN))
+
+
+def _learn(sample: Sample, kind: Alignment) -> Aligner | None:
     if kind == "none" or len(sample.greys) < 2:
         return None
     if kind != "auto":

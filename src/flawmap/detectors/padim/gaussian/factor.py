@@ -48,7 +48,11 @@ class Factor:
     @property
     def inspected(self) -> float:
         """Part of the images that is inspected."""
-        return 1.0 if self.known is None else float(self.known.mean())
+        hierarchy = self.hierarchy
+        if self.known is None:
+            return 1.0 if hierarchy.inspected is None else float(hierarchy.inspected.float().mean())
+        known = hierarchy.to_finest(self.known).flatten()
+        return float(known.mean() if hierarchy.inspected is None else (known * hierarchy.inspected).mean())
 
 
 def factorise(
@@ -230,5 +234,8 @@ def typical_distance(factor: Factor, *, regularization: Regularization, count: i
     for level, cross, square in zip(factor.hierarchy.levels, factor.cross, factor.own, strict=True):
         above = level.coarser(trace, slice(None)).repeat_interleave(level.children)
         trace = above + cross.square().sum(dim=(1, 2)) + square.square().sum(dim=(1, 2))
-    mean_square = (count - 1) / count * (factor.hierarchy.n_features - regularization.ridge * trace)
+    hierarchy = factor.hierarchy
+    if hierarchy.inspected is not None:
+        trace = hierarchy.to_positions(trace)[hierarchy.inspected]
+    mean_square = (count - 1) / count * (hierarchy.n_features - regularization.ridge * trace)
     return float(mean_square.clamp(min=0).median().sqrt())

@@ -140,7 +140,7 @@ class Probe:
 
     def __init__(self, hierarchy: Hierarchy) -> None:
         n_probed = max(6, min(N_POSITIONS, N_POSITIONS * 200**2 // hierarchy.n_features**2))
-        self.positions = spread_positions(hierarchy.grid, n_probed)
+        self.positions = spread_positions(hierarchy, n_probed)
         self.thinned = False
         self._own = [list(level) for level in zip(*map(hierarchy.own_positions, self.positions), strict=True)]
         self._coarsest = [hierarchy.ancestors(position)[0] for position in self.positions]
@@ -254,7 +254,7 @@ class Sketcher:
     def __init__(self, factor: Factor) -> None:
         n_features = factor.hierarchy.n_features
         n_positions = max(8, min(N_SKETCHED, N_SKETCHED * 256 // n_features))
-        positions = spread_positions(factor.hierarchy.grid, n_positions)
+        positions = spread_positions(factor.hierarchy, n_positions)
         self._coarsest = [factor.hierarchy.ancestors(position)[0] for position in positions]
         self._own = [list(level) for level in zip(*map(factor.hierarchy.own_positions, positions), strict=True)]
         self._mean = torch.cat([mean[own] for mean, own in zip(factor.mean, self._own, strict=True)], dim=1)
