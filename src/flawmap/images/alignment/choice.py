@@ -25,8 +25,10 @@ LEAST_MEDIAN = 0.85
 """Median match of good images from which alignment is trusted; of parts that only look alike it stays below."""
 STILL = 0.97
 """Median correlation of good images with their mean, as they lie, from which nothing is left to be aligned."""
+WORST = 0.1
+"""Share of good images, the worst ones, whose matches count beside the median: for too many, no pose may be right."""
 LEAST_GAIN = 0.3
-"""Part of what images and their mean do not share that alignment must take away."""
+"""Part of what images and their mean do not share that alignment must take away, in the middle and of the worst."""
 LEAST_KIND = 0.1
 """The same that an angle, or a scale, must take away beyond a simpler kind."""
 FAR_OUT = 3.0
@@ -87,18 +89,22 @@ def learn_aligner(sample: Sample, kind: Alignment) -> Aligner | None:
                 f"{max(median, 0.0):.2f} of 1. Fit with align='none', or 'auto'"
             )
         return _aligner(sample, learnt)
-    missed = 1 - float(np.median(match_unaligned(sample.greys)))
-    if missed <= 1 - STILL:
+    missed = _missed(match_unaligned(sample.greys))
+    if missed[1] <= 1 - STILL:
         return None
     best: Learnt | None = None
     kinds: tuple[AlignmentKind, ...] = ("shift", "rigid", "similarity")
     for name in kinds:
         learnt = learn_reference(sample.greys, name, sample.proportions)
-        median = float(np.median(learnt.matches))
-        needed = LEAST_GAIN if best is None else LEAST_KIND
-        if median >= LEAST_MEDIAN and 1 - median <= (1 - needed) * missed:
-            best, missed = learnt, 1 - median
+        left, needed = _missed(learnt.matches), LEAST_GAIN if best is None else LEAST_KIND
+        if left[1] <= 1 - LEAST_MEDIAN and (left <= (1 - needed) * missed).all():
+            best, missed = learnt, left
     return None if best is None else _aligner(sample, best)
+
+
+def _missed(matches: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What images do not share with the mean: of the worst ones, and of half of them."""
+    return np.asarray(1 - np.quantile(matches, [WORST, 0.5]))
 
 
 def _aligner(sample: Sample, learnt: Learnt) -> Aligner:
