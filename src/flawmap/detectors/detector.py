@@ -58,6 +58,7 @@ class Detector(Parametrised, ABC):
         remarks_: what is unusual about good images, in words, and the names of those. The last four are not saved.
         aligner_: brings the part of every image to the same place; None where nothing is aligned.
         resize_: (height, width) of the canvas, where `resize` is a rule such as "long:768"; else None.
+        top_share_: part of an anomaly map whose mean is the image's score; 0 for its highest value.
         good_photos_: sizes and depth of the good images, with which later ones are compared; None in older files.
 
     Example:
@@ -77,6 +78,8 @@ class Detector(Parametrised, ABC):
     """Numbers in which a graph of it can store constants."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Further packages whose versions a model file names."""
+    before: ClassVar[dict[str, Any]] = {}
+    """Values of parameters that files of older versions do not name."""
     calibrations: ClassVar[tuple[Calibration, ...]] = ("leave-one-out",)
     """Ways in which good images can get held-out scores."""
 
@@ -118,6 +121,7 @@ class Detector(Parametrised, ABC):
         self.aligner_: Aligner | None = None
         self.resize_: Size | None = None
         self._images: ImagesRecord | None = None
+        self.top_share_ = 0.0
         self._input: Preprocessing | None = None
         self._fitted: dict[str, Any] = {}
         self._digests: frozenset[bytes] = frozenset()
@@ -283,7 +287,7 @@ class Detector(Parametrised, ABC):
         if "runtime" in known:  # one that this device does not have is no damage of the file
             Policy.choose(device, known["runtime"], "float32", n_images=document.n_images)
         try:
-            model = cls(**{**document.parameters, **known})
+            model = cls(**{**cls.before, **document.parameters, **known})
             model.resize_ = document.resize
             model._check()
             stored = Stored(file, document, device, cls.localises, {})
@@ -305,7 +309,7 @@ class Detector(Parametrised, ABC):
     def network(self, *, for_graph: bool = False) -> nn.Module:  # noqa: ARG002 (for those that have one)
         """Images (B, h, w, 3) uint8, the model's input, to anomaly maps (B, h, w), if there are any, and scores (B,).
 
-        Of a detector that makes maps, a score is the highest value of its map. `for_graph` asks for a network of its
+        Of a detector that makes maps, a score is that of its map (`top_share_`). `for_graph` asks for a network of its
         own on the CPU, for a graph format. Raises ParameterError for a detector that is no network.
         """
         raise ParameterError(f"{self.name} has no network that a graph format could hold, and cannot be exported")
@@ -327,7 +331,7 @@ class Detector(Parametrised, ABC):
         return {}
 
     def _score(self, batch: Batch) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
-        """Anomaly maps (B, h, w), if any, and scores (B,); None for the highest value of each map."""
+        """Anomaly maps (B, h, w), if any, and scores (B,); None for those of the maps."""
         if self._network is None:
             self._network = self.network().eval()
         with NETWORKS, torch.inference_mode():
@@ -414,7 +418,7 @@ class Detector(Parametrised, ABC):
         """What the detector says of some images, and what the decision says of that."""
         with plain_torch() if _is_changed() else nullcontext():
             maps, scores = self._score(batch)
-        return judge(batch.images, maps, scores, self.decision_, good=self.good_photos_)
+        return judge(batch.images, maps, scores, self.decision_, top_share=self.top_share_, good=self.good_photos_)
 
 
 def _is_changed() -> bool:

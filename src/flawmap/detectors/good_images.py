@@ -113,8 +113,8 @@ class GoodImages:
             some = [self._items[round(place)] for place in spread]
         else:
             rest = iter(self._items)
-            some = list(islice(rest, MOST_IMAGES))
-            self._items = chain(some, rest) if len(some) == MOST_IMAGES else some
+            some = list(islice(rest, COMPILE_FROM))  # which are held anyway
+            self._items = chain(some, rest) if len(some) == COMPILE_FROM else some
         options: dict[str, Any] = {"on_bad": lambda _: None, "workers": self._workers, "whole": True}
         images = list(stream(some, self._preprocessing, **options))
         aligner = learn_aligner(Sample.of(images, self._preprocessing), kind) if len(images) > 1 else None
@@ -128,6 +128,12 @@ class GoodImages:
         if self._replay is None:
             self._replay = Replay(self._items, self._preprocessing, **self._replay_options)  # type: ignore[arg-type]
         return self._replay
+
+    @property
+    def readable(self) -> list[int]:
+        """Indices, ascending, of the images to learn from that can be read again."""
+        again = set(self.replay.again)
+        return [index for index in self.learnt if index in again]
 
     @property
     def names(self) -> list[str]:

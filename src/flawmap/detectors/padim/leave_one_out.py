@@ -90,6 +90,7 @@ class Calibrator:
     """Scores good images by the model without them, which was fitted on `count` images.
 
     `moments` are those of all images that were learnt, for groups that are large; they are as they were afterwards.
+    `top_share` is the part of a map whose mean is its score.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Calibrator:
         seen: Tensor | None = None,
         moments: Moments | None = None,
         refit_below: int = REFIT_BELOW,
+        top_share: float = 0.0,
     ) -> None:
         self._backbone, self._factor, self._regularization, self._count = backbone, factor, regularization, count
         self._good, self._input_size, self._step, self._moments = good, input_size, step, moments
@@ -115,7 +117,7 @@ class Calibrator:
             self._counts = factor.hierarchy.to_finest(seen)
         self._sketch = Sketcher(factor)
         self._sketches: list[Tensor] = []
-        self._result = HeldOutScores()
+        self._result = HeldOutScores(top_share=top_share)
 
     def held_out(self, groups: Sequence[Sequence[int]], advance: Callable[[int], None]) -> HeldOutScores:
         """Scores of images that were not learnt, given the indices of each group's."""

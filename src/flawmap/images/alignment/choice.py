@@ -25,12 +25,16 @@ LEAST_MEDIAN = 0.85
 """Median match of good images from which alignment is trusted; of parts that only look alike it stays below."""
 STILL = 0.97
 """Median correlation of good images with their mean, as they lie, from which nothing is left to be aligned."""
-WORST = 0.1
-"""Share of good images, the worst ones, whose matches count beside the median: for too many, no pose may be right."""
 LEAST_GAIN = 0.3
-"""Part of what images and their mean do not share that alignment must take away, in the middle and of the worst."""
+"""Part of what images and their mean do not share that alignment must take away."""
 LEAST_KIND = 0.1
 """The same that an angle, or a scale, must take away beyond a simpler kind."""
+WORST = 0.05
+"""Part of the good images that counts as the worst ones."""
+N_SCREENED = 24
+"""Good images by which a kind is chosen, before it is learnt from all: most parts lie still, and need no more."""
+KINDS: tuple[AlignmentKind, ...] = ("shift", "rigid", "similarity")
+"""The simplest first."""
 FAR_OUT = 3.0
 """Interquartile ranges below the first quartile (Tukey 1977) at which a match is no longer that of a good part."""
 LEAST_RANGE = 0.05
@@ -89,22 +93,37 @@ def learn_aligner(sample: Sample, kind: Alignment) -> Aligner | None:
                 f"{max(median, 0.0):.2f} of 1. Fit with align='none', or 'auto'"
             )
         return _aligner(sample, learnt)
-    missed = _missed(match_unaligned(sample.greys))
-    if missed[1] <= 1 - STILL:
-        return None
+    spread = np.linspace(0, len(sample.greys) - 1, min(N_SCREENED, len(sample.greys))).round().astype(int)
+    screened = [sample.greys[i] for i in spread]
+    chosen = _best_kind(screened, KINDS, sample.proportions)
+    if chosen is not None and len(screened) < len(sample.greys):
+        chosen = _best_kind(sample.greys, (chosen.reference.kind,), sample.proportions)
+    return None if chosen is None else _aligner(sample, chosen)
+
+
+def _best_kind(
+    greys: Sequence[Grey], kinds: Sequence[AlignmentKind], proportions: tuple[float, float]
+) -> Learnt | None:
+    """What a kind of alignment makes of images, of the simplest kind that helps; None if none does.
+
+    It must help the usual image and the worst ones: one that loses some of them is no gain.
+    """
+    missed = _missed(match_unaligned(greys))
     best: Learnt | None = None
-    kinds: tuple[AlignmentKind, ...] = ("shift", "rigid", "similarity")
-    for name in kinds:
-        learnt = learn_reference(sample.greys, name, sample.proportions)
-        left, needed = _missed(learnt.matches), LEAST_GAIN if best is None else LEAST_KIND
-        if left[1] <= 1 - LEAST_MEDIAN and (left <= (1 - needed) * missed).all():
+    if missed[0] <= 1 - STILL:
+        return None
+    for kind in kinds:
+        learnt = learn_reference(greys, kind, proportions)
+        left = _missed(learnt.matches)
+        needed = LEAST_GAIN if best is None else LEAST_KIND
+        if 1 - left[0] >= LEAST_MEDIAN and (left <= (1 - needed) * missed).all():
             best, missed = learnt, left
-    return None if best is None else _aligner(sample, best)
+    return best
 
 
 def _missed(matches: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What images do not share with the mean: of the worst ones, and of half of them."""
-    return np.asarray(1 - np.quantile(matches, [WORST, 0.5]))
+    """What images and their mean do not share (2,): of the usual image, and of the worst ones."""
+    return 1 - np.quantile(matches, [0.5, WORST])
 
 
 def _aligner(sample: Sample, learnt: Learnt) -> Aligner:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flawmap.detectors.padim.embedding import Hierarchy
+from flawmap.detectors.padim.embedding import Hierarchy, Part
 from flawmap.errors import ParameterError, TrainingSetError
 
 
@@ -72,6 +72,18 @@ class Moments:
             [torch.zeros(level.n_cells, level.n_channels, level.n_channels, device=device) for level in levels],
             torch.zeros(levels[0].n_cells, dtype=torch.float64, device=device) if masked else None,
         )
+
+
+def part_of(moments: Moments, part: Part) -> Moments:
+    """The moments of some cells: a copy."""
+    return Moments(
+        part.hierarchy,
+        moments.count,
+        [mean[own] for mean, own in zip(moments.mean, part.own, strict=True)],
+        [rows[cells] for rows, cells in zip(moments.cross, part.cells, strict=True)],
+        [rows[cells] for rows, cells in zip(moments.own, part.cells, strict=True)],
+        None if moments.seen is None else moments.seen[part.cells[0]],
+    )
 
 
 def update(moments: Moments, columns: Sequence[Tensor], seen: Tensor | None = None) -> None:
@@ -183,6 +195,10 @@ def _add_outer(moments: Moments, columns: Sequence[Tensor], sign: int = 1) -> No
             grouped[groups].baddbmm_(mine, level.coarser(parents, groups), alpha=sign)
 
 
+CHOSEN = ("auto", "likelihood")
+"""Rules that choose the regularization by the good images."""
+
+
 @dataclass(frozen=True)
 class Regularization:
     """How covariances are regularised.
@@ -197,8 +213,11 @@ class Regularization:
 
     @classmethod
     def of(cls, value: object) -> Regularization | None:
-        """From what a user gives: "paper", a ridge, or a pair (sharing, ridge); None for "auto". ParameterError."""
-        if value == "auto":
+        """From what a user gives: "paper", a ridge, or a pair (sharing, ridge); None for "auto" and "likelihood".
+
+        Raises ParameterError.
+        """
+        if isinstance(value, str) and value in CHOSEN:
             return None
         if value == "paper":
             return PAPER
@@ -208,7 +227,7 @@ class Regularization:
             if 0 <= sharing <= 1 and ridge >= 0:
                 return cls(ridge, sharing)
         raise ParameterError(
-            f"regularization must be 'auto', 'paper', a finite number >= 0, or a pair (sharing from 0 to 1, "
+            f"regularization must be 'auto', 'likelihood', 'paper', a finite number >= 0, or a pair (sharing 0 to 1, "
             f"number >= 0); got {value!r}"
         )
 
