@@ -9,11 +9,11 @@ the data set is replaced by N of its Rd variants (turned by up to 10 degrees, cr
         [--regularization auto 0.8,0.3] [-p NAME=VALUE ...] [--rd-seeds N] [--output FILE.jsonl]
 
 `--poses` fits nothing: it learns the reference from the good images, and compares the pose of every image with another
-estimate, OpenCV's ECC (Evangelidis and Psarakis 2008) at the full canvas from flawmap's pose and from five poses within
-3 degrees and 3 % of the side of it, of which that of the best correlation counts. The photo is turned by flawmap's pose
-first, since OpenCV's Euclidean motion fails beyond 90 degrees. It prints how the two differ, names
-the images that differ by more than 1 degree or 1 %, and writes those as pictures into `--pictures`: reference, photo
-aligned by flawmap, photo aligned by ECC, and the two differences from the reference.
+estimate, OpenCV's ECC (Evangelidis and Psarakis 2008), from flawmap's pose and from five poses within 3 degrees and 3 %
+of the side of it, these at half the canvas first; that of the best correlation counts. The photo is turned by flawmap's
+pose first, since OpenCV's Euclidean motion fails beyond 90 degrees. It prints how the two differ, names the images that
+differ by more than 1 degree or 1 %, and writes those as pictures into `--pictures`: above the reference, the photo
+aligned by flawmap and by ECC; below the photo, and what the two differ in from the reference.
 
     python benchmarks/alignment.py DATASET --poses [--resize 512] [--align rigid] [--pictures FOLDER]
 
@@ -57,7 +57,11 @@ from flawmap.prediction import Placement
 ANGLES = (-3.0, -1.5, 1.0, 2.0, 3.0)
 SHIFTS = ((0.03, 0.0), (-0.02, 0.03), (0.0, -0.03), (-0.03, -0.01), (0.015, 0.02))
 """Degrees, and parts (y, x) of the side, by which ECC's further starts lie away from flawmap's pose."""
-CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-5)
+COARSE = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-4)
+FINE = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 1e-5)
+"""When ECC ends, at half the canvas from a start that is off, and at the canvas."""
+HALVED, DOUBLED = np.diag([0.5, 0.5, 1.0]), np.diag([2.0, 2.0, 1.0])
+LOST_MATCH = -1.0
 FAR = 1.0
 """Degrees, or per cent of the side, from which a difference is looked at."""
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -219,6 +223,7 @@ class Judge:
     def __init__(self, preprocessing: AlignedPreprocessing, reference: Grey) -> None:
         self.preprocessing, self.reference = preprocessing, reference
         self.frame = Frame(preprocessing.resize, (float(reference.shape[0]), float(reference.shape[1])))
+        self.half = cv2.resize(reference, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         self.differing: dict[str, NDArray[np.float64]] = {}
 
     @classmethod
@@ -241,17 +246,19 @@ class Judge:
         grey = grey_of(canvas)
         moved = np.asarray(resample(Image.fromarray(grey), own, grey.shape))
         mask = 255 * inside(own, grey.shape, (0, 0, *grey.shape), margin=0.5).astype(np.uint8)
-        best, best_match = None, -math.inf
-        starts = [np.eye(3), *(pose_matrix(math.radians(a), 1.0, s) for a, s in zip(ANGLES, SHIFTS, strict=True))]
-        for start in starts:
-            warp = to_cv(self.frame.affine(start)).astype(np.float32)
-            try:
-                _, warp = cv2.findTransformECC(self.reference, moved, warp, cv2.MOTION_EUCLIDEAN, CRITERIA, mask, 5)
-            except cv2.error:  # it did not converge
-                continue
-            pose = own @ from_cv(np.asarray(warp, np.float64))
-            if (match := self._match(grey, pose)) > best_match:
-                best, best_match = pose, match
+        half_moved, half_mask = (
+            cv2.resize(one, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for one in (moved, mask)
+        )
+        there = [pose_matrix(math.radians(a), 1.0, shift) for a, shift in zip(ANGLES, SHIFTS, strict=True)]
+        small = [
+            ecc(self.half, half_moved, half_mask, HALVED @ self.frame.affine(start) @ DOUBLED, COARSE)
+            for start in there
+        ]
+        coarse = [DOUBLED @ affine @ HALVED for affine in small if affine is not None]
+        starts = [np.eye(3), *sorted(coarse, key=lambda affine: -self._match(grey, own @ affine))[:1]]
+        refined = [ecc(self.reference, moved, mask, start, FINE) for start in starts]
+        poses = [own @ affine for affine in refined if affine is not None]
+        best = max(poses, key=lambda pose: self._match(grey, pose), default=None)
         found = {"image": str(source), "flawmap": self._match(grey, own)}
         if best is None:
             return {**found, "ecc": None, "angle": None, "shift": None}
@@ -261,7 +268,7 @@ class Judge:
         shift = round(100 * float(np.hypot(*apart[:2])) / max(grey.shape), 4)
         if max(abs(angle), shift) > FAR:
             self.differing[str(source)] = best
-        return {**found, "ecc": best_match, "angle": angle, "shift": shift}
+        return {**found, "ecc": self._match(grey, best), "angle": angle, "shift": shift}
 
     def picture(self, source: str) -> Image.Image:
         """Reference, aligned by flawmap, by ECC; below, differences from the reference."""
@@ -287,7 +294,25 @@ class Judge:
         """Correlation with the reference of those pixels that the image shows."""
         moved = np.asarray(resample(Image.fromarray(grey), affine, grey.shape, fill=-1))
         seen = moved >= 0
+        if seen.mean() < 0.5:
+            return LOST_MATCH
         return round(float(np.corrcoef(moved[seen], self.reference[seen])[0, 1]), 5)
+
+
+def ecc(
+    reference: NDArray[Any],
+    image: NDArray[Any],
+    mask: NDArray[Any],
+    start: NDArray[np.float64],
+    criteria: tuple[int, int, float],
+) -> NDArray[np.float64] | None:
+    """The affine (3, 3) that ECC finds near a start; None where it does not converge."""
+    try:
+        warp = to_cv(start).astype(np.float32)
+        warp = cv2.findTransformECC(reference, image, warp, cv2.MOTION_EUCLIDEAN, criteria, mask, 5)[1]  # type: ignore[assignment]
+    except cv2.error:
+        return None
+    return from_cv(np.asarray(warp, np.float64))
 
 
 def grey_of(canvas: NDArray[np.uint8]) -> Grey:

@@ -11,7 +11,7 @@ from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.images import Preprocessing
 from flawmap.images.alignment import AlignedPreprocessing, AlignmentRecord, Sample, learn_aligner, pictures
 from flawmap.images.alignment.pose import Frame, inside, pose_matrix, resample
-from flawmap.images.alignment.reference import learn_reference
+from flawmap.images.alignment.reference import Learnt, learn_reference
 from flawmap.images.alignment.search import Reference
 from flawmap.images.stream import stream
 from turned import photo
@@ -266,3 +266,18 @@ def test_pictures_that_no_fit_gives_are_refused(size, value):
     record = AlignmentRecord(**RECORD)
     with pytest.raises(ParameterError, match="the alignment's pictures"):
         record.restore(np.full((64, 64), value, np.float32), np.zeros((64, 64, 3), np.float32), size)
+
+
+@pytest.mark.parametrize(("worst", "taken"), [(0.4, False), (0.7, False), (0.95, True)])
+def test_auto_takes_what_helps_the_worst_images_too(monkeypatch, worst, taken):
+    images = turned(20)[0]
+    plain = Preprocessing.of(64)
+    unaligned = np.array([0.72] * 4 + [0.9] * 16)  # as cells of ELPV, for which similarity gave 0.4 and 0.944
+
+    def learn(greys, kind, proportions):
+        matches = np.array([worst] * 4 + [0.95] * 16)
+        return Learnt(Reference(kind, greys[0], proportions), [np.eye(3)] * 20, matches)
+
+    monkeypatch.setattr("flawmap.images.alignment.choice.match_unaligned", lambda _: unaligned)
+    monkeypatch.setattr("flawmap.images.alignment.choice.learn_reference", learn)
+    assert (learn_aligner(sample(images, plain), "auto") is not None) == taken
