@@ -177,3 +177,19 @@ def test_what_was_padding_before_the_alignment_is_inspected():
     maps = np.zeros((2, 64, 64), np.float32)
     maps[:, 32, 4] = 9
     assert [prediction.pred_score for prediction in judge(images, maps, None, None)] == [0, 9]
+
+
+def test_two_good_images_inspect_what_both_show():
+    model = PaDiM(align="rigid", **OPTIONS).fit(parts(2))
+    assert model.factor_.known.mean() >= 0.2
+    assert model.predict(photo(angle=40, seed=50, scratched=True)).pred_score > 0
+
+
+@pytest.mark.parametrize("n", [3, 4, 6])
+def test_few_good_images_do_not_flag_all_others(n):
+    flagged = []
+    for draw in range(4):
+        model = PaDiM(align="rigid", **OPTIONS).fit(parts(n, first=1000 * draw))
+        assert model.leave_one_out_scores_.min() > 0
+        flagged += [model.predict(image).pred_label for image in parts(8, first=40_000 + draw)]
+    assert np.mean(flagged) <= 0.5

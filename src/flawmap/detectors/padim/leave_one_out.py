@@ -170,12 +170,19 @@ class Calibrator:
             update(part, batch.embedding, self._shown(batch))
         subtract(self._moments, part)
         try:
-            factor = factorise(self._moments, regularization=self._regularization)
+            factor = replace(factorise(self._moments, regularization=self._regularization), known=self._still_known())
         finally:
             merge(self._moments, part)
         if not isinstance(embedded, list):
             embedded = self._embedded(group, self._step)
         self._score(embedded, numbers, squared_distances, factor, advance)
+
+    def _still_known(self) -> Tensor | None:
+        """Where the model inspects, as far as the images that are left can say something."""
+        seen = None if self._moments is None else self._moments.seen
+        if seen is None or self._factor.known is None:
+            return self._factor.known
+        return self._factor.known * (seen >= MIN_IMAGES - 1)
 
     def _score(
         self,

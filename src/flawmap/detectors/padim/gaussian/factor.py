@@ -101,8 +101,8 @@ def factorise(
 
 
 def known_cells(seen: Tensor, count: int) -> Tensor:
-    """Where enough of `count` images show a cell: 1, else 0."""
-    return (seen >= max(MIN_IMAGES, LEAST_SEEN * count)).float()
+    """Where enough of `count` images show a cell: 1, else 0. Of fewer than three images that is all of them."""
+    return (seen >= max(min(MIN_IMAGES, count), LEAST_SEEN * count)).float()
 
 
 def mean_at(factor: Factor, position: int) -> Tensor:
