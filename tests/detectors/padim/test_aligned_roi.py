@@ -111,7 +111,7 @@ def test_a_photo_without_the_part_is_none_to_draw_on(good):
 
 def test_the_heads_of_real_screws(screw):
     head = [[300, 55], [335, 50], [440, 140], [430, 175], [350, 180], [300, 150]]  # on the first good photo
-    good = sorted((screw / "train" / "good").iterdir())[:50]
+    good = sorted((screw / "train" / "good").iterdir())[:40]
     model = PaDiM(roi={"include": [head], "size": (512, 512)}, align="rigid", refit_below=0).fit(good)
     assert model.roi_photo_ == str(good[0])
 
