@@ -284,6 +284,7 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path):
         set_in("parameters", "resize", value=[4096, 4096]),
         set_in("backbone", "name", value="vit_huge_patch14_224"),
         set_in("backbone", "n_channels", value=[64, 128, 300]),
+        set_in("backbone", "seed", value=2**64),
     ],
 )
 def test_claims_are_compared_before_a_network_is_built(path, change, monkeypatch):

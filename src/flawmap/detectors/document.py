@@ -18,7 +18,7 @@ from flawmap.backbones import Backbone, Claim, load_backbone
 from flawmap.decision import PIXEL_FALSE_ALARM_RATE, PIXEL_RATES, Decision, GoodPhotos
 from flawmap.detectors.format_1 import upgrade
 from flawmap.detectors.good_images import GoodImages
-from flawmap.detectors.parameters import explain
+from flawmap.detectors.parameters import Seed, explain
 from flawmap.errors import WeightsError
 from flawmap.images import Preprocessing
 from flawmap.images.roi import RoiRecord
@@ -64,7 +64,7 @@ class BackboneRecord(Record):
     name: str = Field(min_length=1, max_length=200)
     layers: tuple[str, ...] = Field(min_length=1, max_length=MAX_LAYERS)
     pretrained: bool
-    seed: int
+    seed: Seed
     weights: str | None
     weights_path: str | None
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
