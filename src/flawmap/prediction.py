@@ -14,8 +14,6 @@ __all__ = ["Placement", "Pose", "Prediction", "Region", "Size"]
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
-
-
 Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Takes (row, column, 1) to (row, column); a pixel's middle lies at half a pixel."""
 

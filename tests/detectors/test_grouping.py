@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from flawmap.detectors.good_images import HoldOut
+from flawmap.detectors.calibration import HoldOut
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from flawmap.decision.guarantee import CONFIDENCE, certified_threshold, groups_above, upper_bound
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Loaded
+from flawmap.options import SAME_PROPORTIONS
 from flawmap.prediction import Placement, Prediction, Region, Size
 
 FALSE_ALARM_RATE = 0.01
@@ -37,8 +38,6 @@ LOST = "the part was not found, and counts as anomalous"
 """Remark on an image whose part does not match the reference."""
 ROUNDING = 1e-6
 """Pixels by which a corner may miss a whole one."""
-SAME_PROPORTIONS = 1.02
-"""Ratio up to which two proportions are alike."""
 MUCH_SMALLER, ENLARGED = 2, 4
 """How many times the smallest good image is as high or wide as an image that is too small, or the model's input is."""
 TOP_SHARE = 0.002
@@ -83,12 +82,6 @@ class GoodPhotos:
                 f"--aspect letterbox"
             )
         return tuple(remarks)
-
-
-def has_proportions(size: Size, other: Size) -> bool:
-    """Whether two sizes (height, width) have the same proportions, to within 2 %."""
-    tall, wide = size[0] * other[1], size[1] * other[0]
-    return max(tall, wide) <= SAME_PROPORTIONS * min(tall, wide)
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,6 +246,12 @@ def _is_number(value: Any) -> bool:  # noqa: ANN401 (whatever a user gives)
     return is_number and bool(abs(value) <= MOST)
 
 
+def has_proportions(size: Size, other: Size) -> bool:
+    """Whether two sizes (height, width) have the same proportions, to within 2 %."""
+    tall, wide = size[0] * other[1], size[1] * other[0]
+    return max(tall, wide) <= SAME_PROPORTIONS * min(tall, wide)
+
+
 def judge(
     images: Sequence[Loaded],
     maps: NDArray[np.float32] | None,
@@ -282,12 +281,11 @@ def judge(
     if scores is None:
         raise ParameterError("judge needs maps or scores, got neither")
     _check_finite(images, scores)
-    lost = [() if image.placement.pose is None or image.placement.pose.found else (LOST,) for image in images]
     own_maps = [None] * len(images) if maps is None else list(maps)
     compare = (good or GoodPhotos()).compare
     return [
-        _prediction(image, anomaly_map, score, decision, (*image.remarks, *compare(image), *unfound))
-        for image, anomaly_map, score, unfound in zip(images, own_maps, scores.tolist(), lost, strict=True)
+        _prediction(image, anomaly_map, score, decision, (*image.remarks, *compare(image)))
+        for image, anomaly_map, score in zip(images, own_maps, scores.tolist(), strict=True)
     ]
 
 
@@ -312,11 +310,9 @@ def n_highest(height: int, width: int, top_share: float) -> int:
 
 def _map_scores(maps: NDArray[np.float32], images: Sequence[Loaded], top_share: float) -> NDArray[np.float32]:
     """Scores (N,) of maps (N, H, W), from what is no padding."""
-    scores = np.empty(len(images), np.float32)
-    for i, image in enumerate(images):
-        top, left, bottom, right = image.placement.content
-        scores[i] = map_score(maps[i, top:bottom, left:right], top_share)
-    return scores
+    contents = [image.placement.content for image in images]
+    crops = [one[top:bottom, left:right] for one, (top, left, bottom, right) in zip(maps, contents, strict=True)]
+    return np.array([map_score(crop, top_share) for crop in crops], np.float32)
 
 
 def _blank_uninspected(maps: NDArray[np.float32], images: Sequence[Loaded]) -> None:
@@ -346,10 +342,11 @@ def _prediction(
     decision: Decision | None,
     remarks: tuple[str, ...],
 ) -> Prediction:
+    is_found = image.placement.pose is None or image.placement.pose.found
+    remarks = remarks if is_found else (*remarks, LOST)
     if decision is None:
         return Prediction(image.path, score, anomaly_map, image.placement, remarks=remarks)
     mask = None if anomaly_map is None else decision.mask(anomaly_map)
-    is_found = image.placement.pose is None or image.placement.pose.found
     return Prediction(
         path=image.path,
         pred_score=score,
@@ -377,7 +374,8 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], plac
         values = anomaly_map[rows, columns] * inside
         row, column = np.unravel_index(int(values.argmax()), values.shape)
         centroid = found["centroids"][label] + 0.5
-        corners = _moved(_corners(inside) + np.array([rows.start, columns.start]), on_photo)
+        pixels = np.argwhere(inside)[:, None] + np.array([rows.start, columns.start])
+        corners = _moved((pixels + [(0, 0), (0, 1), (1, 0), (1, 1)]).reshape(-1, 2), on_photo)
         points = np.array([(rows.start + row + 0.5, columns.start + column + 0.5), (centroid[0], centroid[1])])
         peak_at, centre = _moved(points, on_photo).tolist()
         (top, left), (bottom, right) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
@@ -394,12 +392,6 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], plac
             )
         )
     return tuple(sorted(regions, key=lambda region: -region.peak))
-
-
-def _corners(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Corners (N, 2) of the pixels of a region."""
-    pixels = np.argwhere(inside)
-    return np.concatenate([pixels + corner for corner in ((0, 0), (0, 1), (1, 0), (1, 1))]).astype(np.float64)
 
 
 def _moved(points: NDArray[np.float64], affine: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,16 +1,24 @@
-"""From held-out scores of good images to a decision: the same for all detectors."""
+"""Groups of good images, and from their held-out scores to a decision: the same for all detectors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.decision import MOST, PIXEL_RATES, Decision, map_score
+from flawmap.errors import ParameterError
 from flawmap.prediction import Placement
+
+FOLDER = "folder"
+"""Images of one folder belong together, as the frames of a clip do."""
+HELD_OUT = 4
+"""One of so many groups is held out."""
 
 
 class PixelHistogram:
@@ -123,3 +131,73 @@ def conclude(
 def all_scores(scores: Sequence[float] | NDArray[np.floating]) -> HeldOutScores:
     """Scores of all good images, in the training order."""
     return HeldOutScores(list(range(len(scores))), [float(score) for score in scores])
+
+
+class Grouping:
+    """The group of each image, by its name; ParameterError for a rule that is none.
+
+    Args:
+        rule: a regular expression, whose first group (or else whole match) in the path names the image's group;
+            "folder" for the folder it lies in; a function of the path; or None: every image stands alone.
+    """
+
+    def __init__(self, rule: str | Callable[[str], Hashable] | None) -> None:
+        self._rule = rule
+        try:
+            self._pattern = re.compile(rule) if isinstance(rule, str) and rule != FOLDER else None
+        except re.error as error:
+            raise ParameterError(f"groups: '{rule}' is no regular expression: {error}") from error
+        self.members: dict[Hashable, list[int]] = {}
+        self.n_images = 0
+        self.n_named = 0
+
+    def add(self, name: str) -> Hashable:
+        """The group of the next image."""
+        group = self._of(name)
+        try:
+            hash(group)
+        except TypeError as error:
+            raise ParameterError(f"groups: the function gave {group!r}; expected a text or a number") from error
+        if group is None:
+            group = (None, self.n_images)  # stands alone
+        else:
+            self.n_named += 1
+        self.members.setdefault(group, []).append(self.n_images)
+        self.n_images += 1
+        return group
+
+    def check(self) -> None:
+        """ParameterError if a rule was given and names the group of no image at all."""
+        if self._rule is not None and self.n_images and not self.n_named:
+            raise ParameterError(f"groups: {self._rule!r} matches no image's path; every image would stand alone")
+
+    def _of(self, name: str) -> Hashable:
+        if self._rule is None:
+            return None
+        if self._pattern is not None:
+            match = self._pattern.search(name)
+            return None if match is None else match[1 if match.re.groups else 0]
+        if callable(self._rule):
+            return self._rule(name)
+        return str(PurePath(name).parent)
+
+
+class HoldOut:
+    """Whether a group is held out: one of every four, at random, so that the share is kept for any number.
+
+    Of the first four it is the third: fewer than two groups teach nothing, and three are to give a threshold.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._held: dict[Hashable, bool] = {}
+        self._chosen = 0
+
+    def __call__(self, group: Hashable) -> bool:
+        """Whether a group is held out; the same answer each time."""
+        if group not in self._held:
+            turn = len(self._held) % HELD_OUT
+            if turn == 0:
+                self._chosen = int(self._rng.integers(HELD_OUT)) if self._held else 2
+            self._held[group] = turn == self._chosen
+        return self._held[group]

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from flawmap.backbones import NETWORKS, Policy, pick_device, plain_torch, size_step
-from flawmap.decision import FALSE_ALARM_RATE, Decision, GoodPhotos, changed, judge, label_batch
+from flawmap.backbones import NETWORKS, pick_device, plain_torch, size_step
+from flawmap.decision import FALSE_ALARM_RATE, GoodPhotos, judge, label_batch
 from flawmap.detectors.batches import Batch, batch_of_one, batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores, conclude
 from flawmap.detectors.canvas import canvas_size
+from flawmap.detectors.deciding import Decided
 from flawmap.detectors.document import (
     BackboneRecord,
     DecisionRecord,
@@ -28,7 +29,6 @@ from flawmap.detectors.document import (
     decision_tensors,
     describe_document,
     library_versions,
-    restore_decision,
 )
 from flawmap.detectors.good_images import GoodImages, GoodSources
 from flawmap.detectors.parameters import (
@@ -41,19 +41,19 @@ from flawmap.detectors.parameters import (
     Seed,
     Share,
     Workers,
-    check,
+    are_equal,
 )
-from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
+from flawmap.errors import ImageError, NotFittedError, ParameterError, TrainingSetError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.images.alignment import AlignedPreprocessing, Aligner
 from flawmap.images.roi import RoiPreprocessing, RoiRecord, place_roi, read_roi
-from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
-from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, Fdr, GraphDtype, OnBad
+from flawmap.model_file import Streamed, write_model_file
+from flawmap.options import Aspect, Calibration, FactorDtype, Fdr, GraphDtype, OnBad
 from flawmap.prediction import Prediction, Size
 from flawmap.progress import Progress
 
 
-class Detector(Parametrised, ABC):
+class Detector(Parametrised, Decided, ABC):
     """Learns from good images alone, then scores new ones; higher means more anomalous.
 
     A detector is a class with a `name`, and its parameters as annotated attributes. It writes what it learns
@@ -82,8 +82,6 @@ class Detector(Parametrised, ABC):
     """
 
     name: ClassVar[str]
-    localises: ClassVar[bool] = True
-    """Whether it makes anomaly maps."""
     takes_roi: ClassVar[bool] = True
     """Whether it can inspect a region of interest alone: its score is the highest value of its map."""
     reads_whole: ClassVar[bool] = False
@@ -96,8 +94,6 @@ class Detector(Parametrised, ABC):
     """Further packages whose versions a model file names."""
     before: ClassVar[dict[str, Any]] = {}
     """Values of parameters that files of older versions do not name."""
-    calibrations: ClassVar[tuple[Calibration, ...]] = ("leave-one-out",)
-    """Ways in which good images can get held-out scores."""
 
     seed: Annotated[Seed, Field(description="Random seed.")] = 0
     resize: Annotated[
@@ -137,8 +133,8 @@ class Detector(Parametrised, ABC):
 
     def __init__(self, **parameters: Any) -> None:  # noqa: ANN401 (typed by the class's annotations)
         super().__init__(**parameters)
+        Decided.__init__(self)
         self.n_images_ = 0
-        self.decision_: Decision | None = None
         self.outliers_: tuple[str, ...] = ()
         self.copies_: tuple[str, ...] = ()
         self.duplicates_: tuple[tuple[str, str], ...] = ()
@@ -262,39 +258,6 @@ class Detector(Parametrised, ABC):
         found = self._predict(collection, on_bad, 1 if live and batch_size is None else batch_size, live=live)
         return found if fdr is None else label_batch(found, fdr)
 
-    @property
-    def leave_one_out_scores_(self) -> NDArray[np.float32]:
-        """Held-out score (N,) of each good image, in the training order."""
-        return self._calibrated().scores
-
-    @property
-    def threshold_(self) -> float:
-        """Image scores above it are labelled anomalous."""
-        return self._calibrated().threshold
-
-    def set_threshold(
-        self,
-        *,
-        false_alarm_rate: float | None = None,
-        value: float | None = None,
-        certify: float | None = None,
-        pixel_false_alarm_rate: float | None = None,
-    ) -> Self:
-        """Decide by another rate, by one that holds with a confidence (`certify`), or by a score without a guarantee.
-
-        The model is not fitted again. Arguments as of `flawmap.decision.changed`.
-        """
-        given = {"value": value, "certify": certify, "pixel_false_alarm_rate": pixel_false_alarm_rate}
-        self.decision_ = changed(self._calibrated(), false_alarm_rate=false_alarm_rate, **given)
-        return self
-
-    @property
-    def map_scale(self) -> tuple[float, float] | None:
-        """Map values that pictures show as coolest and hottest, the same for every image; None without maps."""
-        if not self.localises:
-            return None
-        return self._usual_scale() if self.decision_ is None else self.decision_.map_scale
-
     def describe(self) -> dict[str, Any]:
         """What the model is and what it was fitted on, as plain JSON values."""
         self._check_fitted()
@@ -314,37 +277,6 @@ class Detector(Parametrised, ABC):
         stored = dtype or self._stored_dtype
         tensors = {**self._tensors(stored), **decision_tensors(self.decision_)}
         write_model_file(path, self._document(stored).model_dump(mode="json"), tensors)
-
-    @classmethod
-    @plain_torch()
-    def from_document(cls, file: ModelFile, document: Document, **settings: Any) -> Self:  # noqa: ANN401
-        """The model of an opened file; `settings` are parameters of this machine. Raises ModelFileError."""
-        known = {name: value for name, value in settings.items() if name in cls.parameters_type.model_fields}
-        check(cls.__name__, cls.parameters_type, known)
-        device = pick_device(known.get("device", "auto"))
-        if "runtime" in known:  # one that this device does not have is no damage of the file
-            Policy.choose(device, known["runtime"], "float32", n_images=document.n_images)
-        try:
-            model = cls(**{**cls.before, **document.parameters, **known})
-            model.resize_ = document.resize
-            if document.roi is not None:
-                model.roi_ = document.roi.mask(model.preprocessing.input_size)
-            model._check()
-            stored = Stored(file, document, device, cls.localises, {})
-            model._restore(stored)
-        except ParameterError as error:
-            file.check()  # of a damaged file that says more
-            raise damaged(file.path, error) from error
-        except ModelFileError:
-            file.check()
-            raise
-        file.check()
-        model.n_images_, model._stored_dtype = document.n_images, document.factor_dtype
-        model._images = document.images
-        model.decision_ = restore_decision(file.path, document.decision, stored.tensors)
-        model._prepare()
-        model._make_ready()
-        return model
 
     def network(self, *, for_graph: bool = False) -> nn.Module:  # noqa: ARG002 (for those that have one)
         """Images (B, h, w, 3) uint8, the model's input, to anomaly maps (B, h, w), if there are any, and scores (B,).
@@ -378,10 +310,6 @@ class Detector(Parametrised, ABC):
             outputs: tuple[Tensor, ...] = self._network(torch.from_numpy(batch.pixels).to(pick_device(self.device)))
         *maps, scores = (output.cpu().numpy() for output in outputs)
         return (maps[0], None) if maps else (None, scores)
-
-    def _usual_scale(self) -> tuple[float, float]:
-        """`map_scale` of a model that was not calibrated. Raises ParameterError for a detector without one."""
-        raise ParameterError(f"{self.name} has no scale for pictures without a threshold; write _usual_scale")
 
     def _check(self) -> None:
         """Raise ParameterError for parameters that `fit` cannot use, before anything is read."""
@@ -446,18 +374,9 @@ class Detector(Parametrised, ABC):
             )
         for name, value in self._fitted.items():
             now = getattr(self, name)
-            if now is not value and not _are_equal(now, value):
+            if now is not value and not are_equal(now, value):
                 change = "" if name == "roi" else f", from {value!r} to {now!r}"  # which may be a whole mask
                 raise ParameterError(f"{name} was changed after the fit{change}; fit again")
-
-    def _calibrated(self) -> Decision:
-        self._check_fitted()
-        if self.decision_ is None:
-            raise NotFittedError(
-                f"this {type(self).__name__} was not calibrated: fit it with calibrate={self.calibrations[0]!r} on at "
-                f"least {MIN_IMAGES} good images"
-            )
-        return self.decision_
 
     def _predict(
         self, collection: ImageCollection, on_bad: OnBad | None, size: int | None, *, live: bool = False
@@ -472,14 +391,6 @@ class Detector(Parametrised, ABC):
         with plain_torch() if _is_changed() else nullcontext():
             maps, scores = self._score(batch)
         return judge(batch.images, maps, scores, self.decision_, top_share=self.top_share_, good=self.good_photos_)
-
-
-def _are_equal(one: object, other: object) -> bool:
-    """Whether two values of a parameter are equal; those that numpy cannot compare, such as polygons, are not."""
-    try:
-        return np.array_equal(np.asarray(one, object), np.asarray(other, object))
-    except ValueError:
-        return False
 
 
 def _is_changed() -> bool:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain, islice, tee
-from pathlib import PurePath
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -19,6 +17,7 @@ from flawmap.backbones import COMPILE_FROM
 from flawmap.datasets import training_images
 from flawmap.decision import has_proportions
 from flawmap.detectors.batches import Batch, check_size, in_batches, make_batch
+from flawmap.detectors.calibration import Grouping, HoldOut
 from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, digest, stream
 from flawmap.images.alignment import MOST_IMAGES, AlignedPreprocessing, Aligner, Sample, learn_aligner
@@ -27,12 +26,8 @@ from flawmap.options import MAX_BITS, MIN_BITS, Alignment, Groups, OnBad
 from flawmap.prediction import Size
 from flawmap.progress import Progress, report_progress
 
-FOLDER = "folder"
-"""Images of one folder belong together, as the frames of a clip do."""
 LOST = "its part was not found, and it was not learnt; its like will be flagged"
 """Remark on a good image that could not be aligned."""
-HELD_OUT = 4
-"""One of so many groups is held out."""
 ALIGNMENT = 64
 """Bytes to a multiple of which each part of the memory is rounded up, as vector instructions like it."""
 
@@ -123,9 +118,9 @@ class GoodImages:
             self._items = chain(some, rest) if len(some) == COMPILE_FROM else some
         options: dict[str, Any] = {"on_bad": lambda _: None, "workers": self._workers, "whole": True}
         images = list(stream(some, self._preprocessing, **options))
-        aligner = (
-            learn_aligner(Sample.of(images, self._preprocessing), kind, in_part=in_part) if len(images) > 1 else None
-        )
+        if len(images) < 2:
+            return None
+        aligner = learn_aligner(Sample.of(images, self._preprocessing), kind, in_part=in_part)
         if aligner is not None:
             self._preprocessing = AlignedPreprocessing.of_aligner(self._preprocessing, aligner)
         return aligner
@@ -163,9 +158,8 @@ class GoodImages:
         if self.lost:
             found[LOST] = tuple(self.names[index] for index in self.lost)
         if self._grouping.n_named > 1 and len(self._grouping.members) == 1:
-            found["all good images fell into one group, so none can be left out: check groups (--groups)"] = tuple(
-                self.names
-            )
+            remark = "all good images fell into one group, so none can be left out: check groups (--groups)"
+            found[remark] = tuple(self.names)
         return found
 
     @property
@@ -380,10 +374,8 @@ class Photos:
             resized = preprocessing.place(size).resized_size
             small += names if resized[0] > size[0] or resized[1] > size[1] else []
         height, width = preprocessing.resize
-        remark = (
-            f"it is smaller than {height} x {width} (height x width), to which it is enlarged: a smaller --resize will "
-            f"do"
-        )
+        enlarged = f"it is smaller than {height} x {width} (height x width), to which it is enlarged"
+        remark = f"{enlarged}: a smaller --resize will do"
         return {remark: tuple(small)} if small else {}
 
     def _squashed(self) -> dict[str, tuple[str, ...]]:
@@ -405,73 +397,3 @@ def reserve_memory(cache_mb: float) -> NDArray[np.uint8]:
         return np.empty(int(cache_mb * 2**20), np.uint8)
     except MemoryError as error:
         raise ParameterError(f"cache_mb={cache_mb:g} is more memory than there is; give less") from error
-
-
-class Grouping:
-    """The group of each image, by its name; ParameterError for a rule that is none.
-
-    Args:
-        rule: a regular expression, whose first group (or else whole match) in the path names the image's group;
-            "folder" for the folder it lies in; a function of the path; or None: every image stands alone.
-    """
-
-    def __init__(self, rule: str | Callable[[str], Hashable] | None) -> None:
-        self._rule = rule
-        try:
-            self._pattern = re.compile(rule) if isinstance(rule, str) and rule != FOLDER else None
-        except re.error as error:
-            raise ParameterError(f"groups: '{rule}' is no regular expression: {error}") from error
-        self.members: dict[Hashable, list[int]] = {}
-        self.n_images = 0
-        self.n_named = 0
-
-    def add(self, name: str) -> Hashable:
-        """The group of the next image."""
-        group = self._of(name)
-        try:
-            hash(group)
-        except TypeError as error:
-            raise ParameterError(f"groups: the function gave {group!r}; expected a text or a number") from error
-        if group is None:
-            group = (None, self.n_images)  # stands alone
-        else:
-            self.n_named += 1
-        self.members.setdefault(group, []).append(self.n_images)
-        self.n_images += 1
-        return group
-
-    def check(self) -> None:
-        """ParameterError if a rule was given and names the group of no image at all."""
-        if self._rule is not None and self.n_images and not self.n_named:
-            raise ParameterError(f"groups: {self._rule!r} matches no image's path; every image would stand alone")
-
-    def _of(self, name: str) -> Hashable:
-        if self._rule is None:
-            return None
-        if self._pattern is not None:
-            match = self._pattern.search(name)
-            return None if match is None else match[1 if match.re.groups else 0]
-        if callable(self._rule):
-            return self._rule(name)
-        return str(PurePath(name).parent)
-
-
-class HoldOut:
-    """Whether a group is held out: one of every four, at random, so that the share is kept for any number.
-
-    Of the first four it is the third: fewer than two groups teach nothing, and three are to give a threshold.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-        self._held: dict[Hashable, bool] = {}
-        self._chosen = 0
-
-    def __call__(self, group: Hashable) -> bool:
-        """Whether a group is held out; the same answer each time."""
-        if group not in self._held:
-            turn = len(self._held) % HELD_OUT
-            if turn == 0:
-                self._chosen = int(self._rng.integers(HELD_OUT)) if self._held else 2
-            self._held[group] = turn == self._chosen
-        return self._held[group]

@@ -227,3 +227,11 @@ class Parametrised:
         """The parameters, checked. Raises ParameterError."""
         values = {name: getattr(self, name) for name in self.parameters_type.model_fields}
         return check(type(self).__name__, self.parameters_type, values)
+
+
+def are_equal(one: object, other: object) -> bool:
+    """Whether two values of a parameter are equal; those that numpy cannot compare, such as polygons, are not."""
+    try:
+        return np.array_equal(np.asarray(one, object), np.asarray(other, object))
+    except ValueError:
+        return False

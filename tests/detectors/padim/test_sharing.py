@@ -9,7 +9,8 @@ from flawmap.detectors.padim import sharing
 from flawmap.detectors.padim.embedding import build_hierarchy
 from flawmap.detectors.padim.gaussian.factor import factorise, squared_distances
 from flawmap.detectors.padim.gaussian.leave_one_out import leave_one_out, leave_one_out_with_copies
-from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, part_of, shared_covariance, update
+from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, shared_covariance, update
+from flawmap.detectors.padim.part import Part
 
 SMALL = {"resize": 64, "n_features": 24, "align": "none", "refit_below": 0}
 
@@ -59,8 +60,8 @@ def test_a_part_of_the_cells_has_the_distances_of_the_whole(grids):
     update(moments, columns)
     chosen = torch.zeros(hierarchy.levels[0].n_cells, dtype=torch.bool)
     chosen[[1, 2, 7, 13]] = True
-    part, rule = hierarchy.part(chosen), Regularization(0.1, 0.3)
-    factor = factorise(part_of(moments, part), regularization=rule, shared=shared_covariance(moments))
+    part, rule = Part.of(hierarchy, chosen), Regularization(0.1, 0.3)
+    factor = factorise(part.moments(moments), regularization=rule, shared=shared_covariance(moments))
     own = [column[rows] for column, rows in zip(columns, part.own, strict=True)]
     products = sharing.inner_products(factor, own).diagonal(dim1=1, dim2=2)
     whole = squared_distances(factorise(moments, regularization=rule), columns).flatten(1)

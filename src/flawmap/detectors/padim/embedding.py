@@ -214,23 +214,6 @@ class Hierarchy:
         positions = per_cell[..., cells if self.cell is None else cells[self.cell]]
         return positions.reshape(*per_cell.shape[:-1], *self.grid)
 
-    def part(self, chosen: Tensor) -> Part:
-        """The part in some cells of the coarsest level, given as (cells,) bool."""
-        levels, cells, own = [], [], []
-        above = chosen  # unused for the coarsest level
-        for level, coarsest in zip(self.levels, self.coarsest_of_cells, strict=True):
-            kept = chosen[coarsest]
-            cells.append(kept.nonzero().flatten())
-            own.append(level.in_cells(torch.arange(level.n_positions, device=kept.device))[cells[-1]])
-            groups = kept.view(level.n_groups, level.children)[:, 0].nonzero().flatten()
-            parents = None if level.group_parent is None else above[level.group_parent[groups]]
-            levels.append(replace(level, own=None, group_parent=parents, n_groups=len(groups)))
-            above = kept.cumsum(0) - 1
-        finest = self.to_positions(chosen[self.coarsest_of_cells[-1]])
-        cell = None if self.cell is None else above[self.cell[finest]]
-        hierarchy = replace(self, levels=tuple(levels), cell=cell)
-        return Part(hierarchy, cells, own, finest.nonzero().flatten())
-
     @property
     def coarsest_grid(self) -> Size:
         """Grid of the coarsest level."""
@@ -247,23 +230,6 @@ class Hierarchy:
         """Position on every level's own grid, coarse to fine, under a position of the finest grid."""
         cells = zip(self.levels, self.ancestors(position), strict=True)
         return [cell if level.own is None else int(level.own[cell]) for level, cell in cells]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some cells of a hierarchy.
-
-    Attributes:
-        hierarchy: its cells alone, in the order of the whole; its levels' own positions are those of its cells.
-        cells: per level, which cells of the whole they are.
-        own: per level, the own position of each.
-        positions: of the finest grid, which lie in them, ascending.
-    """
-
-    hierarchy: Hierarchy
-    cells: list[Tensor]
-    own: list[Tensor]
-    positions: Tensor
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ class _Distances(nn.Module):
         self.projection = None if hierarchy.projection is None else _Projected(hierarchy.projection, for_graph)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Distances (N, h, w) from the layers' maps (N, C, h, w)."""
         if self.projection is not None:
             features = [self.projection(features)]
         parents: Tensor | None = None
@@ -174,6 +175,7 @@ class _Projected(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Principal components (N, k, h, w) from the layers' maps (N, C, h, w)."""
         parts = torch.split(self.components, [maps.shape[1] for maps in features], dim=1)
         total = torch.stack(
             [
@@ -194,6 +196,7 @@ class _Index(nn.Module):
         self.register_buffer("index", None if index is None else _constant(index, for_graph))
 
     def forward(self, values: Tensor) -> Tensor:
+        """Those values along the axis that were chosen; all without a choice."""
         return values if self.index is None else values.index_select(self.axis, self.index)
 
 

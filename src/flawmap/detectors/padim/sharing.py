@@ -29,8 +29,9 @@ from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.padim.embedding import SHOWN, Hierarchy, embed, shown_cells
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise, inner_products
 from flawmap.detectors.padim.gaussian.leave_one_out import leave_one_out_with_copies
-from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, part_of, shared_covariance
+from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, shared_covariance
 from flawmap.detectors.padim.leave_one_out import KeptEmbeddings
+from flawmap.detectors.padim.part import Part
 from flawmap.images.pasted import paste_defect
 from flawmap.prediction import Placement, Size
 
@@ -97,8 +98,8 @@ class _Trial:
     def __init__(self, moments: Moments, input_size: Size, top_share: float) -> None:
         whole = moments.hierarchy
         self._blocks = _blocks(whole)
-        self._part = whole.part(torch.from_numpy(self._blocks.ravel()).to(moments.mean[0].device))
-        self._moments, self._shared = part_of(moments, self._part), shared_covariance(moments)
+        self._part = Part.of(whole, torch.from_numpy(self._blocks.ravel()).to(moments.mean[0].device))
+        self._moments, self._shared = self._part.moments(moments), shared_covariance(moments)
         self._grid, self._size = whole.grid, input_size
         inspected = self._part.positions if whole.inspected is None else whole.inspected[self._part.positions].nonzero()
         self._share = top_share * len(inspected) / (whole.grid[0] * whole.grid[1])

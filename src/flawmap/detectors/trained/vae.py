@@ -112,6 +112,7 @@ class _UpStep(nn.Module):
         self.normalisation = nn.BatchNorm2d(n_after)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Feature maps (B, C', 2 h, 2 w) from (B, C, h, w)."""
         larger = interpolate(features, scale_factor=2.0, mode="nearest")
         return torch.relu(self.normalisation(self.convolution(larger)))
 

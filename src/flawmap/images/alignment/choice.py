@@ -33,6 +33,8 @@ WORST = 0.05
 """Part of the good images that counts as the worst ones."""
 N_SCREENED = 24
 """Good images by which a kind is chosen, before it is learnt from all: most parts lie still, and need no more."""
+SCREENED = 128
+"""Longer side of their pictures, in pixels."""
 KINDS: tuple[AlignmentKind, ...] = ("shift", "rigid", "similarity")
 """The simplest first."""
 FAR_OUT = 3.0
@@ -85,29 +87,44 @@ def learn_aligner(sample: Sample, kind: Alignment, *, in_part: bool = False) -> 
     are inspected `in_part`, the rest of the part may differ from the reference, and a part counts as found from the
     match on from which alignment is trusted.
     """
-    aligner = _learn(sample, kind)
-    if aligner is None or not in_part:
-        return aligner
-    return replace(aligner, least_match=min(aligner.least_match, LEAST_MEDIAN))
-
-
-def _learn(sample: Sample, kind: Alignment) -> Aligner | None:
-    if kind == "none" or len(sample.greys) < 2:
+    learnt = _learn(sample, kind)
+    if learnt is None:
         return None
-    if kind != "auto":
-        learnt = learn_reference(sample.greys, kind, sample.proportions)
-        if (median := float(np.median(learnt.matches))) < RECOGNISED:
-            raise TrainingSetError(
-                f"align='{kind}' finds no part that the good images have in common: their median match is "
-                f"{max(median, 0.0):.2f} of 1. Fit with align='none', or 'auto'"
-            )
-        return _aligner(sample, learnt)
-    spread = np.linspace(0, len(sample.greys) - 1, min(N_SCREENED, len(sample.greys))).round().astype(int)
-    screened = [sample.greys[i] for i in spread]
-    chosen = _best_kind(screened, KINDS, sample.proportions)
-    if chosen is not None and len(screened) < len(sample.greys):
-        chosen = _best_kind(sample.greys, (chosen.reference.kind,), sample.proportions)
-    return None if chosen is None else _aligner(sample, chosen)
+    least_match = _least_match(learnt.matches)
+    least_match = min(least_match, LEAST_MEDIAN) if in_part else least_match
+    aligner = Aligner(learnt.reference, _mean_colours(sample, learnt), least_match, sample.size)
+    frame = aligner.frame
+    shown = [
+        aligner.shown(inside(frame.affine(pose), frame.size, content, margin=0.5))
+        for pose, content, match in zip(learnt.poses, sample.contents, learnt.matches, strict=True)
+        if match >= least_match
+    ]
+    return replace(aligner, least_shown=max(0.0, min(shown, default=0.0) - LESS_SHOWN))
+
+
+def _learn(sample: Sample, kind: Alignment) -> Learnt | None:
+    greys, proportions = sample.greys, sample.proportions
+    if kind == "none" or len(greys) < 2:
+        return None
+    if kind == "auto":
+        spread = np.linspace(0, len(greys) - 1, min(N_SCREENED, len(greys))).round().astype(int)
+        screened = _best_kind([_reduced(greys[i]) for i in spread], KINDS, proportions)
+        return None if screened is None else _best_kind(greys, (screened.reference.kind,), proportions)
+    learnt = learn_reference(greys, kind, proportions)
+    if (median := float(np.median(learnt.matches))) < RECOGNISED:
+        raise TrainingSetError(
+            f"align='{kind}' finds no part that the good images have in common: their median match is "
+            f"{max(median, 0.0):.2f} of 1. Fit with align='none', or 'auto'"
+        )
+    return learnt
+
+
+def _reduced(grey: Grey) -> Grey:
+    """A picture of `SCREENED` pixels at most."""
+    height, width = grey.shape
+    factor = min(1.0, SCREENED / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BOX))
 
 
 def _best_kind(
@@ -133,18 +150,6 @@ def _best_kind(
 def _missed(matches: NDArray[np.float64]) -> NDArray[np.float64]:
     """What images and their mean do not share (2,): of the usual image, and of the worst ones."""
     return 1 - np.quantile(matches, [0.5, WORST])
-
-
-def _aligner(sample: Sample, learnt: Learnt) -> Aligner:
-    least_match = _least_match(learnt.matches)
-    aligner = Aligner(learnt.reference, _mean_colours(sample, learnt), least_match, sample.size)
-    frame = aligner.frame
-    shown = [
-        aligner.shown(inside(frame.affine(pose), frame.size, content, margin=0.5))
-        for pose, content, match in zip(learnt.poses, sample.contents, learnt.matches, strict=True)
-        if match >= least_match
-    ]
-    return replace(aligner, least_shown=max(0.0, min(shown, default=0.0) - LESS_SHOWN))
 
 
 def _least_match(matches: NDArray[np.float64]) -> float:

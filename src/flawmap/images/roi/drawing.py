@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawmap.errors import ParameterError
+from flawmap.options import SAME_PROPORTIONS
 from flawmap.prediction import Affine, Placement, Size
 
-SAME_PROPORTIONS = 1.02
-"""Ratio up to which two proportions are alike."""
 BEYOND = 1.0
 """Pixels by which a point may lie outside the photo, as drawing programs round it."""
 

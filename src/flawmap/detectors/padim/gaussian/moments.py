@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flawmap.detectors.padim.embedding import Hierarchy, Part
+from flawmap.detectors.padim.embedding import Hierarchy
 from flawmap.errors import ParameterError, TrainingSetError
 
 
@@ -72,18 +72,6 @@ class Moments:
             [torch.zeros(level.n_cells, level.n_channels, level.n_channels, device=device) for level in levels],
             torch.zeros(levels[0].n_cells, dtype=torch.float64, device=device) if masked else None,
         )
-
-
-def part_of(moments: Moments, part: Part) -> Moments:
-    """The moments of some cells: a copy."""
-    return Moments(
-        part.hierarchy,
-        moments.count,
-        [mean[own] for mean, own in zip(moments.mean, part.own, strict=True)],
-        [rows[cells] for rows, cells in zip(moments.cross, part.cells, strict=True)],
-        [rows[cells] for rows, cells in zip(moments.own, part.cells, strict=True)],
-        None if moments.seen is None else moments.seen[part.cells[0]],
-    )
 
 
 def update(moments: Moments, columns: Sequence[Tensor], seen: Tensor | None = None) -> None:
