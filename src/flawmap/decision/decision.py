@@ -375,7 +375,7 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], plac
         row, column = np.unravel_index(int(values.argmax()), values.shape)
         centroid = found["centroids"][label] + 0.5
         pixels = np.argwhere(inside)[:, None] + np.array([rows.start, columns.start])
-        corners = _moved((pixels + [(0, 0), (0, 1), (1, 0), (1, 1)]).reshape(-1, 2), on_photo)
+        corners = _moved((pixels + np.array([(0, 0), (0, 1), (1, 0), (1, 1)])).reshape(-1, 2), on_photo)
         points = np.array([(rows.start + row + 0.5, columns.start + column + 0.5), (centroid[0], centroid[1])])
         peak_at, centre = _moved(points, on_photo).tolist()
         (top, left), (bottom, right) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()

@@ -95,7 +95,10 @@ class FeatureDetector(Detector):
         return FeatureNetwork(features, self._head(for_graph=True), masked=self.aligner_ is not None)
 
     def _head(self, *, for_graph: bool = False) -> nn.Module:  # noqa: ARG002 (for those that have one)
-        """Feature maps (B, C, h, w) of each layer to anomaly maps, if any, and scores; see `network`."""
+        """Feature maps (B, C, h, w) of each layer to anomaly maps, if any, and scores; see `network`.
+
+        A head may also have `maps`, of the same arguments, that leaves out the scores.
+        """
         raise ParameterError(f"{self.name} has no network that a graph format could hold, and cannot be exported")
 
     def _load_backbone(
@@ -123,8 +126,12 @@ class FeatureDetector(Detector):
             head = self._network = self._network or self._head().eval()
             features = self.backbone_.features(batch.pixels)
             shown = batch.pixels[..., 3:].squeeze(-1) if self.aligner_ is not None else None
+            given = (features,) if shown is None else (features, torch.from_numpy(shown.copy()))
+            maps_alone = getattr(head, "maps", None)
             with torch.inference_mode():
-                outputs = list(head(features) if shown is None else head(features, torch.from_numpy(shown.copy())))
+                if maps_alone is not None:
+                    return maps_alone(*given).cpu().numpy(), None
+                outputs = list(head(*given))
         *maps, scores = (output.cpu().numpy() for output in outputs)
         return (maps[0], None) if maps else (None, scores)
 

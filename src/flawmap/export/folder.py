@@ -65,7 +65,9 @@ def export_model(
     decision = None if model.aspect == "letterbox" or aligner is not None else model.decision_
     described = model.describe()
     described.get("backbone", {}).pop("weights_path", None)  # a path on this machine
-    network = GraphNetwork(model.network(for_graph=True), preprocessing.window, decision, roi=model.roi_)
+    network = GraphNetwork(
+        model.network(for_graph=True), preprocessing.window, decision, roi=model.roi_, top_share=model.top_share_
+    )
     try:
         _check_folder(target)
         with replace_folder_atomically(target, check=lambda: _check_folder(target)) as temporary:

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flawmap.decision import Decision
+from flawmap.decision import Decision, n_highest
+from flawmap.detectors.anomaly_map import image_scores
 
 
 class GraphNetwork(nn.Module):
@@ -21,6 +22,7 @@ class GraphNetwork(nn.Module):
         window: rows and columns of the images that are the model's input.
         decision: what the labels follow from, or None.
         roi: (h, w), the pixels that are inspected: maps are 0 elsewhere, and scores those of the rest. None for all.
+        top_share: part of such a map whose mean is its score; 0 for its highest value.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class GraphNetwork(nn.Module):
         decision: Decision | None,
         *,
         roi: NDArray[np.bool_] | None = None,
+        top_share: float = 0.0,
     ) -> None:
         super().__init__()
         self.network = network
         self.n_channels: int = getattr(network, "n_channels", 3)
         self._rows, self._columns = window
+        self.n_highest = 1 if roi is None else n_highest(roi.shape[0], roi.shape[1], top_share)
         self.roi: Tensor | None
         self.register_buffer("roi", None if roi is None else torch.from_numpy(roi).float())
         self._decides = decision is not None
@@ -50,7 +54,7 @@ class GraphNetwork(nn.Module):
         outputs: tuple[Tensor, ...] = self.network(images[:, self._rows, self._columns])
         if self.roi is not None:
             maps = outputs[0] * self.roi
-            outputs = (maps, maps.flatten(1).amax(dim=1))
+            outputs = (maps, image_scores(maps, self.n_highest))
         if not self._decides:
             return tuple(outputs)
         scores = outputs[-1]

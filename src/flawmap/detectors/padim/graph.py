@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from flawmap.decision import STRIDE, n_highest
-from flawmap.detectors.anomaly_map import roi_weights, smoothing_operator
+from flawmap.decision import n_highest
+from flawmap.detectors.anomaly_map import image_scores, roi_weights, smoothing_operator
 from flawmap.detectors.padim.embedding import Level, Projection, finest_grid, nearest_positions, seen_cells
 from flawmap.detectors.padim.gaussian.factor import Factor
 from flawmap.prediction import Size
@@ -63,6 +63,11 @@ class PaDiMHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor], shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Anomaly maps (N, H, W) and image scores (N,); images show only pixels where `shown` (N, H, W) is 255."""
+        maps = self.maps(features, shown)
+        return maps, image_scores(maps, self.n_highest)
+
+    def maps(self, features: Sequence[Tensor], shown: Tensor | None = None) -> Tensor:
+        """The maps alone."""
         distances = self.distances(features)
         if shown is not None:
             seen = seen_cells(shown, self.coarsest)[:, None]
@@ -70,17 +75,8 @@ class PaDiMHead(nn.Module):
             distances = distances * interpolate(seen, size=self.grid, mode="nearest")[:, 0]
         if self.cells is not None:
             distances = distances * self.cells
-        maps = self.rows @ distances @ self.columns
-        maps = maps if self.gain is None else maps * self.gain
-        return maps, _scores(maps, self.n_highest)
-
-
-def _scores(maps: Tensor, count: int) -> Tensor:
-    """`flawmap.decision.map_score` of maps (N, H, W), as the mean of so many values."""
-    if count < 2:
-        return maps.flatten(1).amax(dim=1)
-    sampled = maps[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].flatten(1)
-    return sampled.topk(count, dim=1, sorted=False).values.mean(dim=1)
+        maps: Tensor = self.rows @ distances @ self.columns
+        return maps if self.gain is None else maps * self.gain
 
 
 class _Distances(nn.Module):
