@@ -17,7 +17,7 @@ from flawmap.options import AlignmentKind
 
 N_SEEDS = 5
 """Good images that are tried as the first reference; the one that matches the others best is taken."""
-N_TRIED = 8
+N_TRIED = 12
 """Images with which each of them is compared."""
 ROUNDS = 3
 LEFT_OUT = 0.25
