@@ -119,9 +119,7 @@ class Detector(Parametrised, Decided, ABC):
     bits: Annotated[
         Bits, Field(description="Bits of each sample that images of 16 bits use, such as 12; None: all.")
     ] = None
-    reading: Annotated[
-        Reading, Field(description='"reduced" reads large images no finer than `resize` needs; "whole" all pixels.')
-    ] = "reduced"
+    reading: Annotated[Reading, Field(description='"reduced": no finer than is needed; "whole".')] = "reduced"
     device: Annotated[DeviceName, Field(description='"auto": a GPU where there is one, else the CPU.')] = "auto"
     calibrate: Annotated[
         Calibration | None,
