@@ -1,16 +1,43 @@
-"""From held-out scores of good images to a decision: the same for all detectors."""
+"""From good images to a decision, the same for all detectors: what is held out together, and held-out scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.decision import PIXEL_RATES, Decision
+from flawmap.errors import ParameterError
+from flawmap.options import AUTO
 from flawmap.prediction import Placement
+
+FOLDER = "folder"
+"""Images of one folder belong together, as the frames of a clip do."""
+HELD_OUT = 4
+"""One of so many groups is held out."""
+NEAR = 0.6
+"""Correlation from which images count as near-duplicates, wherever they stand.
+
+Seen under the strongest regularisation: 0.8 to 1 for photos saved again, 0.55 to 0.8 for shifts by a few pixels, below
+0.6 for other parts, also in the same pose.
+"""
+WINDOW = 32
+"""How far apart in the order of capture neighbours may be: as many positions of a part may take turns."""
+FALSE_LINKS = 0.05
+"""Share of the links between neighbours that may be due to chance."""
+LIKENESS = 0.1
+"""Least mean correlation within a group. One in a hundred pairs of images that are not neighbours reaches it."""
+LONGEST = 1024
+"""Most images of a group, so that the time to find one is bounded."""
+N_LAGS = 256
+"""Distances beyond the window at which images are compared, to know what chance does."""
+BLOCK = 1024
+"""Images that are compared with all others at a time."""
 
 
 class PixelHistogram:
@@ -102,3 +129,195 @@ class HeldOutScores:
 def all_scores(scores: Sequence[float] | NDArray[np.floating]) -> HeldOutScores:
     """Scores of all good images, in the training order."""
     return HeldOutScores(list(range(len(scores))), [float(score) for score in scores])
+
+
+class Grouping:
+    """The group of each image, by its name; ParameterError for a rule that is none.
+
+    Args:
+        rule: a regular expression, whose first group (or else whole match) in the path names the image's group;
+            "folder" for the folder it lies in; a function of the path; "auto" for what the data set says, and what is
+            found later; or None: every image stands alone.
+        clips: the group that the data set gives an image, by its name.
+
+    Attributes:
+        members: indices of each group's images.
+        groups: the group of each image.
+    """
+
+    def __init__(
+        self, rule: str | Callable[[str], Hashable] | None, clips: Mapping[str, Hashable] | None = None
+    ) -> None:
+        if not (rule is None or isinstance(rule, str) or callable(rule)):
+            raise ParameterError(
+                f"groups must be 'auto', a regular expression, 'folder', a function or None; got {rule!r}"
+            )
+        self._rule, self._clips = rule, clips or {}
+        try:
+            self._pattern = re.compile(rule) if isinstance(rule, str) and rule not in (AUTO, FOLDER) else None
+        except re.error as error:
+            raise ParameterError(f"groups: '{rule}' is no regular expression: {error}") from error
+        self.members: dict[Hashable, list[int]] = {}
+        self.groups: list[Hashable] = []
+        self._named: set[int] = set()
+
+    def add(self, name: str, copy_of: int | None = None) -> Hashable:
+        """The group of the next image; with "auto" the one of an image that it equals."""
+        group, index = self._of(name), len(self.groups)
+        try:
+            hash(group)
+        except TypeError as error:
+            raise ParameterError(f"groups: the function gave {group!r}; expected a text or a number") from error
+        if group is not None:
+            self._named.add(index)
+        elif self._rule == AUTO and copy_of is not None:
+            group = self.groups[copy_of]
+        else:
+            group = (None, index)  # stands alone
+        self.members.setdefault(group, []).append(index)
+        self.groups.append(group)
+        return group
+
+    def check(self) -> None:
+        """ParameterError if a rule was given and names the group of no image at all."""
+        if self._rule not in (None, AUTO) and self.groups and not self._named:
+            raise ParameterError(f"groups: {self._rule!r} matches no image's path; every image would stand alone")
+
+    @property
+    def ungrouped(self) -> list[int]:
+        """Indices of the images to which "auto" is to find a group."""
+        return [index for index in range(len(self.groups)) if index not in self._named] if self._rule == AUTO else []
+
+    def join(self, found: Sequence[Sequence[int]]) -> None:
+        """Make one group of the groups of some images, for each of these lists of indices."""
+        for indices in found:
+            first, *others = dict.fromkeys(self.groups[index] for index in indices)
+            for other in others:
+                self.members[first] += self.members.pop(other)
+            self.members[first].sort()
+            for index in self.members[first]:
+                self.groups[index] = first
+
+    def found(self) -> list[list[int]]:
+        """Groups of several images that neither a rule nor the data set names."""
+        several = [group for group in self.members.values() if len(group) > 1] if self._rule == AUTO else []
+        return [group for group in several if self._named.isdisjoint(group)]
+
+    def _of(self, name: str) -> Hashable:
+        if self._rule is None:
+            return None
+        if self._rule == AUTO:
+            return self._clips.get(name)
+        if self._pattern is not None:
+            match = self._pattern.search(name)
+            return None if match is None else match[1 if match.re.groups else 0]
+        if callable(self._rule):
+            return self._rule(name)
+        return str(PurePath(name).parent)
+
+
+class HoldOut:
+    """Whether a group is held out: one of every four, at random, so that the share is kept for any number.
+
+    Of the first four it is the third: fewer than two groups teach nothing, and three are to give a threshold.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._held: dict[Hashable, bool] = {}
+        self._chosen = 0
+
+    def __call__(self, group: Hashable) -> bool:
+        """Whether a group is held out; the same answer each time."""
+        if group not in self._held:
+            turn = len(self._held) % HELD_OUT
+            if turn == 0:
+                self._chosen = int(self._rng.integers(HELD_OUT)) if self._held else 2
+            self._held[group] = turn == self._chosen
+        return self._held[group]
+
+
+def near_duplicates(vectors: NDArray[np.float32], groups: Sequence[Hashable]) -> list[tuple[int, int]]:
+    """Pairs (earlier, later) of near-duplicates in different groups: for each image the earlier one most like it.
+
+    Of unit vectors (N, d), whose products are the correlations of images.
+    """
+    pairs = []
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    group = np.array([numbers[name] for name in groups])
+    for start in range(0, len(vectors), BLOCK):
+        stop = min(start + BLOCK, len(vectors))
+        alike = vectors[start:stop] @ vectors[:stop].T
+        later = np.arange(start, stop)[:, None] <= np.arange(stop)
+        alike[later | (group[start:stop, None] == group[:stop])] = -np.inf
+        earlier = alike.argmax(axis=1)
+        best = alike[np.arange(len(alike)), earlier]
+        pairs += [(int(earlier[i]), start + int(i)) for i in np.flatnonzero(best > NEAR)]
+    return pairs
+
+
+def find_groups(
+    vectors: NDArray[np.float32], names: Sequence[str], near: Sequence[tuple[int, int]] = ()
+) -> list[list[int]]:
+    """Groups, each of two images or more and ascending, of images with unit vectors (N, d) and these names.
+
+    Images are linked if they are `near`-duplicates, or neighbours in the order of their names that are more alike than
+    chance allows (`link_neighbours`). Of images that hang together by links, the most alike are joined first, for as
+    long as the mean correlation within a group is at least `LIKENESS` (average linkage). A burst that drifts is so cut
+    where its ends are no longer alike, and no chain of links makes one group of everything.
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage  # takes a while to import, which a prediction need not wait
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    order = sorted(range(len(names)), key=lambda index: natural_key(names[index]))
+    ordered, place = vectors[order], np.argsort(order)
+    links = np.array([*((place[i], place[j]) for i, j in near), *link_neighbours(ordered)], np.int64)
+    if not len(links):
+        return []
+    graph = coo_array((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(len(order), len(order)))
+    component = connected_components(graph, directed=False)[1]
+    groups = []
+    for number in np.flatnonzero(np.bincount(component) > 1):
+        members = np.flatnonzero(component == number)
+        for part in (members[start : start + LONGEST] for start in range(0, len(members), LONGEST)):
+            apart = 1 - ordered[part] @ ordered[part].T
+            upper = apart[np.triu_indices(len(part), 1)].clip(min=0)
+            label = fcluster(linkage(upper, "average"), 1 - LIKENESS, "distance") if len(part) > 1 else np.ones(1)
+            groups += [part[label == one] for one in np.unique(label)]
+    return sorted(sorted(order[i] for i in group) for group in groups if len(group) > 1)
+
+
+def link_neighbours(vectors: NDArray[np.float32]) -> list[tuple[int, int]]:
+    """Pairs (earlier, later) of neighbours that are more alike than chance allows, of unit vectors (N, d) in order.
+
+    At each distance up to `WINDOW`, pairs are linked from the least correlation at which at most `FALSE_LINKS` of the
+    links are false. How many are false is known from pairs farther apart (Benjamini and Hochberg 1995). Where the order
+    says nothing of likeness, pairs at every distance are alike, and none is linked: parts that look the same by chance
+    are no burst, since the next part may look like them too.
+    """
+    count = len(vectors)
+    window = min(WINDOW, count // 4)
+    lags = np.unique(np.linspace(window + 1, count - 1, N_LAGS).astype(int)) if window else ()
+    if not len(lags):
+        return []
+    far = np.sort(np.concatenate([_correlations(vectors, int(lag)) for lag in lags]))
+    links = []
+    for lag in range(1, window + 1):
+        alike = _correlations(vectors, lag)
+        falling = np.sort(alike)[::-1]
+        by_chance = (len(far) - np.searchsorted(far, falling) + 1) / (len(far) + 1) * len(falling)
+        kept = np.flatnonzero(by_chance + 1 <= FALSE_LINKS * np.arange(1, len(falling) + 1))
+        if len(kept):
+            links += [(int(i), int(i) + lag) for i in np.flatnonzero(alike >= falling[kept[-1]])]
+    return links
+
+
+def _correlations(vectors: NDArray[np.float32], lag: int) -> NDArray[np.float32]:
+    """Correlation (N - lag,) of each image with the one so much later."""
+    return np.asarray(np.einsum("nd,nd->n", vectors[:-lag], vectors[lag:]), np.float32)
+
+
+def natural_key(name: str) -> list[tuple[bool, int, str]]:
+    """What names are sorted by so that numbers in them count as numbers: photo 9 before photo 10."""
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]

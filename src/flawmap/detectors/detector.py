@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flawmap.backbones import NETWORKS, Policy, pick_device
+from flawmap.datasets import Dataset
 from flawmap.decision import FALSE_ALARM_RATE, Decision, GoodPhotos, judge
 from flawmap.detectors.batches import Batch, batch_of_one, batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
@@ -51,9 +52,9 @@ class Detector(Parametrised, ABC):
         decision_: held-out scores of good images, and thresholds (`flawmap.decision.Decision`), or None: not
             calibrated, or fewer than three images.
         outliers_: names of good images that look unlike the others.
-        copies_: names of good images that equal an earlier one.
-        duplicates_: pairs of names of near-duplicates.
-        remarks_: what is unusual about good images, in words, and the names of those. The last four are not saved.
+        copies_, duplicates_: names of copies, pairs of names of near-duplicates, among images of different groups.
+        groups_: names of the images of each group that was found.
+        remarks_: what is unusual about good images, in words, and the names of those. The last five are not saved.
         good_photos_: sizes and depth of the good images, with which later ones are compared; None in older files.
 
     Example:
@@ -105,9 +106,9 @@ class Detector(Parametrised, ABC):
         super().__init__(**parameters)
         self.n_images_ = 0
         self.decision_: Decision | None = None
-        self.outliers_: tuple[str, ...] = ()
-        self.copies_: tuple[str, ...] = ()
+        self.outliers_, self.copies_ = tuple[str, ...](), tuple[str, ...]()
         self.duplicates_: tuple[tuple[str, str], ...] = ()
+        self.groups_: tuple[tuple[str, ...], ...] = ()
         self.remarks_: dict[str, tuple[str, ...]] = {}
         self.good_photos_: GoodPhotos | None = None
         self._images: ImagesRecord | None = None
@@ -124,7 +125,7 @@ class Detector(Parametrised, ABC):
 
     def fit(
         self,
-        images: ImageInput,
+        images: ImageInput | Dataset,
         *,
         progress: Progress = False,
         on_bad: OnBad | None = None,
@@ -133,8 +134,8 @@ class Detector(Parametrised, ABC):
         """Learn from good images, then calibrate the threshold.
 
         Args:
-            images: path, folder, glob, iterable, RGB uint8 array (H, W, 3) or batch of them, PIL image. Of a data set's
-                folder only train/good is learnt.
+            images: path, folder, glob, iterable, RGB uint8 array (H, W, 3) or batch of them, PIL image, `Dataset`. Of a
+                data set only its training images are learnt; its clips are groups.
             progress: True for a progress bar, or a function of (done, total) of each pass.
             on_bad: called with each image that cannot be read, which is then left out; None raises ImageError.
             batch_size: images per step; None to choose by the input size.
@@ -158,10 +159,10 @@ class Detector(Parametrised, ABC):
         if len(good.learnt) < 2:
             raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
         self._stored_dtype = "float32"
-        self.n_images_, self.copies_ = len(good.learnt), good.copies()
+        self.n_images_, self.copies_, self.groups_ = len(good.learnt), good.copies(), good.found()
         photos = good.photos
         self._images = ImagesRecord(digests=good.digests(MAX_ROWS), sizes=photos.sizes(MAX_SIZES), bits=photos.bits)
-        self.remarks_ = photos.remarks(self.preprocessing)
+        self.remarks_ = good.remarks(self.name if self.calibrate and not hasattr(self, "groups") else None)
         self.decision_, self.outliers_, self.duplicates_ = None, (), ()
         if held_out is not None and held_out.scores:
             (indices, decision), names = held_out.in_order(), good.names

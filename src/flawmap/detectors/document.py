@@ -115,11 +115,16 @@ class ImagesRecord(Record):
 
 
 class DecisionRecord(Record):
-    """What the model decides by; the scores themselves are a tensor."""
+    """What the model decides by; the scores themselves are a tensor.
+
+    Attributes:
+        n_groups: groups of images, of which single images are groups too; None in older files.
+    """
 
     method: Calibration
     grouped: bool
     n_scores: int = Field(ge=1)
+    n_groups: int | None = Field(default=None, ge=1)
     threshold: float
     false_alarm_rate: float | None = Field(gt=0, lt=1)
     pixel_false_alarm_rate: float | None = Field(gt=0, lt=1)  # None if there are no maps
@@ -131,6 +136,7 @@ class DecisionRecord(Record):
             method=method,
             grouped=decision.group_sizes is not None,
             n_scores=len(decision.scores),
+            n_groups=decision.n_groups,
             threshold=decision.threshold,
             false_alarm_rate=decision.false_alarm_rate,
             pixel_false_alarm_rate=decision.pixel_false_alarm_rate if decision.localises else None,

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain, islice, tee
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.backbones import COMPILE_FROM
-from flawmap.datasets import training_images
+from flawmap.datasets import Dataset, training_data
 from flawmap.decision import has_proportions
 from flawmap.detectors.batches import Batch, check_size, in_batches, make_batch
+from flawmap.detectors.calibration import Grouping, HoldOut
 from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, digest, stream
 from flawmap.options import MAX_BITS, MIN_BITS, Groups, OnBad
 from flawmap.prediction import Size
 from flawmap.progress import Progress, report_progress
 
-FOLDER = "folder"
-"""Images of one folder belong together, as the frames of a clip do."""
-HELD_OUT = 4
-"""One of so many groups is held out."""
 ALIGNMENT = 64
 """Bytes to a multiple of which each part of the memory is rounded up, as vector instructions like it."""
 
@@ -43,11 +38,12 @@ class GoodImages:
         count: how many images there are, bad ones included; None where only reading on will tell.
         at_least: the same, or how many there are at least.
         learnt: indices in the training order of the images to learn from.
+        clips: the group that the data set gives an image, by its name.
     """
 
     def __init__(
         self,
-        images: ImageInput,
+        images: ImageInput | Dataset,
         preprocessing: Preprocessing,
         *,
         groups: Groups | None = None,
@@ -61,13 +57,14 @@ class GoodImages:
     ) -> None:
         check_size(batch_size)
         if isinstance(images, (str, os.PathLike)) and not _is_flat(images):
-            images = training_images(images)
-        collection = collect(images)
+            images = training_data(images)
+        self.clips = images.clips if isinstance(images, Dataset) else {}
+        collection = collect(images.train if isinstance(images, Dataset) else images)
         self._items, self.count = collection.items, collection.count
         self.at_least = len(self._peek()) if self.count is None else self.count
         self._preprocessing, self._on_bad, self._workers = preprocessing, on_bad, workers
         self._progress, self.batch_size = progress, batch_size
-        self._grouping = Grouping(groups)
+        self._grouping = Grouping(groups, self.clips)
         self._held_out = None if hold_out is None else HoldOut(hold_out)
         self._replay_options = {"cache_mb": cache_mb, "on_bad": on_bad, "workers": workers, "whole": whole}
         self._replay: Replay | None = None
@@ -141,15 +138,42 @@ class GoodImages:
             return [[index for index in group if index in again] for group in held]
         return [group for _, group in members if again.issuperset(group)]
 
+    @property
+    def group_of(self) -> list[Hashable]:
+        """The group of each image that was read, in the training order."""
+        return self._grouping.groups
+
+    @property
+    def ungrouped(self) -> list[int]:
+        """Indices of the images whose groups `fit` is to find."""
+        return self._grouping.ungrouped
+
+    def join(self, found: Sequence[Sequence[int]]) -> None:
+        """Make groups of some images that were found to belong together, given their indices."""
+        self._grouping.join(found)
+
+    def found(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the images of each group that neither the user nor the data set has named."""
+        return tuple(tuple(self.names[index] for index in group) for group in self._grouping.found())
+
+    def remarks(self, alone: str | None) -> dict[str, tuple[str, ...]]:
+        """What is unusual, in words, with the names of the images; `alone` names a detector that takes no groups."""
+        remarks = self.photos.remarks(self._preprocessing)
+        if alone is not None and self.clips:
+            remark = f"{alone} leaves out single images, and not their clips or series: expect more false alarms"
+            remarks[remark] = tuple(self.clips)
+        return remarks
+
     def copies(self) -> tuple[str, ...]:
         """Names of images that equal an earlier one of another group."""
-        group_of = {index: number for number, group in enumerate(self._grouping.members.values()) for index in group}
+        group_of = self.group_of
         return tuple(self.names[later] for earlier, later in self.replay.copies if group_of[earlier] != group_of[later])
 
     def _entries(self, advance: Callable[[int], None]) -> Iterator[tuple[int, Hashable, Loaded]]:
         """Index, group and image of each image to learn from."""
         for index, image in enumerate(self.replay.first()):
-            group = self._grouping.add(image.name)
+            copies = self.replay.copies
+            group = self._grouping.add(image.name, copies[-1][0] if copies and copies[-1][1] == index else None)
             if self._held_out is not None and self._held_out(group):
                 advance(1)
                 continue
@@ -318,75 +342,3 @@ def reserve_memory(cache_mb: float) -> NDArray[np.uint8]:
         return np.empty(int(cache_mb * 2**20), np.uint8)
     except MemoryError as error:
         raise ParameterError(f"cache_mb={cache_mb:g} is more memory than there is; give less") from error
-
-
-class Grouping:
-    """The group of each image, by its name; ParameterError for a rule that is none.
-
-    Args:
-        rule: a regular expression, whose first group (or else whole match) in the path names the image's group;
-            "folder" for the folder it lies in; a function of the path; or None: every image stands alone.
-    """
-
-    def __init__(self, rule: str | Callable[[str], Hashable] | None) -> None:
-        if not (rule is None or isinstance(rule, str) or callable(rule)):
-            raise ParameterError(f"groups must be a regular expression, 'folder', a function or None; got {rule!r}")
-        self._rule = rule
-        try:
-            self._pattern = re.compile(rule) if isinstance(rule, str) and rule != FOLDER else None
-        except re.error as error:
-            raise ParameterError(f"groups: '{rule}' is no regular expression: {error}") from error
-        self.members: dict[Hashable, list[int]] = {}
-        self.n_images = 0
-        self.n_named = 0
-
-    def add(self, name: str) -> Hashable:
-        """The group of the next image."""
-        group = self._of(name)
-        try:
-            hash(group)
-        except TypeError as error:
-            raise ParameterError(f"groups: the function gave {group!r}; expected a text or a number") from error
-        if group is None:
-            group = (None, self.n_images)  # stands alone
-        else:
-            self.n_named += 1
-        self.members.setdefault(group, []).append(self.n_images)
-        self.n_images += 1
-        return group
-
-    def check(self) -> None:
-        """ParameterError if a rule was given and names the group of no image at all."""
-        if self._rule is not None and self.n_images and not self.n_named:
-            raise ParameterError(f"groups: {self._rule!r} matches no image's path; every image would stand alone")
-
-    def _of(self, name: str) -> Hashable:
-        if self._rule is None:
-            return None
-        if self._pattern is not None:
-            match = self._pattern.search(name)
-            return None if match is None else match[1 if match.re.groups else 0]
-        if callable(self._rule):
-            return self._rule(name)
-        return str(PurePath(name).parent)
-
-
-class HoldOut:
-    """Whether a group is held out: one of every four, at random, so that the share is kept for any number.
-
-    Of the first four it is the third: fewer than two groups teach nothing, and three are to give a threshold.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-        self._held: dict[Hashable, bool] = {}
-        self._chosen = 0
-
-    def __call__(self, group: Hashable) -> bool:
-        """Whether a group is held out; the same answer each time."""
-        if group not in self._held:
-            turn = len(self._held) % HELD_OUT
-            if turn == 0:
-                self._chosen = int(self._rng.integers(HELD_OUT)) if self._held else 2
-            self._held[group] = turn == self._chosen
-        return self._held[group]

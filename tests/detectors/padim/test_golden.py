@@ -25,7 +25,13 @@ def fitted(request, shared, screw, resnet18_weights, tmp_path_factory):
     golden = np.load(shared / "golden" / f"{CASES[request.param]}.npz")
     weights = resnet18_weights if request.param == "resnet18" else None
     model = PaDiM(
-        backbone=request.param, weights=weights, channels=golden["channels"], resize=256, crop=224, regularization=0.01
+        backbone=request.param,
+        weights=weights,
+        channels=golden["channels"],
+        resize=256,
+        crop=224,
+        groups=None,
+        regularization=0.01,
     ).fit(screw / "train" / "good")
     path = tmp_path_factory.mktemp("golden") / "screw.flawmap"
     model.save(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flawmap.backbones import Backbone
 from flawmap.detectors.batches import batch_size, check_finite
-from flawmap.detectors.calibration import HeldOutScores
+from flawmap.detectors.calibration import HeldOutScores, find_groups, near_duplicates
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.padim.embedding import (
     Hierarchy,
@@ -23,7 +23,12 @@ from flawmap.detectors.padim.embedding import (
     project_hierarchy,
 )
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise
-from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization
+from flawmap.detectors.padim.gaussian.leave_one_out import (
+    Probe,
+    Whitening,
+    choose_regularization,
+    strongest_regularization,
+)
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, principal_components, update
 from flawmap.detectors.padim.leave_one_out import Calibrator, KeptEmbeddings, is_large
 from flawmap.errors import ParameterError, TrainingSetError
@@ -64,12 +69,14 @@ def learn(
     """
     size = _step(input_size, hierarchy)
     kept = KeptEmbeddings(good.replay.reserve if calibrate == "leave-one-out" else None)
-    probe = Probe(hierarchy) if regularization is None else None
+    probe = Probe(hierarchy)
     moments = _learn_moments(good, backbone, hierarchy, size, probe=probe, kept=kept)
-    if regularization is None and probe is not None:
-        regularization = choose_regularization(moments, probe)
-    if regularization is None:
-        raise ValueError("there is no regularization and no probe to choose it by")
+    chosen = choose_regularization(moments, probe, good.group_of)
+    whitening = probe.whitening(moments, strongest_regularization(moments))
+    vectors = probe.vectors(whitening)
+    if calibrate != "holdout" and _join_alike(good, probe, probe.whitening(moments, chosen), vectors):
+        chosen = choose_regularization(moments, probe, good.group_of)
+    regularization = chosen if regularization is None else regularization
     count = moments.count
     groups = _groups_to_score(good, calibrate)
     refits = calibrate == "leave-one-out" and any(is_large(len(group), count, refit_below) for group in groups)
@@ -85,13 +92,46 @@ def learn(
         input_size,
         step=good.batch_size or size,
         kept=kept,
+        whitening=whitening,
         moments=moments if refits else None,
         refit_below=refit_below,
     )
     del moments
     with good.progress("Calibrating", sum(map(len, groups))) as advance:
         score = calibrator.held_out if calibrate == "holdout" else calibrator.left_out
-        return Learnt(factor, regularization, score(groups, advance))
+        held_out = score(groups, advance)
+    held_out.duplicates = _duplicates(
+        good.group_of,
+        [*probe.indices, *(sorted(held_out.indices) if calibrate == "holdout" else [])],
+        np.concatenate([vectors, *calibrator.vectors]),
+    )
+    return Learnt(factor, regularization, held_out)
+
+
+def _join_alike(good: GoodImages, probe: Probe, whitening: Whitening, near: NDArray[np.float32]) -> bool:
+    """Find groups of images that have none; whether there are any.
+
+    Neighbours are compared by the model of all images, near-duplicates by the vectors `near` (N, D).
+    """
+    free = set(good.ungrouped)
+    rows = [row for row, index in enumerate(probe.indices) if index in free]
+    if not rows:
+        return False
+    indices = [probe.indices[row] for row in rows]
+    pairs = near_duplicates(near[rows], range(len(rows)))
+    found = find_groups(probe.vectors(whitening)[rows], [good.names[index] for index in indices], pairs)
+    good.join([[indices[i] for i in group] for group in found])
+    return bool(found)
+
+
+def _duplicates(
+    group_of: Sequence[Hashable], indices: Sequence[int], vectors: NDArray[np.float32]
+) -> list[tuple[int, int]]:
+    """Near-duplicates in different groups, by vectors (N, D) of images of these indices."""
+    order = sorted(range(len(vectors)), key=lambda row: indices[row])
+    ranked = [indices[row] for row in order]
+    pairs = near_duplicates(vectors[order], [group_of[index] for index in ranked])
+    return [(ranked[i], ranked[j]) for i, j in pairs]
 
 
 def _groups_to_score(good: GoodImages, calibrate: Calibration | None) -> list[list[int]]:
@@ -108,7 +148,7 @@ def _step(input_size: Size, hierarchy: Hierarchy) -> int:
 
 
 def _learn_moments(
-    good: GoodImages, backbone: Backbone, hierarchy: Hierarchy, size: int, *, probe: Probe | None, kept: KeptEmbeddings
+    good: GoodImages, backbone: Backbone, hierarchy: Hierarchy, size: int, *, probe: Probe, kept: KeptEmbeddings
 ) -> Moments:
     """Moments of all images; the probe and what is kept get every batch too."""
     moments = Moments.empty(hierarchy, backbone.device)
@@ -116,8 +156,7 @@ def _learn_moments(
     for batch in good.first(size):
         columns = embed(backbone, hierarchy, batch.pixels)
         check_finite(columns, batch)
-        if probe is not None:
-            probe.take(columns, batch.groups)
+        probe.take(columns, batch.indices)
         kept.add(batch.indices, columns)
         pending.append(columns)
         n_bytes = sum(part.nbytes for part in columns)

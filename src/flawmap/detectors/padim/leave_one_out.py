@@ -23,7 +23,7 @@ from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.padim.embedding import embed
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise, inner_products, squared_distances
-from flawmap.detectors.padim.gaussian.leave_one_out import Sketcher, leave_group_out, leave_one_out, near_duplicates
+from flawmap.detectors.padim.gaussian.leave_one_out import Whitening, leave_group_out, leave_one_out
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, merge, subtract, update
 from flawmap.options import MIN_IMAGES
 from flawmap.prediction import Size
@@ -34,8 +34,6 @@ LARGEST_BLOCK = 32
 """Images of a group that is left out by the block identity, at most."""
 LARGEST_SHARE = 0.02
 """Share of all images that such a group may be: the relative error of what regularises."""
-MOST_SKETCHES = 20_000
-"""Images among which near-duplicates are looked for: the first ones, so that memory does not grow without end."""
 
 
 def is_large(n_members: int, count: int, refit_below: int = REFIT_BELOW) -> bool:
@@ -90,6 +88,9 @@ class Calibrator:
     """Scores good images by the model without them, which was fitted on `count` images.
 
     `moments` are those of all images that were learnt, for groups that are large; they are as they were afterwards.
+
+    Attributes:
+        vectors: (B, D) of images that were not learnt, batch by batch, by which near-duplicates are told.
     """
 
     def __init__(
@@ -103,22 +104,27 @@ class Calibrator:
         *,
         step: int,
         kept: KeptEmbeddings,
+        whitening: Whitening,
         moments: Moments | None = None,
         refit_below: int = REFIT_BELOW,
     ) -> None:
         self._backbone, self._factor, self._regularization, self._count = backbone, factor, regularization, count
         self._good, self._input_size, self._step, self._moments = good, input_size, step, moments
         self._kept, self._refit_below = kept, refit_below
-        self._sketch = Sketcher(factor)
-        self._sketches: list[Tensor] = []
+        self._whitening = whitening
+        self.vectors: list[NDArray[np.float32]] = []
         self._result = HeldOutScores()
 
     def held_out(self, groups: Sequence[Sequence[int]], advance: Callable[[int], None]) -> HeldOutScores:
         """Scores of images that were not learnt, given the indices of each group's."""
         numbers = {index: number for number, group in enumerate(groups) for index in group}
-        everything = self._embedded(sorted(numbers), self._step)
-        self._score(everything, numbers, squared_distances, self._factor, advance)
-        return self._with_duplicates()
+
+        def plain(factor: Factor, columns: Sequence[Tensor]) -> Tensor:
+            self.vectors.append(self._whitening.of_columns(columns))
+            return squared_distances(factor, columns)
+
+        self._score(self._embedded(sorted(numbers), self._step), numbers, plain, self._factor, advance)
+        return self._result
 
     def left_out(self, groups: Sequence[Sequence[int]], advance: Callable[[int], None]) -> HeldOutScores:
         """Scores of images that were learnt, each without its group, given the indices of each group's.
@@ -145,7 +151,7 @@ class Calibrator:
                 self._without(group, numbers, advance)
             elif len(group) > 1:
                 self._score(self._embedded(group, len(group)), numbers, group_out, self._factor, advance)
-        return self._with_duplicates()
+        return self._result
 
     def _is_large(self, group: Sequence[int]) -> bool:
         return is_large(len(group), self._count, self._refit_below)
@@ -183,8 +189,6 @@ class Calibrator:
             maps = anomaly_maps(distances(factor, batch.embedding).sqrt_(), self._input_size).cpu().numpy()
             for index, image, anomaly_map in zip(batch.indices, batch.images, maps, strict=True):
                 result.add_map(index, anomaly_map, image.placement, group=numbers[index])
-            if len(result.indices) <= MOST_SKETCHES:
-                self._sketches.append(self._sketch(list(batch.embedding)))
             advance(len(batch.images))
 
     def _embedded(self, indices: Sequence[int], size: int) -> Iterator[Batch]:
@@ -192,12 +196,3 @@ class Calibrator:
         for batch in self._good.again(indices, size):
             kept = self._kept.get(batch.indices, self._backbone.device)
             yield replace(batch, embedding=kept or embed(self._backbone, self._factor.hierarchy, batch.pixels))
-
-    def _with_duplicates(self) -> HeldOutScores:
-        """The scores, and the near-duplicates among the images."""
-        if self._sketches:
-            result, sketches = self._result, torch.cat(self._sketches)
-            order = np.argsort(result.indices[: len(sketches)])
-            pairs = near_duplicates(sketches[order], [result.groups[i] for i in order])
-            result.duplicates = [(result.indices[order[i]], result.indices[order[j]]) for i, j in pairs]
-        return self._result

@@ -24,16 +24,19 @@ log-likelihood under the Gaussian fitted without it is, up to constants,
 averaged over images and over positions spread evenly on the grid. In the eigenvectors of (1 - a) S / (N - 1) + a Sbar
 every eps costs next to nothing.
 
+A group of images is left out as a whole there too: with B = M^(1/2) G M^(1/2) for the Gram matrix G of its members, the
+log-determinant loses log det(I - kappa B), and d2_without is as above, but for c.
+
 Near-duplicates are images that agree in what sets them apart from the rest. Whitened by the model, the embeddings of
-independent images are nearly uncorrelated, however alike the parts look;
-copies, burst frames and mild augmentations of one photo keep a high correlation. It is estimated at a few positions,
-by a count sketch (Charikar et al. 2002), so that an image takes 2 KB and all pairs are compared at once.
+independent images are nearly uncorrelated, however alike the parts look; copies, burst frames and mild augmentations of
+one photo keep a correlation. It is taken over the positions at which the regularisation is chosen.
 """
 
 from __future__ import annotations
 
-import math
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,12 +44,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.detectors.padim.embedding import Hierarchy, spread_positions
-from flawmap.detectors.padim.gaussian.factor import Factor, triangles
 from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, shared_scatter
 from flawmap.options import MIN_IMAGES
 
 SMALLEST = 1e-6
 """What remains of an image's weight stays above it: rounding may take it lower where the ridge is small."""
+TINY = 1e-12
+"""Least ridge, for images that are all alike."""
 SHARINGS = (0.0, 0.05, 0.1)
 """Candidates for a."""
 RIDGES = (0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -59,16 +63,12 @@ N_POSITIONS = 64
 """Positions at which candidates are compared; fewer for embeddings of more than 200 channels, as each takes d^3."""
 N_IMAGES = 512
 """Images, at most, whose likelihood is taken: a sample of all."""
-NEAR = 0.6
-"""Correlation from which images count as near-duplicates.
-
-Seen: 0.7 to 1 for photos saved again, 0.5 to 0.9 for shifts by a few pixels, below 0.55 for other parts, also in the
-same pose.
-"""
-N_SKETCHED = 48
-N_BUCKETS = 512
-BLOCK = 1024
-"""Images that are compared with all others at a time."""
+MOST_BYTES = 64 * 2**20
+"""Memory from which on embeddings are kept at half as many positions."""
+FEWEST_POSITIONS = 8
+"""Positions that are kept in any case; fewer for embeddings of more than 600 channels."""
+MOST_PROBED = 20_000
+"""Images whose embeddings are kept: the first ones, so that memory does not grow without end."""
 
 
 def leave_one_out(squared: Tensor, count: int, *, sharing: float = 0.0) -> Tensor:
@@ -106,91 +106,198 @@ def leave_group_out(products: Tensor, count: int, *, sharing: float = 0.0) -> Te
 
 
 class Probe:
-    """Embeddings at a few positions, of a random sample of the images that pass by (reservoir sampling, seeded).
+    """Embeddings at a few positions of the images that pass by, whose groups may become known later.
 
-    Images of one group are near-duplicates, and would vouch for each other: only the first of each is taken.
+    Memory is bounded: beyond `MOST_BYTES` half of the positions are dropped, beyond `MOST_PROBED` images no more are
+    taken.
+
+    Attributes:
+        positions: of the finest grid.
+        indices: of the images in the training order.
     """
 
     def __init__(self, hierarchy: Hierarchy) -> None:
         n_probed = max(6, min(N_POSITIONS, N_POSITIONS * 200**2 // hierarchy.n_features**2))
         self.positions = spread_positions(hierarchy.grid, n_probed)
-        self.thinned = False
+        self.indices: list[int] = []
         self._own = [list(level) for level in zip(*map(hierarchy.own_positions, self.positions), strict=True)]
-        self._rng = np.random.default_rng(0)
         self._kept: list[Tensor] = []
-        self._groups: set[Hashable] = set()
-        self._n_taken = 0
 
-    def take(self, columns: Sequence[Tensor], groups: Sequence[Hashable]) -> None:
-        """Take note of a batch of embeddings, per level (positions, B, d), and of the group of each image."""
-        batch = torch.cat([column[own] for column, own in zip(columns, self._own, strict=True)], dim=2)
-        for embedding, group in zip(batch.unbind(1), groups, strict=True):
-            if group in self._groups:
-                self.thinned = True
-                continue
-            self._groups.add(group)
-            self._n_taken += 1
-            if len(self._kept) < N_IMAGES:
-                self._kept.append(embedding.clone())
-            elif (place := int(self._rng.integers(self._n_taken))) < N_IMAGES:
-                self._kept[place] = embedding.clone()
+    def take(self, columns: Sequence[Tensor], indices: Sequence[int]) -> None:
+        """Take note of a batch of embeddings, per level (positions, B, d), and of the index of each image."""
+        indices = indices[: MOST_PROBED - len(self.indices)]
+        if not indices:
+            return
+        batch = _pick(columns, self._own)
+        self._kept += [batch[:, i].clone() for i in range(len(indices))]
+        self.indices += indices
+        while len(self.positions) >= 2 * FEWEST_POSITIONS and len(self._kept) * self._kept[0].nbytes > MOST_BYTES:
+            self.positions, self._own = self.positions[::2], [own[::2] for own in self._own]
+            self._kept = [embedding[::2].clone() for embedding in self._kept]
 
-    def embeddings(self) -> Tensor:
-        """Of the sample: (positions, images, d) float64, channels coarse to fine."""
-        return torch.stack(self._kept, dim=1).double()
+    def sample(self) -> list[int]:
+        """Which of the images, ascending, the regularisation is chosen by: at most `N_IMAGES`, at random."""
+        count = len(self.indices)
+        if count <= N_IMAGES:
+            return list(range(count))
+        return [int(i) for i in np.sort(np.random.default_rng(0).choice(count, N_IMAGES, replace=False))]
+
+    def embeddings(self, chosen: Sequence[int]) -> Tensor:
+        """Of some of the images: (positions, images, d) float64, channels coarse to fine."""
+        return torch.stack([self._kept[i] for i in chosen], dim=1).double()
+
+    def whitening(self, moments: Moments, regularization: Regularization) -> Whitening:
+        """What makes vectors of embeddings, by the model of these moments and this regularisation."""
+        mean, own = _moments_at(moments, self.positions)
+        shared = _shared(moments)
+        a, ridge = regularization.sharing, max(regularization.ridge, SMALLEST * float(shared.diagonal().mean()), TINY)
+        eye = torch.eye(len(shared), dtype=shared.dtype, device=shared.device)
+        return Whitening(self._own, mean, torch.linalg.cholesky((1 - a) * own + a * shared + ridge * eye))
+
+    def vectors(self, whitening: Whitening) -> NDArray[np.float32]:
+        """Unit vectors (N, positions * d) of all images."""
+        starts = range(0, len(self._kept), N_IMAGES)
+        parts = [whitening(self.embeddings(range(start, min(start + N_IMAGES, len(self._kept))))) for start in starts]
+        return np.concatenate(parts)
 
 
-def choose_regularization(moments: Moments, probe: Probe) -> Regularization:
-    """The candidate of greatest leave-one-out likelihood; the paper's setting for too few images."""
-    delta, own, count = _statistics(moments, probe)
-    if count < MIN_IMAGES:
-        return PAPER
-    shared = _assemble(shared_scatter(moments)) / (moments.count - 1)
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    """Makes unit vectors of images, whose products are correlations, of embeddings at a few positions.
+
+    Attributes:
+        own: per level, the indices of the positions.
+        mean: (P, d) of the embeddings.
+        factor: (P, d, d) lower Cholesky factors of the covariances.
+    """
+
+    own: Sequence[Sequence[int]]
+    mean: Tensor
+    factor: Tensor
+
+    def __call__(self, embeddings: Tensor) -> NDArray[np.float32]:
+        """Vectors (B, P * d) of embeddings (P, B, d) float64."""
+        delta = (embeddings - self.mean[:, None]).transpose(1, 2)
+        white = torch.linalg.solve_triangular(self.factor, delta, upper=False).permute(2, 0, 1).flatten(1)
+        return np.asarray(torch.nn.functional.normalize(white, dim=1).float().cpu().numpy(), np.float32)
+
+    def of_columns(self, columns: Sequence[Tensor]) -> NDArray[np.float32]:
+        """The same of embeddings per level (positions, B, d)."""
+        return self(_pick(columns, self.own).double())
+
+
+def _pick(columns: Sequence[Tensor], own: Sequence[Sequence[int]]) -> Tensor:
+    """Embeddings (P, B, d) at some positions, channels coarse to fine."""
+    return torch.cat([column[indices] for column, indices in zip(columns, own, strict=True)], dim=2)
+
+
+def choose_regularization(moments: Moments, probe: Probe, group_of: Sequence[Hashable] | None = None) -> Regularization:
+    """The candidate of greatest leave-one-out likelihood; the paper's setting for too few images.
+
+    With the group of each image of the training order, groups are left out as a whole; too few are those that leave
+    fewer than two images.
+    """
+    chosen = probe.sample()
+    is_grouped = group_of is not None and len(set(group_of)) < len(group_of)
+    delta, own, count = _statistics(moments, probe, chosen, of_sample=is_grouped and len(chosen) < moments.count)
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for row, i in enumerate(chosen):
+        groups[row if group_of is None else group_of[probe.indices[i]]].append(row)
+    members = [group for group in groups.values() if count - len(group) >= MIN_IMAGES - 1]
+    shared = _shared(moments)
     variance = float(shared.diagonal().mean())
-    if variance <= 0:  # identical images
+    if not members or variance <= 0:  # identical images
         return PAPER
     ridges = [share * variance for share in RIDGES]
-    scores = log_likelihoods(delta, own, shared, count, SHARINGS, ridges)
+    scores = log_likelihoods(delta, own, shared, count, SHARINGS, ridges, members)
     sharing, ridge = np.unravel_index(int(scores.argmax()), scores.shape)
     return Regularization(ridge=ridges[ridge], sharing=SHARINGS[sharing])
 
 
+def strongest_regularization(moments: Moments) -> Regularization:
+    """The strongest candidate: chance is least under it, so that copies are alike, however few images there are."""
+    return Regularization(ridge=RIDGES[-1] * float(_shared(moments).diagonal().mean()), sharing=SHARINGS[-1])
+
+
 def log_likelihoods(
-    delta: Tensor, own: Tensor, shared: Tensor, count: int, sharings: Sequence[float], ridges: Sequence[float]
+    delta: Tensor,
+    own: Tensor,
+    shared: Tensor,
+    count: int,
+    sharings: Sequence[float],
+    ridges: Sequence[float],
+    groups: Sequence[Sequence[int]],
 ) -> NDArray[np.float64]:
     """Mean leave-one-out log-likelihood (sharings, ridges) of an image at a position, up to a constant.
 
-    From embeddings less their mean (P, B, d), covariances (P, d, d) of `count` images, and the shared one (d, d).
+    From embeddings less their mean (P, B, d), covariances (P, d, d) of `count` images, the shared one (d, d), and the
+    rows of each group's images.
     """
+    by_size: dict[int, list[Sequence[int]]] = defaultdict(list)
+    for group in groups:
+        by_size[len(group)].append(group)
+    n_rows = sum(map(len, groups))
     result = np.empty((len(sharings), len(ridges)))
     for i, sharing in enumerate(sharings):
         values, vectors = torch.linalg.eigh((1 - sharing) * own + sharing * shared)
-        squares = (delta @ vectors).square_()
-        k = (1 - sharing) * count / (count - 1) ** 2
+        turned = delta @ vectors
         for j, ridge in enumerate(ridges):
             spread = values.clamp(min=0) + ridge
-            squared = (squares @ (1 / spread)[..., None])[..., 0]
-            left = (1 - k * squared).clamp_(min=SMALLEST)
-            terms = left.log() + (count / (count - 1)) ** 2 * squared / left
-            result[i, j] = -0.5 * float((spread.log().sum(dim=1) + terms.mean(dim=1)).mean())
+            white = turned / spread.sqrt()[:, None]
+            terms = [_left_out(white[:, torch.tensor(rows)], count, sharing) for rows in by_size.values()]
+            total = sum(float(part.sum()) for part in terms) / (len(turned) * n_rows)
+            result[i, j] = -0.5 * (float(spread.log().sum(dim=1).mean()) + total)
     return result
 
 
-def _statistics(moments: Moments, probe: Probe) -> tuple[Tensor, Tensor, int]:
-    """Embeddings less their mean (P, B, d), covariances (P, d, d), and the number of images they are of."""
-    embeddings = probe.embeddings()
-    if probe.thinned:
+def _left_out(white: Tensor, count: int, sharing: float) -> Tensor:
+    """What log-determinant and squared distance come to without a group, summed over its images: (P, groups).
+
+    From whitened embeddings (P, groups, m, d) under all images.
+    """
+    m = white.shape[2]
+    kappa = (1 - sharing) / (count - 1)
+    identity = torch.eye(m, dtype=white.dtype, device=white.device)
+    root = identity + ((count / (count - m)) ** 0.5 - 1) / m
+    rows = root @ white  # B is their Gram matrix
+    left = identity * (1 + SMALLEST) - kappa * rows @ rows.transpose(2, 3)
+    factor = torch.linalg.cholesky_ex(left)[0]
+    inverse = torch.linalg.solve_triangular(factor, root.expand_as(left), upper=False)
+    squared = (inverse.square().sum(dim=(2, 3)) - root.square().sum()) / kappa
+    change: Tensor = squared + 2 * m * factor.diagonal(dim1=2, dim2=3).clamp(min=SMALLEST).log().sum(dim=2)
+    return change
+
+
+def _statistics(
+    moments: Moments, probe: Probe, chosen: Sequence[int], *, of_sample: bool
+) -> tuple[Tensor, Tensor, int]:
+    """Embeddings less their mean (P, B, d), covariances (P, d, d), and the number of images they are of.
+
+    `of_sample`: of the chosen images alone, since others of their groups would vouch for them.
+    """
+    embeddings = probe.embeddings(chosen)
+    if of_sample:
         delta = embeddings - embeddings.mean(dim=1, keepdim=True)
-        count = delta.shape[1]
-        return delta, delta.transpose(1, 2) @ delta / max(1, count - 1), count
-    rows = [moments.hierarchy.own_positions(position) for position in probe.positions]
+        return delta, delta.transpose(1, 2) @ delta / max(1, len(chosen) - 1), len(chosen)
+    mean, own = _moments_at(moments, probe.positions)
+    return embeddings - mean[:, None], own, moments.count
+
+
+def _moments_at(moments: Moments, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Means (P, d) and covariances (P, d, d) at some positions, float64, channels coarse to fine."""
+    rows = [moments.hierarchy.own_positions(position) for position in positions]
     mean = torch.stack([torch.cat([level[i] for level, i in zip(moments.mean, row, strict=True)]) for row in rows])
-    cells = [moments.hierarchy.ancestors(position) for position in probe.positions]
+    cells = [moments.hierarchy.ancestors(position) for position in positions]
     blocks = [
         [(cross[i], own[i]) for cross, own, i in zip(moments.cross, moments.own, row, strict=True)] for row in cells
     ]
     own = torch.stack([_assemble(position) for position in blocks])
-    return embeddings - mean[:, None], own / (moments.count - 1), moments.count
+    return mean, own / (moments.count - 1)
+
+
+def _shared(moments: Moments) -> Tensor:
+    """The covariance (d, d) that all positions share, float64."""
+    return _assemble(shared_scatter(moments)) / (moments.count - 1)
 
 
 def _assemble(blocks: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -203,41 +310,3 @@ def _assemble(blocks: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         whole[start:stop, :start], whole[:start, start:stop] = cross.double(), cross.double().T
         whole[start:stop, start:stop] = own.double()
     return whole
-
-
-class Sketcher:
-    """Makes the sketch of an image from its embeddings."""
-
-    def __init__(self, factor: Factor) -> None:
-        n_features = factor.hierarchy.n_features
-        n_positions = max(8, min(N_SKETCHED, N_SKETCHED * 256 // n_features))
-        positions = spread_positions(factor.hierarchy.grid, n_positions)
-        self._own = [list(level) for level in zip(*map(factor.hierarchy.own_positions, positions), strict=True)]
-        self._mean = torch.cat([mean[own] for mean, own in zip(factor.mean, self._own, strict=True)], dim=1)
-        self._whiten = triangles(factor, positions).float()
-        rng = np.random.default_rng(0)
-        n_values, device = len(positions) * n_features, self._mean.device
-        self._bucket = torch.from_numpy(rng.integers(N_BUCKETS, size=n_values)).to(device)
-        self._sign = torch.from_numpy(rng.choice(np.array([-1, 1], np.float32), size=n_values)).to(device)
-
-    def __call__(self, columns: list[Tensor]) -> Tensor:
-        """Sketches (B, buckets) of unit length, on the CPU, of embeddings per level (positions, B, d)."""
-        picked = torch.cat([column[own] for column, own in zip(columns, self._own, strict=True)], dim=2)
-        white = torch.bmm(picked - self._mean[:, None], self._whiten.transpose(1, 2))
-        values = white.transpose(0, 1).flatten(1) * self._sign
-        sketch = values.new_zeros(len(values), N_BUCKETS).index_add_(1, self._bucket, values)
-        return torch.nn.functional.normalize(sketch, dim=1).cpu()
-
-
-def near_duplicates(sketches: Tensor, groups: list[int]) -> list[tuple[int, int]]:
-    """Pairs (earlier, later) of near-duplicates in different groups: for each image the earlier one most like it."""
-    pairs = []
-    group = torch.tensor(groups)
-    for start in range(0, len(sketches), BLOCK):
-        stop = min(start + BLOCK, len(sketches))
-        alike = sketches[start:stop] @ sketches[:stop].T
-        later = torch.arange(start, stop)[:, None] <= torch.arange(stop)[None]
-        alike[later | (group[start:stop, None] == group[None, :stop])] = -math.inf
-        best, earlier = alike.max(dim=1)
-        pairs += [(int(earlier[i]), start + int(i)) for i in torch.nonzero(best > NEAR).flatten()]
-    return pairs
