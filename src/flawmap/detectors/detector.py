@@ -158,9 +158,8 @@ class Detector(Parametrised, ABC):
         held_out = self._learn(good)
         if len(good.learnt) < 2:
             raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
-        self._stored_dtype = "float32"
         self.n_images_, self.copies_, self.groups_ = len(good.learnt), good.copies(), good.found()
-        photos = good.photos
+        photos, self._stored_dtype = good.photos, "float32"
         self._images = ImagesRecord(digests=good.digests(MAX_ROWS), sizes=photos.sizes(MAX_SIZES), bits=photos.bits)
         self.remarks_ = good.remarks(self.name if self.calibrate and not hasattr(self, "groups") else None)
         self.decision_, self.outliers_, self.duplicates_ = None, (), ()

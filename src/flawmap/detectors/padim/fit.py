@@ -71,11 +71,7 @@ def learn(
     kept = KeptEmbeddings(good.replay.reserve if calibrate == "leave-one-out" else None)
     probe = Probe(hierarchy)
     moments = _learn_moments(good, backbone, hierarchy, size, probe=probe, kept=kept)
-    chosen = choose_regularization(moments, probe, good.group_of)
-    whitening = probe.whitening(moments, strongest_regularization(moments))
-    vectors = probe.vectors(whitening)
-    if calibrate != "holdout" and _join_alike(good, probe, probe.whitening(moments, chosen), vectors):
-        chosen = choose_regularization(moments, probe, good.group_of)
+    chosen, whitening, vectors = _compare(good, probe, moments, finds=calibrate != "holdout")
     regularization = chosen if regularization is None else regularization
     count = moments.count
     groups = _groups_to_score(good, calibrate)
@@ -106,6 +102,18 @@ def learn(
         np.concatenate([vectors, *calibrator.vectors]),
     )
     return Learnt(factor, regularization, held_out)
+
+
+def _compare(
+    good: GoodImages, probe: Probe, moments: Moments, *, finds: bool
+) -> tuple[Regularization, Whitening, NDArray[np.float32]]:
+    """Choose the regularisation by groups, found first if `finds`; and what tells near-duplicates: vectors (N, D)."""
+    chosen = choose_regularization(moments, probe, good.group_of)
+    whitening = probe.whitening(moments, strongest_regularization(moments))
+    vectors = probe.vectors(whitening)
+    if finds and _join_alike(good, probe, probe.whitening(moments, chosen), vectors):
+        chosen = choose_regularization(moments, probe, good.group_of)
+    return chosen, whitening, vectors
 
 
 def _join_alike(good: GoodImages, probe: Probe, whitening: Whitening, near: NDArray[np.float32]) -> bool:

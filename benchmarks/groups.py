@@ -1,0 +1,94 @@
+"""What groups change: promised and realised false-alarm rates, and defects found, with groups found and without.
+
+Fits the default detector on a data set's good images, once with `groups="auto"` and once with `groups=None`, and scores
+its test images. `--copies N` learns instead from N of the good images, each four times: as it is, and three times
+shifted by up to two pixels with noise; `--shuffle` gives these copies names in random order. Prints JSON, a line a fit.
+
+    python benchmarks/groups.py DATASET [--copies 60 [--shuffle]]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from flawmap import PaDiM
+from flawmap.datasets import Dataset, open_dataset
+from flawmap.evaluation.metrics import image_auroc
+
+RATES = (0.01, 0.05)
+
+
+def write_copies(images: Sequence[Path], folder: Path, *, shuffle: bool) -> list[Path]:
+    """Each image four times, grey; the files in the order of their names."""
+    rng = np.random.default_rng(0)
+    copies = []
+    for path in images:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L")).astype(float)
+        copies.append((path.stem, 0, pixels))
+        for number in (1, 2, 3):
+            shifted = np.roll(pixels, tuple(rng.integers(-2, 3, 2)), (0, 1))
+            copies.append((path.stem, number, shifted + rng.normal(0, 3, pixels.shape)))
+    order = rng.permutation(len(copies)) if shuffle else range(len(copies))
+    written = []
+    for place, index in enumerate(order):
+        stem, number, pixels = copies[index]
+        written.append(folder / f"{place:04}_{stem}_{number}.png")
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(written[-1])
+    return written
+
+
+def measure(data: Dataset, groups: str | None) -> dict[str, object]:
+    """Figures of one fit."""
+    model = PaDiM(groups=groups).fit(data)
+    decision = model.decision_
+    anomalous = np.array([sample.is_anomalous for sample in data.test])
+    scores = np.array([prediction.pred_score for prediction in model.predict([sample.path for sample in data.test])])
+    found = {}
+    for rate in RATES:
+        at_rate = decision.at_rate(rate)
+        flagged = scores > at_rate.threshold
+        found[f"{rate:g}"] = {
+            "promised": round(at_rate.false_alarm_rate, 4),
+            "good flagged": f"{flagged[~anomalous].sum()} of {(~anomalous).sum()}",
+            "anomalous found": f"{flagged[anomalous].sum()} of {anomalous.sum()}",
+        }
+    return {
+        "groups": groups,
+        "n_images": model.n_images_,
+        "n_groups": decision.n_groups,
+        "found": len(model.groups_),
+        "largest": max(map(len, model.groups_), default=1),
+        "sharing": model.regularization_.sharing,
+        "ridge": round(model.regularization_.ridge, 3),
+        "image_auroc": round(image_auroc(anomalous.tolist(), scores.tolist()), 4),
+        "rates": found,
+    }
+
+
+def main() -> None:
+    """Fit with groups and without."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset")
+    parser.add_argument("--copies", type=int, help="learn from copies of so many of the good images")
+    parser.add_argument("--shuffle", action="store_true")
+    options = parser.parse_args()
+    data = open_dataset(options.dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        if options.copies:
+            step = max(1, len(data.train) // options.copies)
+            chosen = data.train[::step][: options.copies]
+            data = Dataset(data.name, tuple(write_copies(chosen, Path(folder), shuffle=options.shuffle)), data.test)
+        for groups in ("auto", None):
+            print(json.dumps(measure(data, groups)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
