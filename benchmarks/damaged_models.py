@@ -65,9 +65,9 @@ def damage_model(name: str, whole: bytes, rng: Generator) -> bytes:
         document, tensors = ModelFile(path).document, load(whole)
         parent, key = _places(document)[int(rng.integers(len(_places(document))))]
         parent[key] = EXTREMES[int(rng.integers(len(EXTREMES)))]
-        rows = {key: Streamed(tuple(value.shape), value.numpy()) for key, value in tensors.items() if key == "gallery"}
-        others = {key: value for key, value in tensors.items() if key not in rows}
-        write_model_file(path, document, others, rows)
+        if "gallery" in tensors:
+            tensors["gallery"] = Streamed(tuple(tensors["gallery"].shape), tensors["gallery"].numpy())
+        write_model_file(path, document, tensors)
         return path.read_bytes()
 
 

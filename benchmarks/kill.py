@@ -12,6 +12,7 @@ forked from this one, which has imported everything and computed nothing.
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import os
@@ -87,7 +88,7 @@ def read_results(path: Path) -> object:
     recover_folder(path)
     lines = [json.loads(line) for line in (path / "predictions.jsonl").read_text().splitlines()]
     runs = {line["run"] for line in lines}
-    runs |= {row.rsplit(",", 1)[1] for row in (path / "predictions.csv").read_text().splitlines()[1:]}
+    runs |= {row["run"] for row in csv.DictReader((path / "predictions.csv").read_text().splitlines())}
     for line in lines:
         for column in ("overlay", "pred_mask"):
             with Image.open(path / line[column]) as picture:

@@ -67,6 +67,7 @@ def main() -> None:
     n_images = columns[0].shape[1]
     rng = np.random.default_rng(0)
     p_values: list[float] = []
+    bounds: dict[float, list[float]] = {rate: [] for rate in RATES}
     realised: dict[str, dict[float, list[float]]] = {kind: {rate: [] for rate in RATES} for kind in ("ours", "naive")}
     for _ in range(options.splits):
         order = torch.from_numpy(rng.permutation(n_images))
@@ -86,6 +87,8 @@ def main() -> None:
             decision = Decision(own, np.zeros(0, np.float32))
             for rate in RATES:
                 realised[kind][rate].append(float(np.mean(new > decision.at_rate(rate).threshold)))
+                if kind == "ours":
+                    bounds[rate].append(decision.at_rate(rate).bound() or 1.0)
         decision = Decision(honest, np.zeros(0, np.float32))
         p_values += [decision.p_value(score) for score in new]
     deciles = np.histogram(p_values, bins=10, range=(0, 1))[0] / len(p_values)
@@ -98,6 +101,11 @@ def main() -> None:
                 "splits": options.splits,
                 "asked": RATES,
                 "realised": [round(float(np.mean(realised["ours"][rate])), 4) for rate in RATES],
+                "mean_bound_95": [round(float(np.mean(bounds[rate])), 4) for rate in RATES],
+                "splits_above_bound_95": [
+                    sum(share > bound for share, bound in zip(realised["ours"][rate], bounds[rate], strict=True))
+                    for rate in RATES
+                ],
                 "realised_with_training_scores": [round(float(np.mean(realised["naive"][rate])), 4) for rate in RATES],
                 "uniformity": round(float(kstest(p_values[: n_images // 4], "uniform").pvalue), 3),
                 "p_value_deciles": [round(float(share), 3) for share in deciles],

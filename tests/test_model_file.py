@@ -357,13 +357,13 @@ def test_the_header_has_room_for_as_many_digests_and_rows_as_there_may_be(tmp_pa
     """A fit on a million images must not fail when it is saved."""
     rows = Streamed((MAX_ROWS, 1), (np.zeros(1, np.float32) for _ in range(MAX_ROWS)))
     document = {"images": {"digests": ["f" * 32] * MAX_ROWS}}
-    write_model_file(tmp_path / "large", document, {}, {"gallery": rows})
+    write_model_file(tmp_path / "large", document, {"gallery": rows})
     file = ModelFile(tmp_path / "large")
     assert len(file.checksums["gallery"]) == len(file.document["images"]["digests"]) == MAX_ROWS
 
 
 def test_of_more_images_than_that_the_first_are_recognised(good_images, monkeypatch, tmp_path):
-    monkeypatch.setattr("flawmap.detectors.detector.MAX_ROWS", 3)
+    monkeypatch.setattr("flawmap.detectors.document.MAX_ROWS", 3)
     PaDiM(backbone="resnet10t", pretrained=False, resize=64, n_features=30).fit(good_images).save(tmp_path / "m")
     model = load(tmp_path / "m", runtime="torch")
     assert [LEARNT in model.predict(image).remarks for image in good_images[:5]] == [True] * 3 + [False] * 2

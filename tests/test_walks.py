@@ -85,7 +85,7 @@ def test_a_prediction_enters_each_file_once_and_goes_down(fitted, folder, runtim
     assert walk.files == listed(f"predict, by {runtime}")
     assert set(walk.entries.values()) == {1}
     assert len(walk.files) <= 12
-    assert walk.n_lines <= 2720
+    assert walk.n_lines <= 2750
 
 
 def test_an_inspection_enters_each_file_once_and_goes_down(fitted, folder):
@@ -98,4 +98,4 @@ def test_an_inspection_enters_each_file_once_and_goes_down(fitted, folder):
 
 def test_a_fit_walks_through_the_files_that_are_listed(fitted):
     assert set(fitted[1].files) == set(listed("fit and save"))
-    assert len(fitted[1].files) < 28  # and one more where OpenVINO runs the backbone
+    assert len(fitted[1].files) < 29  # and one more where OpenVINO runs the backbone

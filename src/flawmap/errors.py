@@ -82,6 +82,11 @@ class PassedOverWarning(UserWarning):
     """Files in a folder or glob were passed over, since they are no images that can be read."""
 
 
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """A number of things in words: "1 image", "2 images"; `several` where the plural is not formed by an s."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
 def first_line(error: BaseException) -> str:
     """What went wrong, in one line: of a system's error its reason, of others the first line of their text."""
     if isinstance(error, OSError) and error.strerror:

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.errors import ModelFileError, first_line
-from flawmap.files import expand_home, replace_atomically
+from flawmap.files import expand_home, open_file, replace_atomically
 from flawmap.tensor_file import MAX_HEADER_BYTES, TensorFile, parse_object
 
 FORMAT_VERSION = 3
@@ -161,6 +162,8 @@ class ModelFile:
         except OSError as error:
             raise ModelFileError(f"{self.path}: cannot be read ({first_line(error)})") from error
         except ValueError as error:
+            if _begins_otherwise(self.path):
+                raise ModelFileError(f"{self.path}: is not a flawmap model file; `flawmap fit` makes one") from error
             raise damaged(self.path, error) from error
 
     def _read_document(self) -> dict[str, Any]:
@@ -199,19 +202,18 @@ class ModelFile:
 
 
 def write_model_file(
-    path: str | os.PathLike[str],
-    document: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    streamed: Mapping[str, Streamed] | None = None,
+    path: str | os.PathLike[str], document: Mapping[str, Any], tensors: Mapping[str, Tensor | Streamed]
 ) -> None:
     """Write a model file atomically: whole or not at all. The same document and tensors give the same bytes.
 
-    Tensors that are `streamed` never lie in memory as a whole. Raises ModelFileError.
+    Tensors that are streamed never lie in memory as a whole. Raises ModelFileError.
     """
+    in_memory = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    streamed = {name: value for name, value in tensors.items() if isinstance(value, Streamed)}
     target = expand_home(path)
     try:
         with replace_atomically(target) as temporary, temporary.open("wb") as file:
-            _write(file, document, tensors, streamed or {})
+            _write(file, document, in_memory, streamed)
     except OSError as error:
         raise ModelFileError(
             f"{path}: cannot be written ({first_line(error)}). Check that the folder exists, is writable and has room. "
@@ -222,6 +224,16 @@ def write_model_file(
 def damaged(path: str | os.PathLike[str], reason: object) -> ModelFileError:
     """The error for a file whose content is wrong."""
     return ModelFileError(f"{path} is damaged: {reason}. Fit again or restore a backup")
+
+
+def _begins_otherwise(path: Path) -> bool:
+    """Whether a file cannot be one of safetensors: after eight bytes comes a brace, and what is cut short has fewer."""
+    try:
+        with open_file(path) as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    return len(start) == 9 and start[8:] != b"{" and any(start)
 
 
 def is_finite(tensor: Tensor) -> bool:

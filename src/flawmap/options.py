@@ -21,6 +21,10 @@ Calibration = Literal["leave-one-out", "holdout"]
 """How good images get held-out scores."""
 Criterion = Literal["f1", "youden", "cost"]
 """What the best threshold for labelled images maximizes, or, for "cost", minimizes."""
+Alignment = Literal["none", "shift", "rigid", "similarity", "auto"]
+"""What of a part's pose is made equal before images are compared; "auto": what helps on the good images."""
+AlignmentKind = Literal["shift", "rigid", "similarity"]
+"""The same, of a model that aligns."""
 FactorDtype = Literal["float32", "bfloat16", "float16"]
 """Numbers in which a model file stores factors."""
 GraphFormat = Literal["openvino", "onnx"]
@@ -31,6 +35,8 @@ AUTO = "auto"
 """Groups that the data set names, or else those that are found."""
 Groups = str | Callable[[str], Hashable]
 """Which images belong together: "auto", a regular expression on the path, "folder", or a function of the path."""
+Fdr = float | None
+"""A false-discovery rate, by which the images of a batch are labelled together; None: each by the threshold."""
 OnBad = Callable[[ImageError], None]
 """Called with each image that cannot be used, which is then left out; without it, the first such image raises."""
 

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from flawmap.errors import ParameterError
 
-__all__ = ["Placement", "Prediction", "Region", "Size"]
+__all__ = ["Placement", "Pose", "Prediction", "Region", "Size"]
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
+
+
+Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Takes (row, column, 1) to (row, column); a pixel's middle lies at half a pixel."""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How a part lies in a photo, against the reference of a model that aligns.
+
+    Attributes:
+        angle: degrees, clockwise, -180 to 180.
+        scale: how many times larger it is.
+        shift: (y, x) of the reference's middle from the photo's, in pixels of the photo.
+        match: correlation of part and reference, -1 to 1.
+        found: whether that is as high as good parts have it.
+
+    Example:
+        >>> Pose(angle=90.0, scale=1.0, shift=(0.0, 12.0), match=0.97, found=True).found
+        True
+    """
+
+    angle: float
+    scale: float
+    shift: tuple[float, float]
+    match: float
+    found: bool
 
 
 @dataclass(frozen=True)
@@ -21,13 +49,18 @@ class Placement:
 
     The whole image, `image_size`, is resized to `resized_size`; the window of `input_size` starts at `offset` (top,
     left) of that resized image. A crop has a positive offset; a letterbox has a negative one (the window is larger).
+    A model that aligns then turns and shifts the part as its reference lies: `affine` takes the window to the original.
 
     Attributes:
         image_size: (height, width) of the original image.
         resized_size: (height, width) of the image after the resize.
         offset: (top, left) of the window on the resized image.
         input_size: (height, width) of the window.
+        affine: from (row, column) of the window to those of the original image; None where nothing was aligned.
+        pose: the same for people, and how well it was found; None where nothing was aligned.
         content: part of the window that shows image and not padding: (top, left, bottom, right) in input pixels.
+
+        on_photo: from (row, column) of the window to those of the original image, aligned or not.
 
     Example:
         >>> letterbox = Placement(image_size=(100, 200), resized_size=(32, 64), offset=(-16, 0), input_size=(64, 64))
@@ -39,13 +72,19 @@ class Placement:
     resized_size: Size
     offset: tuple[int, int]
     input_size: Size
+    affine: Affine | None = None
+    pose: Pose | None = None
     content: tuple[int, int, int, int] = field(init=False, compare=False, repr=False)
+    on_photo: Affine = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         (height, width), (top, left) = self.input_size, self.offset
         resized_height, resized_width = self.resized_size
         bottom, right = min(height, resized_height - top), min(width, resized_width - left)
         object.__setattr__(self, "content", (max(0, -top), max(0, -left), bottom, right))
+        tall, wide = (self.image_size[axis] / self.resized_size[axis] for axis in (0, 1))
+        plain = (tall, 0.0, top * tall), (0.0, wide, left * wide)
+        object.__setattr__(self, "on_photo", self.affine or plain)
 
     def source_indices(self, axis: int) -> NDArray[np.int64]:
         """Original row (axis 0) or column (axis 1) under each row or column of the window; -1 in the padding.
@@ -61,10 +100,43 @@ class Placement:
         inside = (position >= 0) & (position < resized)
         return np.where(inside, source[np.clip(position, 0, resized - 1)], -1)
 
+    @property
+    def unaligned(self) -> Placement:
+        """The window as it would lie without alignment."""
+        return replace(self, affine=None, pose=None)
+
+    def on(self, image_size: Size) -> Placement:
+        """The same window on a larger or smaller picture of the original image."""
+        if self.affine is None:
+            return replace(self, image_size=image_size)
+        scales = [new / old for new, old in zip(image_size, self.image_size, strict=True)]
+        rows, columns = (
+            (a * scale, b * scale, c * scale) for (a, b, c), scale in zip(self.affine, scales, strict=True)
+        )
+        return replace(self, image_size=image_size, affine=(rows, columns))
+
+    def straighten(self, window: NDArray[np.float32], outside: float = 0.0) -> NDArray[np.float32]:
+        """A window (H, W) as it would be without alignment: with the part as it lies in the image."""
+        return self._resample(window, self.unaligned.on_photo, self.input_size, outside)
+
+    def _resample(
+        self, window: NDArray[np.float32], to_photo: Affine, size: Size, outside: float
+    ) -> NDArray[np.float32]:
+        """A window on pixels (h, w) that `to_photo` takes to the original image, bilinear."""
+        last = (0.0, 0.0, 1.0)
+        (yy, yx, y0), (xy, xx, x0), _ = np.linalg.solve(np.array([*self.on_photo, last]), np.array([*to_photo, last]))
+        data = (xx, xy, x0, yx, yy, y0)
+        image = Image.fromarray(np.ascontiguousarray(window, np.float32))
+        bilinear = Image.Resampling.BILINEAR
+        moved = image.transform(size[::-1], Image.Transform.AFFINE, data, bilinear, fillcolor=outside)
+        return np.asarray(moved)
+
     def to_original(self, window: NDArray[np.float32], outside: float = 0.0) -> NDArray[np.float32]:
         """Resample a window (H, W) bilinearly onto the original image (H0, W0); `outside` fills what it never saw."""
         if window.shape != self.input_size:
             raise ValueError(f"expected a window of {self.input_size}, got {window.shape}")
+        if self.affine is not None:
+            return self._resample(window, ((1, 0, 0), (0, 1, 0)), self.image_size, outside)
         content = self.content
         rows, row_weight, row_inside = self._taps(0, content[0], content[2])
         columns, column_weight, column_inside = self._taps(1, content[1], content[3])
@@ -145,6 +217,11 @@ class Prediction:
     pred_mask: NDArray[np.bool_] | None = None
     regions: tuple[Region, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    @property
+    def found(self) -> bool:
+        """Whether the part was found; True of a model that does not align."""
+        return self.placement.pose is None or self.placement.pose.found
 
     @property
     def image_size(self) -> Size:

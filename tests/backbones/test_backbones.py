@@ -84,7 +84,7 @@ def test_layers_that_timm_does_not_list_are_read_from_the_graph(small_weights):
 def test_networks_of_other_families_give_channels_first(name):
     backbone = load_backbone(name, pretrained=False)
     shapes = backbone.shapes((224, 224))
-    assert len(shapes) == 3
+    assert len(shapes) == (1 if name.startswith("vit") else 3)  # of one stride: the block at three quarters
     assert all(grid[0] == grid[1] and 7 <= grid[0] <= 56 for _, grid in shapes)
 
 

@@ -55,6 +55,18 @@ def legend_order(name):
     return None if name == "growth.png" else SYSTEMS.index
 
 
+def test_the_threshold_of_5_per_cent_is_a_point_on_the_curve(tmp_path):
+    drawn = {}
+    lines = {name: list(rates) for name, rates in RATES.items()}
+    values = [{"image_auroc": 0.9, "found_at_5": found, "flagged_at_5": 0.06} for found in (0.7, 0.9)]
+    runs = [Run("mvtec_ad", "screw", "a", seed, one, curves=lines) for seed, one in enumerate(values)]
+    runs.append(Run("mvtec_ad", "screw", "b", 0, {"image_auroc": 0.9}, curves=lines))  # of an earlier version
+    written = curves.plot_results(runs, tmp_path, save=lambda figure, path: drawn.update({path.name: figure}))
+    assert "mvtec_ad: found at 5 % by class" in written
+    [point] = drawn["mvtec_ad_screw_curves.png"].axes[0].collections
+    assert point.get_offsets().tolist() == [[pytest.approx(0.06), pytest.approx(0.8)]]
+
+
 def test_no_two_systems_look_alike(figures):
     for axes in figures["mvtec_ad_screw_curves.png"].axes:
         assert len({(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}) == len(SYSTEMS)

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from flawmap.benchmark.paper.scores import RATES, run_curves, run_figures
+from flawmap.decision import Decision
 from flawmap.evaluation.figures import ImageGroup
 from flawmap.evaluation.metrics import PixelScores
 
@@ -67,5 +68,20 @@ def test_images_without_maps_or_masks_have_no_pixel_figures():
     scores = new_groups()
     scores[0].add(1.0, None, None)
     scores[1].add(2.0, np.ones((3, 3), np.float32), None)
-    assert run_figures(*scores) == {"image_auroc": 1.0, "pixel_auroc": None, "pro_score": None}
+    at_5 = {"found_at_5": None, "flagged_at_5": None}
+    assert run_figures(*scores) == {"image_auroc": 1.0, "pixel_auroc": None, "pro_score": None, **at_5}
     assert set(run_curves(*scores)) == {"image_roc"}
+
+
+def test_shares_above_the_threshold_of_5_per_cent():
+    scores = new_groups()
+    for i in range(10):
+        scores[0].add(float(i), None, None)
+        scores[1].add(float(i + 15), None, None)
+    known = Decision(np.arange(19, dtype=np.float32), np.zeros(0, np.float32))  # the threshold is the highest, 18
+    figures = run_figures(*scores, known)
+    assert (figures["found_at_5"], figures["flagged_at_5"]) == (0.6, 0)
+    figures = run_figures(*scores, Decision(known.scores[:18], known.pixel_quantiles))
+    assert figures["found_at_5"] is figures["flagged_at_5"] is None
+    figures = run_figures(scores[0], ImageGroup(is_anomalous=True), known)
+    assert (figures["found_at_5"], figures["flagged_at_5"]) == (None, 0)

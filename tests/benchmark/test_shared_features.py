@@ -7,7 +7,7 @@ from flawmap import PaDiM
 from flawmap.backbones import load_backbone
 from flawmap.benchmark.paper.class_images import open_class, rotated
 from flawmap.benchmark.paper.scores import run_curves, run_figures
-from flawmap.benchmark.paper.shared_features import SharedFeatures, score_shared
+from flawmap.benchmark.paper.shared_features import SharedFeatures, SharedModels
 from flawmap.datasets import open_dataset
 from flawmap.errors import DatasetError, ParameterError
 from flawmap.evaluation.evaluate import evaluate
@@ -15,6 +15,10 @@ from flawmap.evaluation.figures import ImageGroup
 
 PLAIN = {"backbone": "resnet10t", "pretrained": False, "calibrate": None, "runtime": "torch"}
 LAYERS = ("layer1", "layer2", "layer3")
+
+
+def skip(_):
+    """Progress that nobody wants to hear of."""
 
 
 def share(images, tmp_path, limit, size):
@@ -26,7 +30,7 @@ def share(images, tmp_path, limit, size):
 
 
 def maps_of(models, features):
-    return dict(enumerate(one.anomaly_map for one in score_shared(models, features, lambda _: None)))
+    return dict(enumerate(one.anomaly_map for one in SharedModels(models, features, skip).predictions(skip)))
 
 
 @pytest.mark.parametrize("limit", [0, 2_000_000, 10**9], ids=["nothing stored", "some", "all"])
@@ -64,6 +68,25 @@ def test_the_sum_is_that_of_the_three_models_maps(parts, tmp_path, small_inputs)
         np.testing.assert_allclose(summed, sum(one[index] for one in each), rtol=1e-5)
 
 
+@pytest.mark.parametrize("limit", [0, 10**9], ids=["nothing stored", "all"])
+@pytest.mark.parametrize("rule", ["paper", "auto", (0.1, 0.05)])
+def test_held_out_scores_are_those_of_a_padim_fitted_alone(parts, tmp_path, small_inputs, rule, limit):
+    images = open_class("mvtec_ad", parts / "screw")
+    options = {**PLAIN, **small_inputs, "n_features": 20, "regularization": rule}
+    found = SharedModels([PaDiM(**options)], share(images, tmp_path, limit, small_inputs), skip).held_out()
+    wanted = PaDiM(**options | {"calibrate": "leave-one-out", "refit_below": 0}).fit(list(images.train))
+    np.testing.assert_allclose(found.scores, wanted.leave_one_out_scores_, rtol=2e-3)
+
+
+def test_held_out_scores_of_a_sum_are_of_its_maps(parts, tmp_path, small_inputs):
+    features = share(open_class("mvtec_ad", parts / "screw"), tmp_path, 10**9, small_inputs)
+    models = [PaDiM(**PLAIN, **small_inputs, layers=(layer,), regularization="paper") for layer in LAYERS]
+    total = SharedModels(models, features, skip).held_out()
+    each = [SharedModels([model], features, skip).held_out() for model in models]
+    assert (total.scores <= sum(one.scores for one in each) * 1.0001).all()
+    assert all((total.scores >= one.scores * 0.9999).all() for one in each)
+
+
 def test_what_is_stored_leaves_no_file_behind(parts, tmp_path, small_inputs):
     (tmp_path / "0.float32").write_bytes(b"somebody's")
     features = share(open_class("mvtec_ad", parts / "screw"), tmp_path, 10**9, small_inputs)
@@ -87,8 +110,9 @@ def test_figures_are_those_of_evaluate(parts, tmp_path, small_inputs):
     images = open_class("mvtec_ad", parts / "screw")
     features = share(images, tmp_path, 10**9, small_inputs)
     options = {**PLAIN, **small_inputs, "n_features": 20, "regularization": "paper"}
+    models = SharedModels([PaDiM(**options)], features, skip)
     good, anomalous = ImageGroup(is_anomalous=False), ImageGroup(is_anomalous=True)
-    for index, one in enumerate(score_shared([PaDiM(**options)], features, lambda _: None)):
+    for index, one in enumerate(models.predictions(skip)):
         mask = images.mask(index, features.preprocessing, one.placement)
         (anomalous if images.test[index].is_anomalous else good).add(one.pred_score, one.anomaly_map, mask)
     data = open_dataset(parts / "screw")

@@ -13,7 +13,7 @@ from flawmap.benchmark.paper.report import to_html, to_latex, to_markdown, write
 from flawmap.benchmark.paper.results import Run
 from flawmap.benchmark.paper.run import Outcome
 from flawmap.benchmark.paper.systems import Settings, System, systems
-from flawmap.benchmark.paper.tables import Table, class_table, paper_notes, paper_table, run_notes, summarise
+from flawmap.benchmark.paper.tables import BY_CLASS, Table, class_table, paper_notes, paper_table, run_notes, summarise
 from flawmap.datasets import LAYOUTS
 from flawmap.errors import ParameterError
 
@@ -104,7 +104,29 @@ def test_every_row_is_a_system_or_one_of_the_papers():
 
 def test_class_by_class():
     table = class_table("mvtec_ad", runs_of(["screw", "tile"], [0.9, 0.8]))
-    assert table.rows[0] == ("screw", "Rd100", "2", "", "85.0 ± 7.1", "42.5 ± 3.5")
+    assert table.rows[0] == ("screw", "Rd100", "2", "", "85.0 ± 7.1", "42.5 ± 3.5", "", "")
+    assert table.rows[-1] == ("mean of 2", "Rd100", "2", "", "85.0 ± 7.1", "42.5 ± 3.5", "", "")
+
+
+def test_what_is_found_at_5_per_cent_stands_beside_the_auroc():
+    def run(category, **figures):
+        return Run(
+            "mvtec_ad", category, "Rd100", 0, {"image_auroc": 0.9, "pixel_auroc": 0.9, "pro_score": 0.9, **figures}
+        )
+
+    new = [run("screw", found_at_5=0.5, flagged_at_5=0.04), run("tile", found_at_5=0.7, flagged_at_5=0.06)]
+    table = class_table("mvtec_ad", new)
+    assert table.header[-2:] == ("found at 5 %", "flagged at 5 %")
+    assert [row[-2:] for row in table.rows] == [("50.0", "4.0"), ("70.0", "6.0"), ("60.0", "5.0")]
+    assert run_notes(new, BY_CLASS) == ()
+    old, few = run("screw"), run("tile", found_at_5=None, flagged_at_5=None)
+    assert [row[-2:] for row in class_table("mvtec_ad", [old, few]).rows] == [("", "")] * 3
+    assert run_notes([old, few], BY_CLASS) == (
+        "Rd100 (screw): nothing at 5 % false alarms, an earlier version made the run.",
+        "Rd100 (tile): nothing at 5 % false alarms, no held-out scores or fewer than 19.",
+    )
+    [*_, found] = compare_runs([old, new[1]], [few, run("tile", found_at_5=0.8, flagged_at_5=0.06)])[:-1]
+    assert (found.measure, found.n_pairs, found.mean) == ("found_at_5", 1, pytest.approx(0.1))
 
 
 TABLE = Table("A & B_1", ("system", "over", "x | y"), (("a_b", "50 %", "1 ± 2"), ("<i>", "", "-")), ("missing: c_d",))

@@ -216,6 +216,7 @@ class Brightness:
     """A detector of whole images that keeps to the protocol."""
 
     preprocessing = Preprocessing.of(64)
+    decision_ = None
 
     def fit(self, images, **_):
         self.mean = np.mean([np.asarray(Image.open(path)) for path in images])
@@ -353,6 +354,6 @@ def test_a_class_not_asked_for_is_not_called_missing(parts, tmp_path):
 
 
 def test_a_backbone_that_cannot_take_the_size_is_said(parts, tmp_path):
-    settings = Settings("vit_tiny_patch16_224", pretrained=False)
+    settings = Settings("vit_small_patch14_dinov2", pretrained=False)
     done = benchmark(parts, tmp_path, ["I"], settings=settings, systems=["layer1", "layer2"])
     assert any("64 x 64" in reason for reason in done.failures.values())

@@ -15,6 +15,8 @@ from PIL import Image
 
 from commands import FIT, run
 from flawmap import load
+from flawmap.decision import discover
+from turned import photo
 
 succeed = run
 
@@ -94,7 +96,9 @@ def test_evaluate(model, dataset):
     assert 0 < result["pro_score"] <= 1
     assert set(result["by_type"]) == {"scratch", "spot"}
     assert result["by_type"]["scratch"]["n_images"] == 2
-    assert set(result["by_type"]["spot"]) == {"n_images", "image_auroc", "pixel_auroc", "pro_score", "spro_score"}
+    figures = {"n_images", "image_auroc", "pixel_auroc", "pro_score", "spro_score", "found_at_5", "flagged_at_5"}
+    assert set(result["by_type"]["spot"]) == figures
+    assert result["found_at_5"] is result["flagged_at_5"] is None  # twelve good images promise no 5 %
     assert result["spro_score"] is result["type_mean"] is None
     assert result["warnings"] == [
         "scratch: 1 of 2 images have no mask",
@@ -204,14 +208,28 @@ def test_results_inside_the_image_folder_are_not_scored_again(model, good_folder
         assert len(rows(good_folder / "out")) == 12
 
 
+def test_results_of_another_run_are_neither_learnt_nor_scored(model, good_folder, tmp_path):
+    earlier = good_folder / "earlier"
+    succeed("predict", model, good_folder, "-o", earlier, "-q", "--masks")
+    note = "24 pictures left out: results of an earlier run, such as"
+    finished = succeed("predict", model, good_folder, "-o", tmp_path / "out")
+    assert note in finished.stderr
+    assert len(rows(tmp_path / "out")) == 12
+    told = json.loads(succeed("predict", model, good_folder, "-o", tmp_path / "out", "--json").stdout)
+    assert (told["n_images"], told["n_results_left_out"]) == (12, 24)
+    finished = succeed("fit", good_folder, "-o", tmp_path / "again.flawmap", *FIT)
+    assert note in finished.stderr
+    assert "Learnt from 12 good images" in finished.stderr
+
+
 def test_photos_beside_the_results_are_scored(model, scratched, tmp_path):
     for name in ("new", "new/overlays"):
         (tmp_path / name).mkdir()
         Image.fromarray(scratched).save(tmp_path / name / "a.png")
     said = succeed("predict", model, tmp_path / "new", "-o", tmp_path / "new").stderr
     assert [Path(row["path"]).parent.name for row in rows(tmp_path / "new")] == ["new"]
-    assert "1 images were left out" in said
-    assert "all 1 images lie where" in fail(
+    assert "1 image left out: in the folders of results" in said
+    assert "1 picture left out: results of an earlier run" in fail(
         "predict", model, tmp_path / "new/overlays", "-o", tmp_path / "new"
     ).stderr.replace("\n", " ")
 
@@ -336,6 +354,90 @@ def test_threshold_shows_and_changes_the_decision(model, good_folder, tmp_path):
     assert "false_alarm_rate must lie between 0 and 1" in fail("threshold", model, "--false-alarm-rate", "2").stderr
 
 
+def test_fit_info_threshold_and_evaluate_state_the_bound(good_folder, dataset, tmp_path):
+    """Twelve good images: on average 1 / 13, with 95 % confidence 1 - 0.05 ** (1 / 12)."""
+    model, bound = tmp_path / "m.flawmap", pytest.approx(1 - 0.05 ** (1 / 12))
+    fitted = json.loads(succeed("fit", good_folder, "-o", model, *FIT, "--json", "-q").stdout)
+    described = json.loads(succeed("info", model, "--json").stdout)
+    shown = json.loads(succeed("threshold", model, "--json").stdout)
+    evaluated = json.loads(succeed("evaluate", model, dataset, "--json", "-q").stdout)
+    assert fitted["false_alarm_bound_95"] == bound
+    assert described["decision"]["false_alarm_bound_95"] == shown["false_alarm_bound_95"] == bound
+    assert evaluated["promised_false_alarm_bound_95"] == bound
+    assert evaluated["promised_confidence"] is None
+    assert (described["decision"]["n_groups"], shown["n_groups"], shown["confidence"]) == (12, 12, None)
+    said = succeed("fit", good_folder, "-o", model, *FIT).stderr.replace("\n", " ")
+    assert "on average at most 7.69 % of good parts are flagged" in said
+    assert "With 95 % confidence it is at most 22.1 %: of 12 good images with held-out scores 0 are above" in said
+    assert "decision.false_alarm_bound_95" in succeed("info", model).stdout
+    assert "guaranteed 0.0769 on average, 0.221 with 95 % confidence" in " ".join(
+        succeed("evaluate", model, dataset, "-q").stdout.split()
+    )
+
+
+def test_threshold_certifies_a_rate_or_says_what_is_missing(model, dataset):
+    said = fail("threshold", model, "--certify", "0.95", "--false-alarm-rate", "0.05").stderr.replace("\n", " ")
+    assert "at least 59 good images with held-out scores; there are 12, which can certify 22.1 %" in said
+    changed = json.loads(succeed("threshold", model, "--certify", "0.9", "--false-alarm-rate", "0.4", "--json").stdout)
+    assert (changed["false_alarm_rate"], changed["confidence"]) == (0.4, 0.9)
+    assert load(model).decision_.bound(0.9) <= 0.4
+    again = json.loads(succeed("threshold", model, "--certify", "0.9", "--json").stdout)
+    assert again == changed
+    said = succeed("threshold", model, "--certify", "0.9").stderr.replace("\n", " ")
+    assert "with 90 % confidence at most 40 % of good parts are flagged" in said
+    assert "fit with --calibrate holdout" in said
+    assert "guaranteed 0.4 with 90 % confidence" in " ".join(succeed("evaluate", model, dataset, "-q").stdout.split())
+    assert "either it or --value" in fail("threshold", model, "--certify", "0.9", "--value", "3").stderr
+    assert "confidence must lie between 0 and 1" in fail("threshold", model, "--certify", "95").stderr
+    plain = json.loads(succeed("threshold", model, "--false-alarm-rate", "0.4", "--json").stdout)
+    assert (plain["false_alarm_rate"], plain["confidence"]) == (0.4, None)
+
+
+@pytest.mark.parametrize("exported_too", [False, True], ids=["model", "export"])
+def test_predict_labels_a_batch_by_its_false_discovery_rate(model, good_folder, scratched, tmp_path, exported_too):
+    for i in range(5):
+        Image.fromarray(np.roll(scratched, 7 * i, axis=0)).save(good_folder / f"scratched{i}.png")
+    if exported_too:
+        succeed("export", model, "-o", tmp_path / "export", "-q")
+    judge = tmp_path / "export" if exported_too else model
+    p_values = [prediction.p_value for prediction in load(model).predict(good_folder)]
+    for rate in (0.05, 0.5):
+        done = succeed("predict", judge, good_folder, "-o", tmp_path / "out", "--fdr", rate, "--masks", "--json", "-q")
+        told, wanted = json.loads(done.stdout), discover(p_values, rate)
+        lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+        assert [bool(line["pred_label"]) for line in lines] == wanted.tolist()
+        assert [int(row["pred_label"]) for row in rows(tmp_path / "out")] == wanted.astype(int).tolist()
+        assert told["n_anomalous"] == wanted.sum()
+        assert told["false_discovery"]["fewest_discoveries"] == (None if rate == 0.05 else 3)
+        assert told["false_discovery"]["smallest_p_value"] == pytest.approx(1 / 13)
+        assert len(list((tmp_path / "out" / "overlays").iterdir())) == 17
+    assert wanted.sum() == 5
+    said = succeed("predict", judge, good_folder, "-o", tmp_path / "out", "--fdr", "0.5").stderr.replace("\n", " ")
+    assert "5 of them anomalous at a false-discovery rate of 50 %" in said
+    assert "the smallest is 1/13 with 12 good images, and fewer than 3 anomalous images" in said
+    assert "you need 33 good images" in said
+    said = succeed("predict", judge, good_folder, "-o", tmp_path / "out", "--fdr", "0.05").stderr.replace("\n", " ")
+    assert "no image of this batch can be labelled anomalous" in said
+    assert "between 0 and 1" in fail("predict", judge, good_folder, "-o", tmp_path / "out", "--fdr", "2").stderr
+    assert (
+        json.loads(succeed("predict", judge, good_folder, "-o", tmp_path / "o", "--json").stdout)["false_discovery"]
+        is None
+    )
+
+
+def test_predict_by_a_false_discovery_rate_keeps_its_exit_codes(model, good_folder, tmp_path):
+    (good_folder / "003.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    assert "003.png" in fail("predict", model, good_folder, "-o", out, "--fdr", "0.1", "-q").stderr
+    assert len(rows(out)) == 11
+    succeed("predict", model, good_folder, "-o", out, "--fdr", "0.1", "-q", "--skip-bad")
+    succeed("fit", good_folder, "-o", model, *FIT, "--calibrate", "none", "--skip-bad", "-q")
+    assert "--fdr needs" in fail("predict", model, good_folder, "-o", out, "--fdr", "0.1", "-q").stderr.replace(
+        "\n", " "
+    )
+    assert len(rows(out)) == 11
+
+
 @pytest.fixture
 def labelled_folder(tmp_path, good_images, scratched):
     """Good parts and scratched ones, in folders by type."""
@@ -390,7 +492,7 @@ def test_near_duplicates_and_groups(good_folder, tmp_path):
         with Image.open(path) as image:
             image.point(lambda value: min(255, value + 1)).save(path.with_name(f"{path.stem}_again.png"))
     said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--groups", "none").stderr
-    assert "4 images nearly equal others, such as" in said.replace("\n", " ")
+    assert "images that nearly equal others: 4, such as" in said.replace("\n", " ")
     assert "--groups" in said
     said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT).stderr.replace("\n", " ")
     assert "8 images are alike, in 4 groups of up to 2, such as" in said
@@ -425,7 +527,7 @@ def test_copies_among_the_good_images_are_told(good_folder, tmp_path):
     (good_folder / "copy.png").write_bytes((good_folder / "002.png").read_bytes())
     options = [*FIT, "--groups", "none"]
     said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *options).stderr.replace("\n", " ")
-    assert "1 images equal others, such as" in said
+    assert "copies of other images: 1, such as" in said
     fitted = json.loads(succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *options, "--json", "-q").stdout)
     assert [Path(name).name for name in fitted["copies"]] == ["copy.png"]
 
@@ -523,3 +625,53 @@ def wait_until(condition, seconds=60):
             pass
         time.sleep(0.01)
     pytest.fail("it did not come so far in time")
+
+
+def test_parts_that_move_are_aligned_on_request(tmp_path):
+    for i in range(14):
+        folder = tmp_path / ("good" if i < 12 else "new")
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(photo(angle=i * 33.0, seed=i)).save(folder / f"{i:02}.png")
+    Image.new("RGB", (128, 128), "white").save(tmp_path / "new" / "blank.png")
+    fitted = succeed("fit", tmp_path / "good", "-o", tmp_path / "m.flawmap", *FIT, "--align", "auto")
+    assert "Parts are aligned (rigid, turned by -180 to 180 degrees)" in fitted.output.replace("\n", " ")
+    predicted = succeed("predict", tmp_path / "m.flawmap", tmp_path / "new", "-o", tmp_path / "out")
+    assert "the part was not found" in predicted.output.replace("\n", " ")
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").read_text().splitlines()))
+    assert [row["found"] for row in rows] == ["True", "True", "False"]
+    assert rows[2]["pred_label"] == "1"
+    turned = (float(rows[1]["angle"]) - float(rows[0]["angle"])) % 360
+    assert turned == pytest.approx(33, abs=1)
+    fail("predict", tmp_path / "m.flawmap", tmp_path / "new", "-o", tmp_path / "out", "--strict")
+
+
+def test_wrong_paths_are_told_of_by_what_they_are(model, good_folder, tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("nothing that a model file begins with")
+    missing = tmp_path / "none.flawmap"
+
+    def said(*arguments):
+        return " ".join(fail(*arguments).stderr.split())
+
+    assert "no such model file" in said("info", missing)
+    assert "is not a flawmap model file" in said("threshold", text)
+    assert "is not a flawmap model file" in said("info", text)
+    assert "is a file; -o takes a folder" in said("predict", model, good_folder, "-o", text)
+    cut = tmp_path / "cut.flawmap"
+    cut.write_bytes(model.read_bytes()[:2000])
+    assert "is damaged" in said("info", cut)
+    failed = fail("predict", model, tmp_path / "no.png", "-o", tmp_path / "out", "--json")
+    assert failed.stdout == ""
+
+
+def test_a_fit_says_that_all_images_are_of_one_group(good_folder, tmp_path):
+    finished = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--groups", "folder")
+    assert "all good images fell into one group" in " ".join(finished.stderr.split())
+
+
+def test_a_fit_says_that_few_images_take_longer(good_folder, tmp_path):
+    fit = ["fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--refit-below"]
+    note = "fewer than 13 good images: flawmap fits again without each of the 12"
+    assert note in " ".join(succeed(*fit, "13").stderr.split())
+    assert "fits again" not in succeed(*fit, "12").stderr
+    assert "fits again" not in succeed(*fit, "13", "-q").output

@@ -116,7 +116,7 @@ def test_make_rd_writes_a_tree_that_can_be_checked_and_learnt(parts, tmp_path):
     assert json.loads(run("datasets", "check", "mvtec_ad", out, "--json", "-q").stdout)["is_whole"]
     assert "not empty" in run("datasets", "make-rd", parts, "-o", out, code=1).stderr
     assert open_dataset(out / "bolt").test[0].path.is_relative_to(out)
-    assert "Wrote 12 images of 1 classes, seed 0" in run("datasets", "make-rd", parts, "-o", tmp_path / "b").stderr
+    assert "Wrote 12 images of 1 class, seed 0" in run("datasets", "make-rd", parts, "-o", tmp_path / "b").stderr
 
 
 def test_a_scene_is_learnt_from_its_video_and_evaluated_on_its_clips(campus, tmp_path):

@@ -240,7 +240,7 @@ def test_mvtec_ad_as_a_whole(parts, write):
         str(parts / "nut/test/good/000.png"): "is empty; copy or record it again",
     }
     assert [note.reason for note in report.classes[1].notes] == [
-        "marks nothing, in 1 images that are labelled anomalous",
+        "marks nothing, in 1 image labelled anomalous",
         "is neither an image nor a mask",
     ]
     by_names = check_dataset(f"mvtec_ad:{parts}", decode=False)

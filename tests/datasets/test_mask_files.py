@@ -130,7 +130,7 @@ def test_good_images_have_usual_names(place, good):
 def test_images_without_a_type_are_said(place):
     root = place("ground_truth/bent/0.png", images=("test/good/0.png", "test/bent/0.png", "test/7.png", "test/.8.png"))
     assert open_dataset(root).remarks == (
-        f"1 images in {root / 'test'} lie in no folder of a type and are left out: first 7.png",
+        f"1 image left out: in {root / 'test'} itself, in no folder of a type: first 7.png",
     )
     (root / "test" / "rusty").mkdir()
     assert open_dataset(root).remarks[1:] == (f"folders in {root / 'test'} hold no images: rusty",)

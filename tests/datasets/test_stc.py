@@ -155,7 +155,7 @@ def test_labels_that_the_masks_contradict_are_problems(campus, publish):
     [(path, reason)] = problems(report)
     assert path == str(masks)
     assert reason.startswith("marks 1 frames (from 0: 2) that ")
-    assert (str(masks), "marks nothing, in 1 images that are labelled anomalous") in [
+    assert (str(masks), "marks nothing, in 1 image labelled anomalous") in [
         (note.path, note.reason) for note in report.classes[0].notes
     ]
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from flawmap import SPADE, MahalanobisAD, PaDiM, Prediction, load
-from flawmap.detectors import DETECTORS, TrainedDetector
+from flawmap.decision import discover
+from flawmap.detectors import DETECTORS, TrainedDetector, describe_file
 from flawmap.errors import FlawmapError, ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
 from flawmap.images import LEARNT
 from model_files import assemble, contents
@@ -119,6 +120,37 @@ def test_predictions_follow_the_input_in_order(model, good_images, good_folder, 
         same(one, other)
     paths = sorted(good_folder.iterdir())
     assert [p.path for p in model.predict(paths)] == [str(path) for path in paths]
+
+
+def test_a_batch_is_labelled_by_its_false_discovery_rate(model, good_images, scratched):
+    """The smallest p-value is 1/13: of 13 images one at 1 is found from a rate of 1 on, all 13 from 1/13 on."""
+    images = [*good_images, scratched]
+    plain = model.predict(images)
+    for rate in (0.05, 0.2, 0.99):
+        wanted = discover([one.p_value for one in plain], rate).tolist()
+        for found in (model.predict(images, fdr=rate), list(model.iter_predict(iter(images), fdr=rate))):
+            assert [bool(one.pred_label) for one in found] == wanted
+            for one, other in zip(found, plain, strict=True):
+                assert one.pred_score == pytest.approx(other.pred_score, rel=1e-5, abs=1e-6)
+    assert [model.predict(scratched, fdr=rate).pred_label for rate in (0.05, 0.1)] == [0, 1]
+    assert [one.pred_label for one in model.predict([scratched] * 5, fdr=0.1)] == [1] * 5
+    for call in (model.predict, model.iter_predict):
+        with pytest.raises(ParameterError, match="false-discovery rate must lie between 0 and 1"):
+            call(images, fdr=1.5)
+
+
+def test_a_rate_is_certified_and_kept_in_the_file(path, tmp_path):
+    again = load(path).set_threshold(false_alarm_rate=0.4, certify=0.95)
+    again.save(tmp_path / "certified.flawmap")
+    kept = load(tmp_path / "certified.flawmap")
+    assert (kept.threshold_, kept.decision_.confidence) == (again.threshold_, 0.95)
+    assert kept.decision_.bound() <= kept.decision_.false_alarm_rate == 0.4
+    for described in (kept.describe(), describe_file(tmp_path / "certified.flawmap")):
+        assert described["decision"]["confidence"] == 0.95
+        assert described["decision"]["false_alarm_bound_95"] == kept.decision_.bound()
+        assert described["decision"]["n_groups"] == 12
+    with pytest.raises(ParameterError, match="at least 299 good images"):
+        load(path).set_threshold(false_alarm_rate=0.01, certify=0.95)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])

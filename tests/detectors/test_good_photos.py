@@ -93,7 +93,7 @@ def test_other_proportions_are_remarked_on(tmp_path):
     assert model.remarks_ == {}
     model.save(tmp_path / "part.flawmap")
     model = load(tmp_path / "part.flawmap")
-    assert model.good_photos_ == GoodPhotos(((48, 64), (60, 80)), 8)
+    assert model.good_photos_ == GoodPhotos(((48, 64), (60, 80)), 8, smallest=(48, 64))
     remark = (
         "it is squashed from 64 x 48 (height x width), the good images were from 48 x 64 or 60 x 80; crop it alike, or "
         "fit with --aspect letterbox"
@@ -107,6 +107,30 @@ def test_other_proportions_are_remarked_on(tmp_path):
     letterbox = PaDiM(**SMALL, aspect="letterbox").fit([*good, *photos(1, (64, 48))])
     assert letterbox.remarks_ == {}
     assert letterbox.predict(photos(1, (30, 90))[0]).remarks == ()
+    assert letterbox.good_photos_ == GoodPhotos((), 8, smallest=(48, 48))
+
+
+def test_images_far_smaller_than_the_good_ones_are_remarked_on(tmp_path):
+    model = PaDiM(**SMALL).fit([*photos(4), *photos(2, (60, 80), seed=1)])
+    for detector in (model, Inspector(export_model(model, tmp_path / "export"))):
+        for size in ((23, 31), (1, 1), (2, 3)):
+            remarks = detector.predict(photos(1, size, seed=9)[0]).remarks
+            own = f"a side of its {size[0]} x {size[1]} pixels is less than half of the smallest good image's 48 x 64"
+            assert own in remarks
+            assert ("all its pixels have one colour" in remarks) == (size == (1, 1))
+        assert detector.predict(photos(1, (24, 32), seed=9)[0]).remarks == ()
+    model.good_photos_ = None  # as of a model of an older version
+    remark = "a side of its 7 x 40 pixels is less than a quarter of the model's 32 x 32"
+    assert model.predict(photos(1, (7, 40))[0]).remarks == (remark,)
+    assert model.predict(photos(1, (8, 40))[0]).remarks == ()
+
+
+def test_a_fit_notes_images_that_are_enlarged():
+    remark = "it is smaller than 32 x 32 (height x width), to which it is enlarged: a smaller --resize will do"
+    model = PaDiM(**SMALL, aspect="letterbox").fit([*photos(4), *photos(1, (16, 31)), *photos(1, (16, 32))])
+    assert model.remarks_ == {remark: ("image 5",)}
+    model = PaDiM(**SMALL, calibrate=None).fit(photos(3, (31, 40)))
+    assert model.remarks_ == {remark: ("image 1", "image 2", "image 3")}
 
 
 def test_good_images_of_mixed_proportions_are_named():
@@ -128,7 +152,9 @@ def test_proportions_within_two_percent_are_alike():
 def test_too_many_sizes_to_keep_are_not_compared_with():
     sizes = tuple((100 + i, 200) for i in range(MAX_SIZES))
     assert ImagesRecord(digests=(), sizes=sizes, bits=8).photos("squash") == GoodPhotos((), 8)
-    assert ImagesRecord(digests=(), sizes=sizes[1:]).photos("squash") == GoodPhotos(sizes[1:], None)
+    assert ImagesRecord(digests=(), sizes=sizes[1:]).photos("squash") == GoodPhotos(
+        sizes[1:], None, smallest=(101, 200)
+    )
 
 
 def test_remarks_of_images_reach_the_fit():

@@ -72,3 +72,37 @@ def test_a_path_is_a_path(model, path):
     for call in (model.save, load):
         with pytest.raises(FlawmapError):
             call(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"false_alarm_rate": "0.1"}, "false_alarm_rate must be a number, got the text '0.1'"),
+        ({"cache_mb": "10"}, "cache_mb must be a number"),
+        ({"seed": "1"}, "seed must be a"),
+        ({"resize": "256"}, r"resize must be a number of pixels, \(height, width\), or a rule.*got '256'"),
+        ({"resize": True}, "resize must be a number of pixels"),
+        ({"resize": (64, 0)}, "resize must be a number of pixels"),
+        ({"crop": "none"}, "crop must be a number of pixels"),
+    ],
+)
+def test_wrong_numbers_are_refused_at_once(values, message):
+    with pytest.raises(ParameterError, match=message):
+        PaDiM(**values)
+
+
+def test_all_images_in_one_group_are_told_of(good_images):
+    model = PaDiM(**SMALL, groups=lambda _: "one").fit(good_images)
+    remark = "all good images fell into one group, so none can be left out: check groups (--groups)"
+    assert len(model.remarks_[remark]) == len(good_images)
+    assert model.decision_ is None
+    assert remark not in PaDiM(**SMALL, groups=lambda name: name).fit(good_images).remarks_
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_matrices_are_images_and_memory_is_none(model, good_images):
+    grey = good_images[0][..., 0]
+    assert model.predict(np.asmatrix(grey)).pred_score == model.predict(grey).pred_score
+    for odd in (memoryview(good_images[0]), bytearray(b"x"), [memoryview(good_images[0])]):
+        with pytest.raises(ParameterError, match=r"memoryview|bytearray"):
+            model.predict(odd)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -8,8 +11,10 @@ from sklearn.metrics import roc_auc_score
 
 from flawmap import PaDiM
 from flawmap.datasets import open_dataset
+from flawmap.decision import Decision
 from flawmap.errors import DatasetError
-from flawmap.evaluation import Figures, evaluate_classes, mean_figures
+from flawmap.evaluation import Figures, evaluate, evaluate_classes, mean_figures
+from flawmap.evaluation.figures import promising_threshold
 from flawmap.images import read_mask
 
 SIZE = (64, 64)
@@ -88,6 +93,47 @@ def test_unknown_scenes_and_scenes_without_tests_are_said(campus):
         evaluate_classes(campus, detector, classes=["13"])
 
 
+def with_scores(scores):
+    """A Decision of held-out scores."""
+    return Decision(np.asarray(scores, np.float32), np.zeros(0, np.float32))
+
+
+def test_the_threshold_of_5_per_cent_needs_scores_that_can_promise_it():
+    assert promising_threshold(None) is None
+    assert promising_threshold(with_scores(range(18))) is None
+    assert promising_threshold(with_scores(range(19))) == 18
+    assert promising_threshold(with_scores(range(39)).at_value(3)) == 37
+    pairs = replace(with_scores(range(36)), group_sizes=np.full(36, 2, np.float32))
+    assert promising_threshold(pairs) is None
+
+
+def test_what_is_found_and_flagged_at_5_per_cent_are_counts_by_hand(small_model, good_images, scratched, tmp_path):
+    """By twelve good images repeated with noise: held-out scores that can promise 5 %."""
+    model = copy.copy(small_model)
+    model.decision_ = with_scores(np.tile(small_model.leave_one_out_scores_, 2))
+    faint = good_images[1] + 0.05 * (scratched.astype(float) - good_images[0])
+    pictures = {"good/0": good_images[2], "good/1": scratched[::-1], "cut/0": scratched, "cut/1": good_images[3]}
+    pictures |= {"spot/0": np.clip(faint, 0, 255).astype(np.uint8)}
+    for name, picture in pictures.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(picture)).save(tmp_path / f"{name}.png")
+    samples = open_dataset(tmp_path).test
+    result = evaluate(model, samples)
+    threshold = model.decision_.at_rate(0.05).threshold
+    above = {str(s.path): model.predict(s.path).pred_score > threshold for s in samples}
+    for name, figures in {**result.by_type, "": result}.items():
+        own = [above[str(s.path)] for s in samples if s.is_anomalous and s.type.startswith(name)]
+        assert figures.found_at_5 == np.mean(own)
+        assert figures.flagged_at_5 == 0.5
+    assert result.by_type["cut"].found_at_5 == 0.5
+    assert result.miss_rate is not None
+    assert result.to_json()["by_type"]["cut"]["found_at_5"] == 0.5
+    assert evaluate(small_model, samples).found_at_5 is None  # of twelve
+
+
 def test_a_figure_that_is_not_defined_somewhere_is_left_out_of_its_mean():
     mean = mean_figures({"a": Figures(3, 0.5, None, None), "b": Figures(4, 1.0, 0.8, None)})
     assert mean == Figures(7, 0.75, 0.8, None)
+    at_5 = [Figures(3, 0.5, None, None, found_at_5=x, flagged_at_5=0.1) for x in (0.5, None, 1.0)]
+    mean = mean_figures(dict(zip("abc", at_5, strict=True)))
+    assert (mean.found_at_5, mean.flagged_at_5) == (0.75, pytest.approx(0.1))

@@ -245,7 +245,7 @@ def test_an_image_of_one_colour_is_remarked_on():
     assert read_photo(flat[..., 0].astype(np.uint16)).remarks == (ONE_COLOUR,)
     flat[49, 68, 1] = 8
     assert read_photo(flat).remarks == ()
-    assert read_photo(flat[:1, :1]).remarks == ()
+    assert read_photo(flat[:1, :1]).remarks == (ONE_COLOUR,)
 
 
 def test_bits_that_samples_use(tmp_path):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from flawmap.errors import ImageError
 from flawmap.images import read_image, read_mask
@@ -325,6 +325,22 @@ def test_the_limit_and_the_warning_filters_are_put_back_by_many_threads(tmp_path
         assert all(pool.map(read_some, range(8)))
     assert Image.MAX_IMAGE_PIXELS == 1000
     assert list(warnings.filters) == filters
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.gif", "a.bmp", "a.webp", "a.jp2", "a.ppm"])
+def test_cut_files_are_refused_even_where_pillow_was_told_to_load_them(tmp_path, monkeypatch, name):
+    """`ImageFile.LOAD_TRUNCATED_IMAGES` belongs to the process, and many programs set it."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    path = saved(tmp_path, Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)), name)
+    assert read_image(path).shape == (90, 90, 3)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=r"damaged|cut short|its \d+ bytes") as refused:
+        read_image(path)
+    assert "0 x 0" not in str(refused.value)
+    if name in {"a.png", "a.jpg", "a.bmp", "a.ppm"}:
+        with Image.open(path) as opened, pytest.raises(ImageError, match="cut short"):
+            read_image(opened)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
 def test_names_beyond_ascii(tmp_path):

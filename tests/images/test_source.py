@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from flawmap.errors import DatasetError, ImageError, ParameterError, PassedOverWarning
 from flawmap.images import ImagePage, Preprocessing, VideoFrame, collect, read_image, stream
@@ -121,6 +122,54 @@ def test_the_home_folder_is_found(folder, monkeypatch):
     assert collect("~/b.png").single
     assert names("~/deep") == ["[x].png", "c.bmp"]
     assert names("~/*.png") == ["b.png"]
+
+
+def save_run(folder, *, table="predictions.jsonl"):
+    """What an earlier run leaves."""
+    for name in ("overlays/a.png", "overlays/deep/b.png", "masks/a.png", "own/c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(folder / name, format="PNG")
+    (folder / "maps").mkdir()
+    np.save(folder / "maps" / "a.npy", np.zeros(4))
+    lines = {
+        "predictions.jsonl": '{"path": "a.png", "pred_score": 1.5}\n',
+        "predictions.csv": "\ufeffpath,pred_score,pred_label\na.png,1.5,0\n",
+    }
+    (folder / table).write_text(lines[table], encoding="utf-8")
+
+
+@pytest.mark.parametrize("table", ["predictions.jsonl", "predictions.csv"])
+def test_pictures_of_earlier_runs_are_left_out(tmp_path, table):
+    save_run(tmp_path / "run", table=table)
+    Image.new("L", (4, 4)).save(tmp_path / "part.png")
+    for given in (tmp_path, tmp_path / "**" / "*.png"):
+        found = collect(given, warn=False)
+        assert [path.name for path in found.items] == ["part.png", "c.png"]
+        assert [path.relative_to(tmp_path / "run").as_posix() for path in found.results] == [
+            "masks/a.png", "overlays/a.png", "overlays/deep/b.png",
+        ]  # fmt: skip
+    with pytest.warns(PassedOverWarning) as told:
+        collect([tmp_path / "part.png", tmp_path / "run"])
+    assert "3 pictures left out: results of an earlier run, such as" in str(told[-1].message)
+    assert len(collect(tmp_path / "run" / "overlays").items) == 2  # a folder that is named is meant
+
+
+def test_a_table_of_another_program_makes_no_run(tmp_path):
+    save_run(tmp_path)
+    (tmp_path / "predictions.jsonl").write_text('{"label": 1}\n')
+    assert len(collect(tmp_path, warn=False).items) == 4
+
+
+def test_a_picture_that_names_its_run_is_left_out_of_folders(tmp_path):
+    label = PngInfo()
+    label.add_text("run", "2026-01-02T03:04:05Z-0a1b2c")
+    Image.new("L", (4, 4)).save(tmp_path / "copied.png", pnginfo=label)
+    with pytest.raises(DatasetError, match=r"1 picture left out: results of an earlier run.*no other images"):
+        collect(tmp_path)
+    Image.new("L", (4, 4)).save(tmp_path / "part.png")
+    found = collect(tmp_path, warn=False)
+    assert ([path.name for path in found.items], found.results) == (["part.png"], (tmp_path / "copied.png",))
+    assert collect(tmp_path / "copied.png").single
 
 
 def test_a_linked_folder_is_searched(folder):

@@ -132,3 +132,37 @@ def test_without_opencv_a_video_says_how_to_install_it(video, monkeypatch):
     for images in (video, [str(video)]):
         with pytest.raises(MissingDependencyError, match=r"videos need OpenCV.*pip install 'flawmap\[video\]'"):
             collect(images)
+
+
+def test_frames_that_are_drawn_upon_lost_ones_are_refused(tmp_path):
+    """A hole in a video of whole and of changed parts of frames; what follows it has old content."""
+    import cv2
+
+    path = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 25, (160, 120))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV cannot write MPEG-4")
+    picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+    for i in range(48):
+        writer.write(np.roll(picture, 3 * i, axis=1))
+    writer.release()
+    with FrameReader() as reader:
+        whole = [reader.read(frame) for frame in frames(path, range(48))]
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 4
+    size = content.index(b"moov") - start
+    content[start + int(0.3 * size) : start + int(0.55 * size)] = bytes(int(0.55 * size) - int(0.3 * size))
+    path.write_bytes(content)
+    read, told = {}, []
+    with FrameReader() as reader:
+        for frame in frames(path, range(48)):
+            try:
+                read[frame.index] = reader.read(frame)
+            except ImageError as error:
+                told.append((frame.index, error.reason))
+    assert any("is drawn upon a frame that cannot be decoded" in reason for _, reason in told)
+    indices = [index for index, _ in told]
+    assert indices == list(range(indices[0], indices[-1] + 1))  # in one stretch, up to a frame that stands alone
+    assert all(np.array_equal(read[index], whole[index]) for index in range(indices[-1] + 1, 48))
+    with pytest.raises(ImageError, match="drawn upon"):  # whatever was read before
+        read_image(VideoFrame(path, indices[-1]))

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,52 @@ def test_only_what_is_asked_for_and_there_is_written(photos, tmp_path):
     assert (row["pred_label"], row["n_regions"], row["regions"]) == (None, None, [])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predictions.csv", "predictions.jsonl"]
     assert results.n_anomalous == 0
+
+
+def read_tables(folder):
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    with (folder / "predictions.csv").open(newline="") as file:
+        return lines, list(csv.DictReader(file))
+
+
+def test_a_batch_is_labelled_when_all_are_written(photos, tmp_path):
+    predictions = [replace(prediction_of(path), p_value=p) for path, p in zip(photos, (0.3, 0.01), strict=True)]
+    with ResultsWriter(tmp_path / "plain", photos, map_scale=SCALE, masks=True) as results:
+        plain = [results.write(prediction) for prediction in predictions]
+    with ResultsWriter(tmp_path / "batch", photos, map_scale=SCALE, masks=True, fdr=0.1) as results:
+        assert [results.write(prediction)["pred_label"] for prediction in predictions] == [None, None]
+    assert results.n_anomalous == 1
+    lines, table = read_tables(tmp_path / "batch")
+    for line, cells, row, label in zip(lines, table, plain, (0, 1), strict=True):
+        changes = {"pred_label": label, "fdr": 0.1, "run": results.run}
+        assert line == json.loads(json.dumps(row)) | changes
+        assert (cells["pred_label"], cells["fdr"]) == (str(label), "0.1")
+        assert json.loads(cells["regions"]) == line["regions"]
+    assert names_below(tmp_path / "batch") == names_below(tmp_path / "plain")
+    assert "fdr" not in read_tables(tmp_path / "plain")[1][0]
+
+
+def test_a_batch_that_ends_by_an_error_leaves_nothing(photos, tmp_path):
+    with (
+        pytest.raises(ParameterError, match="expected one of"),
+        ResultsWriter(tmp_path / "out", photos[:1], fdr=0.1) as results,
+    ):
+        results.write(prediction_of(photos[1]))
+    assert not (tmp_path / "out").exists()
+    with (
+        pytest.raises(ParameterError, match="without calibration"),
+        ResultsWriter(tmp_path / "out", photos, fdr=0.1) as results,
+    ):
+        results.write(prediction_of(photos[0], calibrated=False))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ParameterError, match="false-discovery rate"):
+        ResultsWriter(tmp_path / "out", photos, fdr=1)
+
+
+def test_a_batch_of_no_images_has_empty_tables(photos, tmp_path):
+    with ResultsWriter(tmp_path / "out", photos, fdr=0.1) as results:
+        pass
+    assert (results.n_anomalous, read_tables(tmp_path / "out")) == (0, ([], []))
 
 
 def names_below(folder):
@@ -310,7 +357,7 @@ def test_images_in_the_folders_of_results_are_refused_or_left_out(photos, tmp_pa
     tables = [tmp_path / "out" / "predictions.csv", tmp_path / "out" / "predictions.jsonl"]
     own = tmp_path / "predictions.csv"
     assert without_tables(tmp_path / "out", [*tables, inside, own]) == [own]
-    with pytest.raises(ParameterError, match="1 images lie in the folders"):
+    with pytest.raises(ParameterError, match="holds 1 image in the folders of its results"):
         ResultsWriter(tmp_path / "out", [*photos, inside])
     assert not (tmp_path / "out").exists()
 
@@ -331,3 +378,20 @@ def test_the_example_runs():
     found = doctest.testmod(flawmap.results.writer)
     assert found.attempted > 5
     assert found.failed == 0
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "m.tif"
+    pages = [Image.new("L", (8, 8), grey) for grey in (0, 99)]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "m.tif#1", format="PNG")
+    images = [ImagePage(path, 1), ImagePage(path, 2), tmp_path / "m.tif#1"]
+    with pytest.raises(ParameterError, match=r"m.tif#1: is the name of a file, and of a page or frame of .*Rename"):
+        ResultsWriter(tmp_path / "out", images)
+    ResultsWriter(tmp_path / "out", [*images[:2], images[1]])
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(ParameterError, match=r"out is a file; name a folder for the results"):
+        ResultsWriter(tmp_path / "out", [])

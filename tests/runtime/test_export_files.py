@@ -17,7 +17,7 @@ import flawmap.runtime.export_files
 from flawmap import Inspector
 from flawmap.errors import ModelFileError
 from flawmap.files import hidden_path
-from flawmap.runtime.export_files import ALIGNMENT, CONSTANTS, read_export
+from flawmap.runtime.export_files import ALIGNMENT, CONSTANTS, EXPORT_FILES, read_export
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_an_export_that_is_replaced_between_two_files_is_read_again(two_exports,
     assert {name: bytes(content) for name, content in export.contents.items()} == {
         name: content for name, content in two_exports[2.0].items() if name != "metadata.json"
     }
-    assert len(opened) == 10
+    assert len(opened) == 2 * (1 + len(EXPORT_FILES))
 
 
 def test_what_was_checked_runs_whatever_happens_to_the_folder(folder, scratched, monkeypatch):

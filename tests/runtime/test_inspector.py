@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import doctest
 import hashlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from PIL import Image
 
 import flawmap.runtime.inspector
 from flawmap import Inspector
+from flawmap.decision import discover
 from flawmap.errors import ImageError, MissingDependencyError, ModelFileError, NotFittedError, ParameterError
 from flawmap.prediction import Prediction
 from flawmap.runtime.export_files import read_export
@@ -38,6 +41,18 @@ def test_it_runs_without_torch(exported, small_model, scratched, tmp_path):
     done = python(WITHOUT_TORCH + code, exported, tmp_path / "scratched.png")
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(small_model.predict(scratched).pred_score, rel=1e-3)
+
+
+def test_a_batch_is_labelled_by_its_false_discovery_rate(inspector, good_images, scratched):
+    images = [*good_images, scratched]
+    p_values = [one.p_value for one in inspector.predict(images)]
+    for rate in (0.05, 0.2, 0.99):
+        wanted = discover(p_values, rate).tolist()
+        assert [bool(one.pred_label) for one in inspector.predict(images, fdr=rate)] == wanted
+        assert [bool(one.pred_label) for one in inspector.iter_predict(iter(images), fdr=rate)] == wanted
+    assert [inspector.predict(scratched, fdr=rate).pred_label for rate in (0.05, 0.1)] == [0, 1]
+    with pytest.raises(ParameterError, match="false-discovery rate"):
+        inspector.iter_predict(images, fdr=2)
 
 
 def test_openvino_is_imported_without_its_reports_over_the_network():
@@ -273,3 +288,20 @@ def test_a_missing_package_is_named(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match=r"pip install (openvino|onnxruntime)"):
         Inspector(exported)
+
+
+def test_a_pickled_inspector_opens_its_folder_again(exported, scratched, monkeypatch):
+    monkeypatch.chdir(exported.parent)
+    inspector = Inspector(exported.name, threads=1, workers=2)
+    content = pickle.dumps(inspector)
+    copied = copy.deepcopy(inspector)
+    monkeypatch.chdir("/")
+    for again in (pickle.loads(content), copied):
+        assert again.predict(scratched).pred_score == inspector.predict(scratched).pred_score
+        assert (again.workers, again.folder.is_absolute()) == (2, True)
+
+
+def test_a_model_file_is_no_export(tmp_path):
+    (tmp_path / "part.flawmap").write_bytes(b"x" * 20)
+    with pytest.raises(ModelFileError, match=r"is a file, not a folder of `flawmap export`.*flawmap\.load"):
+        Inspector(tmp_path / "part.flawmap")

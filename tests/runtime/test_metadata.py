@@ -10,7 +10,7 @@ import pytest
 from flawmap import Inspector
 from flawmap.errors import ModelFileError
 from flawmap.runtime.export_files import read_export
-from flawmap.runtime.metadata import EDITED
+from flawmap.runtime.metadata import EDITED, DecisionMetadata
 
 
 @pytest.fixture
@@ -54,6 +54,20 @@ def test_a_threshold_of_null_follows_from_its_rate(edit, small_model):
     inspector = Inspector(edit(by_rates))
     assert (inspector.threshold_, inspector.false_alarm_rate) == (decision.at_rate(0.5).threshold, 0.5)
     assert inspector.decision_.pixel_threshold == decision.at_pixel_rate(0.05).pixel_threshold
+
+
+def test_a_certified_rate_keeps_its_confidence(edit, small_model):
+    """Twelve good images certify 1 - 0.05 ** (1 / 12) = 22 %."""
+    wanted = small_model.decision_.certified(0.4, 0.95)
+    folder = edit(decision(threshold=None, false_alarm_rate=0.4, confidence=0.95, false_alarm_bound_95=0.9))
+    found = Inspector(folder).decision_
+    assert (found.threshold, found.false_alarm_rate, found.confidence) == (wanted.threshold, 0.4, 0.95)
+    assert found.bound() == wanted.bound() <= 0.4
+    kept = DecisionMetadata.of(found)
+    assert kept.to_decision().confidence == 0.95
+    assert kept.false_alarm_bound_95 == wanted.bound()
+    with pytest.raises(ModelFileError, match=r"'decision': to certify 10 % .* at least 29 good images"):
+        Inspector(edit(decision(threshold=None, false_alarm_rate=0.1, confidence=0.95)))
 
 
 def decision(**changes):
@@ -141,7 +155,7 @@ def test_every_flipped_digit_outside_the_thresholds_is_refused(edit, exported):
         loaded += 1
         assert metadata.model_copy(update={"decision": None}) == original.model_copy(update={"decision": None})
         assert metadata.decision.model_copy(update=edited) == original.decision.model_copy(update=edited)
-    assert loaded < 40
+    assert loaded < 60
 
 
 def test_other_programs_may_write_numbers_and_names_in_their_own_way(edit, exported):

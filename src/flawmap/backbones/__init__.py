@@ -1,6 +1,6 @@
 """Frozen pretrained networks: their catalogue, their weights, and what runs them."""
 
-from flawmap.backbones.loading import Claim, feature_levels, load_backbone
+from flawmap.backbones.loading import Claim, feature_levels, load_backbone, size_step, usual_layers
 from flawmap.backbones.network import AT_ONCE, Backbone
 from flawmap.backbones.runtimes import (
     COMPILE_FROM,
@@ -11,6 +11,7 @@ from flawmap.backbones.runtimes import (
     Policy,
     convert,
     pick_device,
+    plain_torch,
     uninterrupted,
 )
 from flawmap.backbones.weights import CATALOGUE, DEFAULT_BACKBONE
@@ -31,5 +32,8 @@ __all__ = [
     "feature_levels",
     "load_backbone",
     "pick_device",
+    "plain_torch",
+    "size_step",
     "uninterrupted",
+    "usual_layers",
 ]

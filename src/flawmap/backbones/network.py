@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -76,7 +76,7 @@ class Backbone:
         compiled = self.compile_for((pixels.shape[1], pixels.shape[2])) if self.policy.compiles else None
         step = AT_ONCE if self.device.type == "cpu" else len(pixels)
         for start in range(0, len(pixels), step):
-            part = pixels[start : start + step]
+            part = pixels[start : start + step, ..., :3]
             yield slice(start, start + step), self._run_torch(part) if compiled is None else compiled(part)
 
     def compile_for(self, size: Size) -> CompiledNetwork | None:
@@ -98,7 +98,7 @@ class Backbone:
 
     @torch.inference_mode()
     def _run_torch(self, pixels: NDArray[np.uint8]) -> list[Tensor]:
-        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float()
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).permute(0, 3, 1, 2).float()
         images = images.div_(255).sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         with NETWORKS, torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             outputs: Sequence[Tensor] = self.network(images)
@@ -119,12 +119,12 @@ class Backbone:
 class OrderedNetwork(nn.Module):
     """Runs a feature network and gives its maps as (B, C, h, w) in the order of the layers asked for."""
 
-    def __init__(self, network: nn.Module, info: dict[str, int], layers: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, layers: Sequence[str], levels: Iterable[str]) -> None:
         super().__init__()
         self.network = network
-        self.channels = [info.get(layer) for layer in layers]
+        self.channels_last = getattr(network, "output_fmt", None) == "NHWC"  # as timm declares it
         self.layers = list(layers)
-        ascending = [layer for layer in info if layer in layers]
+        ascending = [layer for layer in levels if layer in layers]
         self.order = [ascending.index(layer) for layer in layers] if len(ascending) == len(layers) else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -138,13 +138,11 @@ class OrderedNetwork(nn.Module):
         """Feature maps of each layer."""
         outputs = self.network(images)
         maps = [outputs[i] for i in self.order] if self.order is not None else [outputs[name] for name in self.layers]
-        return [_channels_first(features, n) for features, n in zip(maps, self.channels, strict=True)]
+        return [_channels_first(features, self.channels_last) for features in maps]
 
 
-def _channels_first(features: Tensor, n_channels: int | None) -> Tensor:
+def _channels_first(features: Tensor, channels_last: bool) -> Tensor:
     """(B, C, h, w) from networks that answer so, or in (B, h, w, C)."""
     if features.ndim != 4:
         raise BackboneError(f"a layer gave {tuple(features.shape)}, not feature maps (B, C, h, w); choose other layers")
-    if n_channels is not None and features.shape[1] != n_channels and features.shape[3] == n_channels:
-        return features.permute(0, 3, 1, 2)
-    return features
+    return features.permute(0, 3, 1, 2) if channels_last else features

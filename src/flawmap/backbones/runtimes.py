@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar, get_args
 
 import numpy as np
@@ -23,6 +26,8 @@ T = TypeVar("T")
 
 NETWORKS = threading.RLock()
 """Held while torch runs a network or traces it: tracing swaps tensors and methods that every thread sees."""
+DEVICES = ("cpu", "cuda")
+"""Kinds of devices for which autocast may be on."""
 COMPILE_FROM = 33
 """Good images from which compiling pays: it takes a second or two."""
 
@@ -100,15 +105,22 @@ class NormalisedNetwork(nn.Module):
 
 
 class FeatureNetwork(nn.Module):
-    """Images (B, h, w, 3) uint8 to what a detector's head makes of a backbone's feature maps."""
+    """Images (B, h, w, 3) uint8 to what a detector's head makes of a backbone's feature maps.
 
-    def __init__(self, features: nn.Module, head: nn.Module) -> None:
+    With `masked`, images have a fourth channel, what they show, which the head gets too.
+    """
+
+    def __init__(self, features: nn.Module, head: nn.Module, *, masked: bool = False) -> None:
         super().__init__()
         self.features, self.head = features, head
+        self.n_channels = 4 if masked else 3
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Anomaly maps (B, h, w), where there are any, and scores (B,)."""
-        outputs: tuple[Tensor, ...] = self.head(self.features(images))
+        if self.n_channels == 3:
+            outputs: tuple[Tensor, ...] = self.head(self.features(images))
+        else:
+            outputs = self.head(self.features(images[..., :3]), images[..., 3])
         return outputs
 
 
@@ -149,19 +161,69 @@ def convert(network: nn.Module, size: Size) -> Any:  # noqa: ANN401 (openvino.Mo
     By TorchScript, which takes less than half the time of `torch.export`; to be called by `uninterrupted`. Raises
     whatever torch or OpenVINO raise, and BackboneError for a network that keeps the number of images of its trace.
     """
-    example = torch.zeros(2, *size, 3, dtype=torch.uint8)
+    n_channels = getattr(network, "n_channels", 3)
+    example = torch.zeros(2, *size, n_channels, dtype=torch.uint8)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracers warn of what is constant here, such as the number of channels
         traced = torch.jit.trace(network.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
         model = import_openvino().convert_model(traced)
-    model.reshape([-1, *size, 3])
+    model.reshape([-1, *size, n_channels])
     if any(output.partial_shape[0].is_static for output in model.outputs):
         raise BackboneError("its graph is for one number of images alone")
     return model
 
 
+_dtypes = threading.Lock()
+_n_users = 0
+_usual = torch.float32
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Compute as if the program around had changed nothing of torch; what it has changed is put back.
+
+    The default dtype belongs to the process: the first of several threads sets it, the last one restores it. The rest
+    belongs to the thread.
+    """
+    global _n_users, _usual
+    with ExitStack() as stack:
+        for kind in DEVICES:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        with _dtypes:
+            if _n_users == 0:
+                _usual = torch.get_default_dtype()
+                torch.set_default_dtype(torch.float32)
+            _n_users += 1
+        try:
+            yield
+        finally:
+            with _dtypes:
+                _n_users -= 1
+                if _n_users == 0:
+                    torch.set_default_dtype(_usual)
+
+
+@cache
+def prepare_for_forks() -> None:
+    """Let children that are forked from now on compute with one thread: the others stay in the parent.
+
+    A child would wait for them for ever. Only the thread that forks lives on in it, so no other holds the lock.
+    """
+
+    def start_anew() -> None:
+        NETWORKS._at_fork_reinit()  # type: ignore[attr-defined]
+        torch.set_num_threads(1)
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=start_anew)
+
+
 def pick_device(device: torch.device | str) -> torch.device:
     """The device meant; "auto" is a CUDA GPU where there is one, else the CPU."""
+    prepare_for_forks()
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

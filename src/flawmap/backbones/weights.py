@@ -20,8 +20,10 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 import torch
 from torch import Tensor, nn
 
+from flawmap.backbones.positions import depends_on_positions, resample
 from flawmap.errors import WeightsError, first_line
 from flawmap.files import expand_home, open_file
+from flawmap.prediction import Size
 from flawmap.tensor_file import TensorFile
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
@@ -103,20 +105,32 @@ def find_weights(name: str, entry: CatalogueEntry, weights: str | os.PathLike[st
     return WeightsFile(found)
 
 
-def load_weights(network: nn.Module, file: WeightsFile, name: str, *, order: Iterable[str] = ()) -> None:
+def load_weights(
+    network: nn.Module,
+    file: WeightsFile,
+    name: str,
+    *,
+    order: Iterable[str] = (),
+    grids: tuple[Size, Size] | None = None,
+) -> dict[str, Tensor]:
     """Give a network a file's tensors; it may be without memory, and a part of the network the file was made for.
 
     Args:
-        network: feature network; every tensor of it must be in the file, of the same shape.
+        network: feature network; every tensor of it must be in the file, of the same shape, but for those that belong
+            to the positions of an image: they are resampled.
         file: the weights.
         name: backbone name, for messages.
         order: for files that map by order, the names of all tensors of the whole network.
+        grids: grid (h, w) of the patches that the file is for, and of the network; None if they are equal.
+
+    Returns what was resampled, as the file has it, by the names of the network's tensors.
     """
     needed = {source for key in network.state_dict() for source in _source_names(key)}
     state = read_state_dict(file.path, None if file.by_order else needed)
     if file.by_order:
         state = dict(zip(order, state.values(), strict=True))
     chosen: dict[str, Tensor] = {}
+    resampled: dict[str, Tensor] = {}
     for key, tensor in network.state_dict().items():
         source = next((candidate for candidate in _source_names(key) if candidate in state), None)
         if source is None:
@@ -127,15 +141,21 @@ def load_weights(network: nn.Module, file: WeightsFile, name: str, *, order: Ite
                 f"{file.path}: holds no '{key}', which the layers used of {name} need; give a file that holds "
                 f"every layer up to the last one used, or use fewer layers"
             )
-        if state[source].shape != tensor.shape:
+        value = state[source]
+        if grids is not None and depends_on_positions(key):
+            resampled[key] = value.to(tensor.dtype)
+            value = resample(network, key, resampled[key], tensor.shape, *grids)
+        if value.shape != tensor.shape:
+            alone = "" if grids is None else ", or such that fit the size they were trained at alone"
             raise WeightsError(
-                f"{file.path}: '{source}' has shape {tuple(state[source].shape)}, but {name} expects "
-                f"{tuple(tensor.shape)}; these are weights of another network"
+                f"{file.path}: '{source}' has shape {tuple(value.shape)}, but {name} expects "
+                f"{tuple(tensor.shape)}; these are weights of another network{alone}"
             )
         if state[source].is_floating_point() and not bool(torch.isfinite(state[source]).all()):
             raise WeightsError(f"{file.path}: '{source}' holds NaN or infinite values; the file is damaged")
-        chosen[key] = state[source].to(tensor.dtype)
+        chosen[key] = value.to(tensor.dtype)
     network.load_state_dict(chosen, assign=True)
+    return resampled
 
 
 def read_state_dict(path: Path, needed: Collection[str] | None = None) -> dict[str, Tensor]:
@@ -184,10 +204,13 @@ def _read_pth(path: Path) -> object:
         return torch.load(stream, map_location="cpu", weights_only=True)
 
 
-def fingerprint(network: nn.Module) -> str:
-    """SHA-256 over the names and bytes of all tensors of a network: two networks that agree in it compute the same."""
+def fingerprint(network: nn.Module, originals: Mapping[str, Tensor] | None = None) -> str:
+    """SHA-256 over the names and bytes of all tensors of a network: two networks that agree in it compute the same.
+
+    `originals` stand in place of tensors that were resampled, which may differ in their last bit between machines.
+    """
     digest = hashlib.sha256()
-    for key, tensor in sorted(network.state_dict().items()):
+    for key, tensor in sorted({**network.state_dict(), **(originals or {})}.items()):
         if not key.endswith("num_batches_tracked"):
             digest.update(key.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -257,6 +280,10 @@ def _fetch(repository: str) -> Path:
 def _what_to_do(name: str, entry: CatalogueEntry) -> str:
     """Message for weights that are nowhere to be found."""
     folder = os.environ.get(WEIGHTS_FOLDER_VARIABLE)
+    import timm
+
+    config = timm.get_pretrained_cfg(entry.timm_name, allow_unregistered=True)
+    repository = (config.hf_hub_id if config is not None else None) or f"timm/{entry.timm_name}"
     looked = f"{WEIGHTS_FOLDER_VARIABLE} ({folder or 'not set'}) and timm's caches"
     if entry.distribution:
         return (
@@ -266,6 +293,6 @@ def _what_to_do(name: str, entry: CatalogueEntry) -> str:
     return (
         f"no pretrained weights for '{name}' on this machine: looked in {looked}. Put {entry.architecture}.safetensors "
         f"or .pth into the {WEIGHTS_FOLDER_VARIABLE} folder, or give the file with --weights PATH. On a machine with a "
-        f"network, --weights {HUB_PREFIX}timm/{entry.timm_name} fetches {HUB_FILES[0]} of that repository from the "
-        f"Hugging Face Hub; efficientnet_lite0 needs no download at all"
+        f"network, --weights {HUB_PREFIX}{repository} fetches {HUB_FILES[0]} of that repository from the Hugging "
+        f"Face Hub; efficientnet_lite0 needs no download at all"
     )

@@ -253,7 +253,9 @@ def _runners(model: PaDiM, folder: Path, side: int) -> dict[str, Callable[[NDArr
 
 
 def _backbone(model: PaDiM, runtime: Runtime, precision: Precision) -> Backbone:
-    return load_backbone(model.backbone, layers=model.layers, pretrained=False, runtime=runtime, precision=precision)
+    size = model.preprocessing.input_size
+    options: dict[str, Any] = {"runtime": runtime, "precision": precision, "input_size": size}
+    return load_backbone(model.backbone, layers=model.layers, pretrained=False, **options)
 
 
 def _in_a_process(call: Callable[..., T], *arguments: object) -> T:
@@ -276,7 +278,7 @@ def _alone(name: str, precision: Precision, images: str, side: int) -> dict[str,
     start = time.perf_counter()
     pixels = [image.pixels for image in stream(collect(images).items, Preprocessing.of(256, side))]
     decoded = time.perf_counter()
-    backbone = load_backbone(name, pretrained=False, runtime="openvino", precision=precision)
+    backbone = load_backbone(name, pretrained=False, runtime="openvino", precision=precision, input_size=(side, side))
     for i in range(0, len(pixels), AT_ONCE):
         backbone.features(np.stack(pixels[i : i + AT_ONCE]))
     done = time.perf_counter()

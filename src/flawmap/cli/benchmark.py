@@ -25,7 +25,7 @@ from flawmap.cli.console import (
 )
 from flawmap.cli.fit import parse_regularization
 from flawmap.cli.options import option
-from flawmap.errors import ParameterError
+from flawmap.errors import ParameterError, counted
 
 if TYPE_CHECKING:
     from flawmap.benchmark.paper.tables import Table
@@ -208,7 +208,7 @@ def _show_speed(report: SpeedReport) -> None:
         console.print(f"file {case.file_mb:.1f} MB, {case.file_mb_float16:.1f} MB with 16-bit factors")
         for name, fit in case.fits.items():
             figures = fit if isinstance(fit, str) else f"{fit.seconds:.1f} s, {fit.peak_mb:.0f} MB at most"
-            console.print(f"fit on {case.n_images} images, {name}: {figures}")
+            console.print(f"fit on {counted(case.n_images, 'image')}, {name}: {figures}")
         alone = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in case.alone.items())
         console.print(f"parts of a fit alone: {alone}")
         ratios = RichTable("within this run; of one image", "times")

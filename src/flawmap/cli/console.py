@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flawmap.decision import Decision
+from flawmap.decision import CONFIDENCE, Decision
 from flawmap.errors import DatasetError, FlawmapError, ImageError, ParameterError
 from flawmap.files import check_replaceable
-from flawmap.images import describe_passed_over
+from flawmap.images import describe_passed_over, describe_results
 from flawmap.progress import StandardError
 
 EXTRAS = dict.fromkeys(("torch", "torchvision", "timm", "scipy", "sklearn"), "train") | {"matplotlib": "plots"}
@@ -81,8 +81,12 @@ class Remarks:
             note(f"{names[0]}{others}: {remark}")
 
 
-def tell_passed_over(paths: Sequence[Path], *, strict: bool, quiet: bool) -> None:
-    """Print how many files were passed over, if any; DatasetError if none may be."""
+def tell_passed_over(
+    paths: Sequence[Path], *, results: Sequence[Path] = (), strict: bool = False, quiet: bool = False
+) -> None:
+    """Print how many files were passed over, and how many pictures of earlier runs; DatasetError if no file may be."""
+    if results and not quiet:
+        note(describe_results(results))
     if paths and strict:
         raise DatasetError(
             f"{describe_passed_over(paths)}; the first is {paths[0]}. Move them away, or leave out --strict"
@@ -155,19 +159,38 @@ def table(title: str, first: str, *figures: str) -> Table:
 
 
 def explain_promise(decision: Decision, asked: float) -> None:
-    """Print the guaranteed false-alarm rate, and the number of images for the requested one."""
+    """Print the guaranteed false-alarm rate, its upper bound, and the number of images for the requested one."""
     rate = decision.false_alarm_rate
     if rate is None:
         say(f"Threshold {decision.threshold:.4g}, set by hand, without a guaranteed false-alarm rate.")
         return
     what = "good images" if decision.group_sizes is None else "groups of good images"
-    say(f"Threshold {decision.threshold:.4g}: at most {100 * rate:.3g} % of good parts are flagged.")
-    if rate > asked:
+    how_sure = "on average" if decision.confidence is None else f"with {100 * decision.confidence:g} % confidence"
+    say(f"Threshold {decision.threshold:.4g}: {how_sure} at most {100 * rate:.3g} % of good parts are flagged.")
+    bound = decision.bound(CONFIDENCE)
+    if bound is not None and decision.confidence != CONFIDENCE:
+        say(
+            f"With {100 * CONFIDENCE:g} % confidence it is at most {100 * bound:.3g} %: of {decision.n_groups} {what} "
+            f"with held-out scores {decision.n_above} are above the threshold."
+        )
+    if rate > asked and decision.confidence is None:
         needed = math.ceil(1 / asked) - 1
         note(
             f"To guarantee {100 * asked:g} % you need at least {needed} {what}; there are {decision.n_groups}. Until "
             f"then the threshold is the highest score of a good image."
         )
+
+
+def describe_promise(decision: Decision | None) -> str:
+    """The guaranteed false-alarm rate, as the end of a sentence; nothing without one."""
+    if decision is None or decision.false_alarm_rate is None:
+        return ""
+    if decision.confidence is not None:
+        return f", guaranteed {decision.false_alarm_rate:.3g} with {100 * decision.confidence:g} % confidence"
+    bound = decision.bound(CONFIDENCE)
+    return (
+        f", guaranteed {decision.false_alarm_rate:.3g} on average, {bound:.3g} with {100 * CONFIDENCE:g} % confidence"
+    )
 
 
 def check_writable_target(path: Path) -> None:

@@ -33,7 +33,7 @@ from flawmap.datasets import (
     open_dataset,
     write_rd_mvtec_ad,
 )
-from flawmap.errors import DatasetError
+from flawmap.errors import DatasetError, counted
 from flawmap.progress import report_progress
 
 FIGURES = ("train", "good", "anomalous", "test")
@@ -104,7 +104,10 @@ def make_rd(
     if as_json:
         print_json({"output": str(output), "seed": seed, "n_images": counts})
     elif not quiet:
-        say(f"Wrote {sum(counts.values())} images of {len(counts)} classes, seed {seed}: {output}")
+        say(
+            f"Wrote {counted(sum(counts.values()), 'image')} of {counted(len(counts), 'class', 'classes')}, "
+            f"seed {seed}: {output}"
+        )
         classes = [open_dataset(f"mvtec_ad:{path}") for path in find_classes(f"mvtec_ad:{root}")[1]]
         tell_passed_over([path for data in classes for path in data.passed_over], strict=False, quiet=False)
 

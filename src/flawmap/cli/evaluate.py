@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from flawmap.cli.console import (
     BadImages,
     Remarks,
     check_writable_target,
+    describe_promise,
     guarded,
     literal,
     note,
@@ -22,6 +23,9 @@ from flawmap.cli.console import (
 )
 from flawmap.errors import DatasetError
 from flawmap.images import LEARNT
+
+if TYPE_CHECKING:
+    from flawmap.evaluation import Evaluation
 
 
 @guarded
@@ -70,27 +74,34 @@ def evaluate(
                 f"{dataset}: no good images, or a model without a guaranteed rate; there is nothing to plot"
             )
         plot_reliability(result.reliability, reliability)
-    promised = detector.decision_.false_alarm_rate if detector.decision_ else None
+    decision = detector.decision_
     if as_json:
         found = {"skipped": bad.to_json(), "passed_over": [str(path) for path in data.passed_over]}
-        print_json({**result.to_json(), "promised_false_alarm_rate": promised, **found})
+        guaranteed = {
+            "promised_false_alarm_rate": decision.false_alarm_rate if decision else None,
+            "promised_confidence": decision.confidence if decision else None,
+            "promised_false_alarm_bound_95": decision.bound() if decision else None,
+        }
+        print_json({**result.to_json(), **guaranteed, **found})
     else:
         has_spro = result.spro_score is not None
-        headings = ("images", "image AUROC", "pixel AUROC", "PRO", *(("sPRO",) if has_spro else ()))
+        headings = ("images", "image AUROC", "pixel AUROC", "PRO", *(("sPRO",) if has_spro else ()), "found at 5 %")
         shown = table(data.name, "type", *headings)
         rows: dict[str, Figures] = {**result.by_type, "all": result}
         if result.type_mean is not None:
             rows["mean of types"] = result.type_mean
         for name, row in rows.items():
-            figures = (row.image_auroc, row.pixel_auroc, row.pro_score, *((row.spro_score,) if has_spro else ()))
+            spro = (row.spro_score,) if has_spro else ()
+            figures = (row.image_auroc, row.pixel_auroc, row.pro_score, *spro, row.found_at_5)
             shown.add_row(literal(name), str(row.n_images), *("-" if x is None else f"{x:.4f}" for x in figures))
         console = Console()
         console.print(shown)
         if (alarms := result.false_alarm_rate) is not None:
-            promise = "" if promised is None else f", guaranteed {promised:.3g}"
-            console.print(f"good parts flagged: {alarms}{promise}")
+            console.print(f"good parts flagged: {alarms}{describe_promise(decision)}")
         if result.miss_rate is not None:
             console.print(f"anomalous parts missed: {result.miss_rate}")
+        if at_5 := _describe_at_5(result):
+            console.print(f"at the threshold for 5 % false alarms: {at_5}")
     remarks = Remarks()
     # a warning counts those that were learnt from
     unusual = {remark: paths for remark, paths in result.remarks.items() if remark != LEARNT}
@@ -98,3 +109,13 @@ def evaluate(
     remarks.show()
     for warning in () if quiet else result.warnings:
         note(warning)
+
+
+def _describe_at_5(result: Evaluation) -> str:
+    """Shares above the threshold that promises 5 % false alarms, with their intervals; empty if it cannot be had."""
+    from flawmap.evaluation.metrics import Rate
+
+    shares = {"good parts flagged": (result.flagged_at_5, result.false_alarm_rate)}
+    shares["anomalous parts found"] = (result.found_at_5, result.miss_rate)
+    known = {what: (share, of.n) for what, (share, of) in shares.items() if share is not None and of is not None}
+    return "; ".join(f"{what} {Rate.of(round(share * n), n)}" for what, (share, n) in known.items())

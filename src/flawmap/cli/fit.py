@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sized
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,9 +27,18 @@ from flawmap.cli.console import (
 from flawmap.cli.detector_choice import choose_detector, further_parameters, make_detector
 from flawmap.cli.options import option
 from flawmap.datasets import Dataset, training_data
-from flawmap.errors import ParameterError
+from flawmap.errors import ParameterError, counted
 from flawmap.images import SUFFIXES, ImageInput, collect
-from flawmap.options import COMMAND_OPTIONS, Aspect, Calibration, FactorDtype, PrecisionChoice, Runtime
+from flawmap.options import (
+    COMMAND_OPTIONS,
+    MIN_IMAGES,
+    Alignment,
+    Aspect,
+    Calibration,
+    FactorDtype,
+    PrecisionChoice,
+    Runtime,
+)
 from flawmap.prediction import Size
 
 if TYPE_CHECKING:
@@ -39,7 +49,7 @@ SHOWN = 5
 DETECTORS = "Method: padim, spade, mahalanobis-ad, vae, patch-svdd, ganomaly, itae, or an installed one."
 PRESETS = (
     "Settings of a paper: padim-r18-rd100, padim-wr50-rd550, padim-effnet-b5, spade-wr50, mahalanobis-ad-effnet-b4, "
-    "vae-paper, patch-svdd-paper, ganomaly-paper, itae-paper."
+    "vae-paper, patch-svdd-paper, ganomaly-paper, itae-paper; or padim-dinov2-s, a vision transformer."
 )
 of_backbone = partial(option, panel="Backbone")
 of_padim = partial(option, panel="PaDiM")
@@ -58,7 +68,9 @@ def fit(
     detector: Annotated[str | None, option(DETECTORS, "NAME", default="padim, or the preset's")] = None,
     preset: Annotated[str | None, option(PRESETS, "NAME", default="none")] = None,
     backbone: Annotated[str | None, option("Frozen network.", "NAME", default="efficientnet_lite0")] = None,
-    resize: Annotated[str | None, option("Size of the whole image.", "N|HxW", default="256")] = None,
+    resize: Annotated[
+        str | None, option("Size of the whole image; long:N, short:N: in proportion.", "N|HxW|long:N", default="256")
+    ] = None,
     crop: Annotated[str | None, option("Centre crop after that.", "N|HxW|none", default="none")] = None,
     aspect: Annotated[Aspect, option("Photos of other proportions: stretch or pad them.")] = "squash",
     bits: Annotated[
@@ -109,6 +121,9 @@ def fit(
             "Numbers it computes in, also of a training; auto: 16 bits if the CPU has them.", default="float32"
         ),
     ] = None,
+    align: Annotated[
+        Alignment | None, of_padim("Turn and shift parts to lie alike; auto: if that helps.", default="none")
+    ] = None,
     reduction: Annotated[
         Literal["random", "pca"] | None, of_padim("Reduction to --n-features.", default="random")
     ] = None,
@@ -154,8 +169,10 @@ def fit(
     if unfinished is not None and unfinished.exists() and not quiet:
         say(f"The training goes on from {unfinished}, where an earlier run stopped.")
     bad, started = BadImages(), time.perf_counter()
-    images, passed_over = _find(good, stride)
-    tell_passed_over(passed_over, strict=strict, quiet=quiet or as_json)
+    images, passed_over, results = _find(good, stride)
+    tell_passed_over(passed_over, results=results, strict=strict, quiet=quiet or as_json)
+    if not (quiet or as_json):
+        _tell_of_refits(model, images)
     try:
         model.fit(images, progress=not quiet, on_bad=bad if skip_bad else None)
     except KeyboardInterrupt:
@@ -168,10 +185,21 @@ def fit(
         unfinished.unlink(missing_ok=True)
     seconds = time.perf_counter() - started
     if as_json:
-        found = {"passed_over": [str(path) for path in passed_over]}
+        found = {"passed_over": [str(path) for path in passed_over], "n_results_left_out": len(results)}
         print_json({**_summary(model, output, seconds, bad), **found})
     elif not quiet:
         _report(model, output, seconds, asked=false_alarm_rate)
+
+
+def _tell_of_refits(model: Detector, found: ImageInput | Dataset) -> None:
+    """Say what few images take longer for."""
+    images = found.train if isinstance(found, Dataset) else found
+    limit = getattr(model, "refit_below", 0)
+    if model.calibrate == "leave-one-out" and isinstance(images, Sized) and MIN_IMAGES <= len(images) < limit:
+        note(
+            f"fewer than {limit} good images: flawmap fits again without each of the {len(images)}, for half a second "
+            f"to ten each. --refit-below 0 takes a quicker way, with scores that are too low"
+        )
 
 
 def _parameters(given: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +208,7 @@ def _parameters(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("resize", "crop"):
         if name in found:
             is_none = name == "crop" and found[name] == "none"  # takes a preset's crop away
-            found[name] = None if is_none else _parse_size(found[name], f"--{name}")
+            found[name] = None if is_none else _parse_size(found[name], name)
     if "layers" in found:
         found["layers"] = tuple(name.strip() for name in found["layers"].split(","))
     if "regularization" in found:
@@ -213,13 +241,13 @@ def _unfinished(kind: type[Detector], output: Path, given: dict[str, Any]) -> Pa
     return path
 
 
-def _find(good: str, stride: int) -> tuple[ImageInput | Dataset, tuple[Path, ...]]:
-    """Every so many of the good images, of a data set's clips of each, and the files that were passed over."""
+def _find(good: str, stride: int) -> tuple[ImageInput | Dataset, tuple[Path, ...], tuple[Path, ...]]:
+    """Every so many of the good images, of a data set's clips of each; files passed over; pictures of earlier runs."""
     found = training_data(good)
     if isinstance(found, Dataset):
-        return found.every(stride), found.passed_over
+        return found.every(stride), found.passed_over, ()
     collection = collect(found, warn=False)
-    return list(collection.items)[::stride], collection.passed_over
+    return list(collection.items)[::stride], collection.passed_over, collection.results
 
 
 def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> dict[str, object]:
@@ -229,6 +257,8 @@ def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> d
         "n_images": model.n_images_,
         "threshold": decision.threshold if decision else None,
         "false_alarm_rate": decision.false_alarm_rate if decision else None,
+        "false_alarm_bound_95": decision.bound() if decision else None,
+        "resize": list(model.preprocessing.resize),
         "bytes": output.stat().st_size,
         "seconds": round(seconds, 3),
         "outliers": list(model.outliers_),
@@ -245,13 +275,25 @@ def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> d
 
 def _report(model: Detector, output: Path, seconds: float, *, asked: float) -> None:
     megabytes = output.stat().st_size / 1e6
-    say(f"Learnt from {model.n_images_} good images in {seconds:.1f} s: {output} ({megabytes:.1f} MB).")
+    say(f"Learnt from {counted(model.n_images_, 'good image')} in {seconds:.1f} s: {output} ({megabytes:.1f} MB).")
+    if model.resize_ is not None:
+        height, width = model.resize_
+        say(f"Photos are resized to {height} x {width} (height x width), by --resize {model.resize}.")
     say(f"Next: flawmap predict {shlex.quote(str(output))} IMAGES -o OUT")
     if isinstance(summary := model.describe().get("training"), dict):
         say(
             f"Trained {summary['steps']} steps in {summary['minutes']:.1f} minutes, ended by its "
             f"{summary['stopped']}; mean loss {summary['final_loss']:.4g}. --steps {summary['steps']} repeats it."
         )
+    if model.aligner_ is not None:
+        reference = model.aligner_.reference
+        first, last = reference.angles
+        turned = "" if reference.kind == "shift" else f", turned by {first:.0f} to {last:.0f} degrees"
+        say(
+            f"Parts are aligned ({reference.kind}{turned}); matches below {model.aligner_.least_match:.2f} are no part."
+        )
+    elif getattr(model, "align", "none") == "auto":
+        say("Parts are not aligned: they lie alike, or do not match each other well enough.")
     if model.decision_ is not None:
         explain_promise(model.decision_, asked)
     elif model.calibrate is not None:
@@ -281,11 +323,14 @@ def _tell_groups(model: Detector) -> None:
         )
 
 
-def _parse_size(text: str, option: str) -> int | Size:
-    """`256` or `256x384` (height x width) as a size."""
+def _parse_size(text: str, name: str) -> int | Size | str:
+    """`256` or `256x384` (height x width) as a size; of the canvas also `long:768`, which the detector checks."""
     parts = text.lower().split("x")
+    if name == "resize" and ":" in text:
+        return text.lower()
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise ParameterError(f"{option} takes a number or HEIGHTxWIDTH, such as 256 or 256x384; got '{text}'")
+        rule = ", or long:N or short:N, such as long:768" if name == "resize" else ""
+        raise ParameterError(f"--{name} takes a number or HEIGHTxWIDTH, such as 256 or 256x384{rule}; got '{text}'")
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
@@ -313,14 +358,14 @@ def _warn(model: Detector) -> None:
         note(f"and {len(model.outliers_) - SHOWN} more; --json names them all")
     if model.copies_:
         note(
-            f"{len(model.copies_)} images equal others, such as {model.copies_[0]}. Duplicates make the calibration "
-            f"too optimistic: expect more false alarms. Remove them."
+            f"copies of other images: {len(model.copies_)}, such as {model.copies_[0]}. Duplicates make the "
+            f"calibration too optimistic: expect more false alarms. Remove them."
         )
     near = [pair for pair in model.duplicates_ if pair[1] not in model.copies_]
     if near:
         earlier, later = near[0]
         note(
-            f"{len(near)} images nearly equal others, such as {later} and {earlier}. Near-duplicates make the "
+            f"images that nearly equal others: {len(near)}, such as {later} and {earlier}. Near-duplicates make the "
             f"calibration too optimistic: expect more false alarms. Keep one of each, or name what belongs together "
             f"with --groups."
         )

@@ -17,7 +17,8 @@ def info(model: options.Model, as_json: options.Json = False) -> None:
     """Show the detector of a MODEL, its settings and its training images."""
     from flawmap.detectors import describe_file
 
-    content: dict[str, Any] = {"path": str(model), "bytes": model.stat().st_size, **describe_file(model)}
+    described = describe_file(model)  # which says what is wrong with the path
+    content: dict[str, Any] = {"path": str(model), "bytes": model.stat().st_size, **described}
     if "channels" in content:  # of PaDiM alone
         content["n_channels_used"] = len(content["channels"])
     if as_json:

@@ -31,7 +31,7 @@ def option(
 
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file of `flawmap fit`.")]
-Json = Annotated[bool, option("Print one JSON object on standard output.", None, "--json")]
+Json = Annotated[bool, option("Print one JSON object on standard output; none if the command fails.", None, "--json")]
 Quiet = Annotated[bool, option("Print errors only.", None, "--quiet", "-q")]
 SkipBad = Annotated[bool, option("Leave out unusable images and masks.", None, "--skip-bad")]
 Strict = Annotated[bool, option("Stop before the work if files are passed over.", None, "--strict")]

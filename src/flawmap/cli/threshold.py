@@ -21,6 +21,10 @@ def threshold(
     false_alarm_rate: Annotated[
         float | None, option("False-alarm rate: share of good parts that may be flagged.", "Q")
     ] = None,
+    certify: Annotated[
+        float | None,
+        option("Confidence with which no more than the false-alarm rate are flagged, such as 0.95.", "CONFIDENCE"),
+    ] = None,
     value: Annotated[float | None, option("Threshold, without a guaranteed false-alarm rate.", "SCORE")] = None,
     pixel_false_alarm_rate: Annotated[
         float | None, option("Pixel false-alarm rate: share of good parts' pixels that may be marked.", "Q")
@@ -45,8 +49,10 @@ def threshold(
     """Show or change the threshold of a MODEL without refitting."""
     if by is not None and labelled is None:
         raise ParameterError("--by needs labelled images: give them with --labelled DATASET")
-    if by is not None and (value is not None or false_alarm_rate is not None):
-        raise ParameterError("give one of --false-alarm-rate, --value and --by")
+    if by is not None and (value is not None or false_alarm_rate is not None or certify is not None):
+        raise ParameterError("give one of --false-alarm-rate or --certify, --value and --by")
+    if certify is not None and value is not None:
+        raise ParameterError("--certify chooses the threshold: give either it or --value")
     given = {"miss_cost": miss_cost, "false_alarm_cost": false_alarm_cost, "defect_rate": defect_rate}
     costs = {name: cost for name, cost in given.items() if cost is not None}
     if costs and by != "cost":
@@ -75,8 +81,9 @@ def threshold(
         error_rates(labels, scores, 0.0)  # both kinds of images are there
     if by is not None:
         value = best_threshold(labels, scores, by, **costs).threshold
-    changes = {"false_alarm_rate": false_alarm_rate, "value": value, "pixel_false_alarm_rate": pixel_false_alarm_rate}
-    changes = {name: change for name, change in changes.items() if change is not None}
+    asked = {"false_alarm_rate": false_alarm_rate, "value": value, "certify": certify}
+    asked["pixel_false_alarm_rate"] = pixel_false_alarm_rate
+    changes = {name: change for name, change in asked.items() if change is not None}
     if changes:
         detector.set_threshold(**changes)
         detector.save(model)
@@ -87,10 +94,13 @@ def threshold(
             {
                 "threshold": decision.threshold,
                 "false_alarm_rate": decision.false_alarm_rate,
+                "confidence": decision.confidence,
+                "false_alarm_bound_95": decision.bound(),
                 "pixel_threshold": decision.pixel_threshold if decision.localises else None,
                 "pixel_false_alarm_rate": decision.pixel_false_alarm_rate if decision.localises else None,
                 "lowest_false_alarm_rate": decision.lowest_rate,
                 "n_good_images": len(decision.scores),
+                "n_groups": decision.n_groups,
                 "labelled": None if errors is None else asdict(errors),
                 "warnings": warnings,
                 "skipped": bad.to_json(),
@@ -100,6 +110,9 @@ def threshold(
         note(warning)
     if not as_json and not quiet:
         explain_promise(decision, false_alarm_rate or decision.false_alarm_rate or 1.0)
+        if certify is not None and detector.calibrate != "holdout":
+            remedy = " For an exact one fit with --calibrate holdout." if "holdout" in detector.calibrations else ""
+            note(f"leave-one-out scores are nearly those of new good parts, so this confidence is not exact.{remedy}")
         flagged = Rate.of(int((decision.scores > decision.threshold).sum()), len(decision.scores))
         scored = "held-out" if detector.calibrate == "holdout" else "leave-one-out"
         say(f"Good parts, {scored} scores: {flagged} flagged.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, Tell, expect_folder, subfolders
 from flawmap.datasets.layout import Layout, folders_that
 from flawmap.datasets.mask_files import find_masks, mask_folders, why_no_masks
-from flawmap.images.source import find_images
+from flawmap.images.search import find_images
 
 
 def _holds(path: Path) -> bool:

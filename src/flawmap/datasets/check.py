@@ -13,12 +13,13 @@ from flawmap.datasets.copies import find_copies
 from flawmap.datasets.dataset import GOOD_NAMES, Dataset, file_of, subfolders
 from flawmap.datasets.layout import Counts, Layout, files_used, inner_parts, is_mask
 from flawmap.datasets.mask_files import FOLDERS, image_names
-from flawmap.errors import DatasetError, ImageError
+from flawmap.errors import DatasetError, ImageError, counted
 from flawmap.images.formats import OTHER_SUFFIXES, RAW_SUFFIXES, VIDEO_SUFFIXES, is_image
 from flawmap.images.masks import inspect_mask
 from flawmap.images.pages import ImagePage, first_page, page_numbers
 from flawmap.images.preprocessing import Preprocessing
-from flawmap.images.source import collect, find_images
+from flawmap.images.search import find_images
+from flawmap.images.source import collect
 from flawmap.images.stream import stream
 from flawmap.prediction import Size
 
@@ -277,7 +278,7 @@ def _check_masks(data: Dataset, sizes: dict[str, Size], findings: _Findings) -> 
         elif not mask.any():
             empty[file_of(sample.mask_path)] += 1
     for file, n in empty.items():
-        findings.note(file, f"marks nothing, in {n} images that are labelled anomalous")
+        findings.note(file, f"marks nothing, in {counted(n, 'image')} labelled anomalous")
     for remark, names in unusual.items():
         findings.note(names[0], remark if len(names) == 1 else f"{remark}; the same of {len(names) - 1} more")
 

@@ -14,7 +14,7 @@ from flawmap.errors import DatasetError, ParameterError
 from flawmap.files import expand_home
 from flawmap.images.hints import find_meant, why_missing
 from flawmap.images.masks import ClassMask, DefectMasks, MaskFrame, MaskSource
-from flawmap.images.source import find_images
+from flawmap.images.search import find_images
 from flawmap.images.video import VideoFrame
 
 GOOD = "good"

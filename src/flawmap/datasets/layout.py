@@ -15,7 +15,7 @@ import numpy as np
 from flawmap.datasets.dataset import Dataset, Tell, file_of, files_of, subfolders
 from flawmap.datasets.mask_files import FOLDERS
 from flawmap.images.formats import is_image
-from flawmap.images.source import walk
+from flawmap.images.search import walk
 
 MASK_FOLDERS = FOLDERS | {"test_pixel_mask", "test_frame_mask"}
 

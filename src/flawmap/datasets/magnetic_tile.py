@@ -12,7 +12,7 @@ from flawmap.datasets.dataset import GOOD, Dataset, Sample, expect_folder, on_an
 from flawmap.datasets.layout import Layout, hold_out
 from flawmap.datasets.mask_files import find_masks, why_no_masks
 from flawmap.errors import DatasetError
-from flawmap.images.source import find_images
+from flawmap.images.search import find_images
 
 PREFIX = "MT_"
 FREE = "MT_Free"

@@ -12,7 +12,7 @@ from flawmap.datasets.dataset import Sample, is_folder, subfolders, why_no_file
 from flawmap.errors import DatasetError
 from flawmap.images import DefectMasks
 from flawmap.images.formats import is_image
-from flawmap.images.source import find_images
+from flawmap.images.search import find_images
 
 FOLDERS = frozenset(("ground_truth", "groundtruth", "ground-truth", "ground truth", "masks", "mask", "gt"))
 """Names of folders that hold masks, in lower case."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from flawmap.datasets.dataset import GOOD, Dataset, Sample, check_folder, find_good, is_folder, is_good, subfolders
 from flawmap.datasets.layout import Layout
 from flawmap.datasets.mask_files import find_masks, mask_folders, why_no_masks, without_masks
-from flawmap.errors import DatasetError
+from flawmap.errors import DatasetError, counted
 from flawmap.images.formats import is_image
-from flawmap.images.source import find_images
+from flawmap.images.search import find_images
 
 
 def read_mvtec_ad(root: str | os.PathLike[str]) -> Dataset:
@@ -56,7 +56,7 @@ def find_class_folders(root: Path) -> list[Path]:
 def _left_out(test: Path, images: Mapping[Path, Sequence[Path]]) -> Iterator[str]:
     """Remarks on images that lie beside the folders of types, and on folders without images."""
     if stray := sorted(path.name for path in test.iterdir() if not path.name.startswith(".") and is_image(path)):
-        yield f"{len(stray)} images in {test} lie in no folder of a type and are left out: first {stray[0]}"
+        yield f"{counted(len(stray), 'image')} left out: in {test} itself, in no folder of a type: first {stray[0]}"
     if empty := [path.name for path, paths in images.items() if not paths]:
         yield f"folders in {test} hold no images: {', '.join(empty)}"
 

@@ -18,7 +18,7 @@ from flawmap.datasets.layout import Layout, files_below, folders_that
 from flawmap.datasets.mask_files import find_masks, mask_folders, why_no_masks
 from flawmap.files import open_file
 from flawmap.images.masks import DefectMasks, Saturation
-from flawmap.images.source import find_images
+from flawmap.images.search import find_images
 
 TITLE = "MVTec LOCO AD"
 TYPES = ("logical_anomalies", "structural_anomalies")

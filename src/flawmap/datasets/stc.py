@@ -18,7 +18,7 @@ from flawmap.datasets.dataset import Dataset, Sample, Tell, clip_samples, on_ano
 from flawmap.datasets.layout import Layout, files_below
 from flawmap.errors import DatasetError, ImageError
 from flawmap.images.masks import MaskFrame, is_marked, load_array
-from flawmap.images.source import find_images
+from flawmap.images.search import find_images
 from flawmap.images.video import VideoFrame, count_frames
 
 VIDEOS = Path("training", "videos")

@@ -17,7 +17,7 @@ from flawmap.datasets.layout import Layout, files_below, folders_that
 from flawmap.errors import DatasetError, ImageError
 from flawmap.files import open_file
 from flawmap.images.masks import read_mask
-from flawmap.images.source import find_images
+from flawmap.images.search import find_images
 from flawmap.images.video import VideoFrame
 
 TRAIN_CLIP = re.compile(r"Train(\d{3})")

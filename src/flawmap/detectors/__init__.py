@@ -8,7 +8,7 @@ from typing import Any
 
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.detector import Detector
-from flawmap.detectors.document import Document, describe_document, read_document
+from flawmap.detectors.document import Document, describe_document, read_decision, read_document
 from flawmap.detectors.feature_detector import FeatureDetector
 from flawmap.detectors.mahalanobis_ad import MahalanobisAD
 from flawmap.detectors.padim import PaDiM
@@ -125,8 +125,9 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = ModelFile(path)
     document = read_document(file)
     localises = _kind_of(path, document).localises
+    decision = read_decision(file, document, localises=localises)
     checksums = "right" if file.has_right_checksums() else "none: written by an older flawmap; fit again to get them"
-    return {"localises": localises, "checksums": checksums, **describe_document(document)}
+    return {"localises": localises, "checksums": checksums, **describe_document(document, decision)}
 
 
 def _kind_of(path: str | os.PathLike[str], document: Document) -> type[Detector]:

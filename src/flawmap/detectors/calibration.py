@@ -11,7 +11,7 @@ from pathlib import PurePath
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.decision import PIXEL_RATES, Decision
+from flawmap.decision import MOST, PIXEL_RATES, Decision
 from flawmap.errors import ParameterError
 from flawmap.options import AUTO
 from flawmap.prediction import Placement
@@ -126,6 +126,23 @@ class HeldOutScores:
         return sizes if sizes.max() > 1 else None
 
 
+def conclude(
+    held_out: HeldOutScores | None, names: Sequence[str], rate: float, *, lost: Sequence[int] = ()
+) -> tuple[Decision | None, tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """The decision at a false-alarm rate, outliers and near-duplicates, by the `names` of the good images.
+
+    `lost` are indices of images whose part was not found: such are flagged, and count as higher than any score.
+    """
+    if held_out is None or not held_out.scores:
+        return None, (), ()
+    for index in lost:
+        held_out.add(index, MOST, group=max(held_out.groups) + 1 if held_out.groups else None)
+    indices, decision = held_out.in_order()
+    outliers = tuple(names[indices[i]] for i in decision.outliers())
+    duplicates = tuple((names[earlier], names[later]) for earlier, later in held_out.duplicates)
+    return decision.at_rate(rate), outliers, duplicates
+
+
 def all_scores(scores: Sequence[float] | NDArray[np.floating]) -> HeldOutScores:
     """Scores of all good images, in the training order."""
     return HeldOutScores(list(range(len(scores))), [float(score) for score in scores])
@@ -152,7 +169,7 @@ class Grouping:
             raise ParameterError(
                 f"groups must be 'auto', a regular expression, 'folder', a function or None; got {rule!r}"
             )
-        self._rule, self._clips = rule, clips or {}
+        self._rule, self.clips = rule, clips or {}
         try:
             self._pattern = re.compile(rule) if isinstance(rule, str) and rule not in (AUTO, FOLDER) else None
         except re.error as error:
@@ -177,6 +194,11 @@ class Grouping:
         self.members.setdefault(group, []).append(index)
         self.groups.append(group)
         return group
+
+    @property
+    def is_one(self) -> bool:
+        """Whether a rule made one group of all images, so that none can be left out."""
+        return len(self._named) > 1 and len(self.members) == 1
 
     def check(self) -> None:
         """ParameterError if a rule was given and names the group of no image at all."""
@@ -207,7 +229,7 @@ class Grouping:
         if self._rule is None:
             return None
         if self._rule == AUTO:
-            return self._clips.get(name)
+            return self.clips.get(name)
         if self._pattern is not None:
             match = self._pattern.search(name)
             return None if match is None else match[1 if match.re.groups else 0]

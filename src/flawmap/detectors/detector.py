@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Annotated, Any, ClassVar, Self, get_args
 
 import numpy as np
@@ -13,13 +14,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from flawmap.backbones import NETWORKS, Policy, pick_device
+from flawmap.backbones import NETWORKS, Policy, pick_device, plain_torch, size_step
 from flawmap.datasets import Dataset
-from flawmap.decision import FALSE_ALARM_RATE, Decision, GoodPhotos, judge
+from flawmap.decision import FALSE_ALARM_RATE, Decision, GoodPhotos, changed, judge, label_batch
 from flawmap.detectors.batches import Batch, batch_of_one, batch_size, in_batches
-from flawmap.detectors.calibration import HeldOutScores
+from flawmap.detectors.calibration import HeldOutScores, conclude
+from flawmap.detectors.canvas import canvas_size
 from flawmap.detectors.document import (
-    MAX_SIZES,
     BackboneRecord,
     DecisionRecord,
     Document,
@@ -30,13 +31,14 @@ from flawmap.detectors.document import (
     library_versions,
     restore_decision,
 )
-from flawmap.detectors.good_images import GoodImages
-from flawmap.detectors.parameters import Bits, DeviceName, Parametrised, Pixels, Share, Workers, check, whole_number
+from flawmap.detectors.good_images import GoodImages, GoodSources
+from flawmap.detectors.parameters import Bits, Canvas, DeviceName, Parametrised, Pixels, Seed, Share, Workers, check
 from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
-from flawmap.model_file import MAX_ROWS, ModelFile, Streamed, damaged, write_model_file
-from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, GraphDtype, OnBad
-from flawmap.prediction import Prediction
+from flawmap.images.alignment import AlignedPreprocessing, Aligner
+from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
+from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, Fdr, GraphDtype, OnBad
+from flawmap.prediction import Prediction, Size
 from flawmap.progress import Progress
 
 
@@ -55,6 +57,8 @@ class Detector(Parametrised, ABC):
         copies_, duplicates_: names of copies, pairs of names of near-duplicates, among images of different groups.
         groups_: names of the images of each group that was found.
         remarks_: what is unusual about good images, in words, and the names of those. The last five are not saved.
+        aligner_: brings the part of every image to the same place; None where nothing is aligned.
+        resize_: (height, width) of the canvas, where `resize` is a rule such as "long:768"; else None.
         good_photos_: sizes and depth of the good images, with which later ones are compared; None in older files.
 
     Example:
@@ -77,9 +81,10 @@ class Detector(Parametrised, ABC):
     calibrations: ClassVar[tuple[Calibration, ...]] = ("leave-one-out",)
     """Ways in which good images can get held-out scores."""
 
-    seed: Annotated[int, whole_number(least=0, most=2**63 - 1), Field(description="Random seed.")] = 0
+    seed: Annotated[Seed, Field(description="Random seed.")] = 0
     resize: Annotated[
-        Pixels, Field(description="Size to which the whole image is resized, an int or (height, width).")
+        Canvas,
+        Field(description='Size of the whole image: an int, (height, width), or a rule: "long:768", "short:512".'),
     ] = 256
     crop: Annotated[
         Pixels, Field(description="Centre crop after that, an int or (height, width). The rest is not inspected.")
@@ -111,6 +116,8 @@ class Detector(Parametrised, ABC):
         self.groups_: tuple[tuple[str, ...], ...] = ()
         self.remarks_: dict[str, tuple[str, ...]] = {}
         self.good_photos_: GoodPhotos | None = None
+        self.aligner_: Aligner | None = None
+        self.resize_: Size | None = None
         self._images: ImagesRecord | None = None
         self._input: Preprocessing | None = None
         self._fitted: dict[str, Any] = {}
@@ -120,9 +127,11 @@ class Detector(Parametrised, ABC):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How an image becomes the model's input."""
-        return Preprocessing.of(self.resize, self.crop, self.aspect, self.bits)
+        """How an image becomes the model's input; ParameterError for a rule of `resize` before it met photos."""
+        plain = Preprocessing.of(self.resize_ or self.resize, self.crop, self.aspect, self.bits)
+        return plain if self.aligner_ is None else AlignedPreprocessing.of_aligner(plain, self.aligner_)
 
+    @plain_torch()
     def fit(
         self,
         images: ImageInput | Dataset,
@@ -142,9 +151,16 @@ class Detector(Parametrised, ABC):
 
         Raises ParameterError for a parameter it cannot use, TrainingSetError for images it cannot learn from.
         """
-        self._check()
+        self.resize_, self.aligner_ = None, None
+        if not isinstance(self.resize, str):
+            self._check()
+        sources = GoodSources.find(images)
+        if isinstance(self.resize, str):
+            step = size_step(getattr(self, "backbone", None))
+            self.resize_ = canvas_size(self.resize, sources.first, step=step, on_bad=on_bad, workers=self.workers)
+            self._check()
         good = GoodImages(
-            images,
+            sources,
             self.preprocessing,
             groups=getattr(self, "groups", None),
             hold_out=self.seed if self.calibrate == "holdout" else None,
@@ -158,21 +174,17 @@ class Detector(Parametrised, ABC):
         held_out = self._learn(good)
         if len(good.learnt) < 2:
             raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
-        self.n_images_, self.copies_, self.groups_ = len(good.learnt), good.copies(), good.found()
-        photos, self._stored_dtype = good.photos, "float32"
-        self._images = ImagesRecord(digests=good.digests(MAX_ROWS), sizes=photos.sizes(MAX_SIZES), bits=photos.bits)
-        self.remarks_ = good.remarks(self.name if self.calibrate and not hasattr(self, "groups") else None)
-        self.decision_, self.outliers_, self.duplicates_ = None, (), ()
-        if held_out is not None and held_out.scores:
-            (indices, decision), names = held_out.in_order(), good.names
-            self.decision_ = decision.at_rate(self.false_alarm_rate)
-            self.outliers_ = tuple(names[indices[i]] for i in decision.outliers())
-            self.duplicates_ = tuple((names[earlier], names[later]) for earlier, later in held_out.duplicates)
+        self._stored_dtype, self.n_images_ = "float32", len(good.learnt)
+        self.copies_, self.groups_ = good.copies(), good.found()
+        alone = self.name if self.calibrate and not hasattr(self, "groups") else None
+        self._images, self.remarks_ = ImagesRecord.of(good), good.remarks(alone)
+        found = conclude(held_out, good.names, self.false_alarm_rate, lost=good.lost)
+        self.decision_, self.outliers_, self.duplicates_ = found
         self._prepare()
         return self
 
     def predict(
-        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None, fdr: Fdr = None
     ) -> Prediction | list[Prediction]:
         """Score one image (a Prediction, or an ImageError) or many (a list in input order).
 
@@ -181,30 +193,35 @@ class Detector(Parametrised, ABC):
             on_bad: called with each image that cannot be read. Of many images it is then left out; None raises
                 ImageError.
             batch_size: images per step; None to choose.
+            fdr: label the images by this false-discovery rate (`flawmap.decision.discover`), not by the threshold.
         """
         self._check_fitted()
         try:
             collection = collect(images)
             if collection.single and self._input is not None:
                 image = load_image(1, next(iter(collection.items)), self._input, learnt=self._digests)
-                return self._judge(batch_of_one(image, batch_size))[0]
+                [one] = self._judge(batch_of_one(image, batch_size))
+                return one if fdr is None else next(label_batch([one], fdr))
         except ImageError as error:
             if on_bad is not None:
                 on_bad(error)
             raise
-        return list(self._predict(collection, on_bad, batch_size))
+        predictions = self._predict(collection, on_bad, batch_size)
+        return list(predictions if fdr is None else label_batch(predictions, fdr))
 
     def iter_predict(
-        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None, fdr: Fdr = None
     ) -> Iterator[Prediction]:
-        """Score images one after the other, in input order, in bounded memory; input and `on_bad` as in `predict`.
+        """Score images one after the other, in input order, in bounded memory; arguments as in `predict`.
 
-        Each image of an iterator, such as a camera, is scored before the next one is asked for.
+        Each image of an iterator, such as a camera, is scored before the next one is asked for. With `fdr` all are
+        scored, and kept in memory with their maps, before the first is given.
         """
         self._check_fitted()
         collection = collect(images)
         live = collection.count is None
-        return self._predict(collection, on_bad, 1 if live and batch_size is None else batch_size, live=live)
+        found = self._predict(collection, on_bad, 1 if live and batch_size is None else batch_size, live=live)
+        return found if fdr is None else label_batch(found, fdr)
 
     @property
     def leave_one_out_scores_(self) -> NDArray[np.float32]:
@@ -221,12 +238,15 @@ class Detector(Parametrised, ABC):
         *,
         false_alarm_rate: float | None = None,
         value: float | None = None,
+        certify: float | None = None,
         pixel_false_alarm_rate: float | None = None,
     ) -> Self:
-        """Decide by another false-alarm rate, or by a score without a guarantee; the model is not fitted again."""
-        self.decision_ = self._calibrated().changed(
-            false_alarm_rate=false_alarm_rate, value=value, pixel_false_alarm_rate=pixel_false_alarm_rate
-        )
+        """Decide by another rate, by one that holds with a confidence (`certify`), or by a score without a guarantee.
+
+        The model is not fitted again. Arguments as of `flawmap.decision.changed`.
+        """
+        given = {"value": value, "certify": certify, "pixel_false_alarm_rate": pixel_false_alarm_rate}
+        self.decision_ = changed(self._calibrated(), false_alarm_rate=false_alarm_rate, **given)
         return self
 
     @property
@@ -239,7 +259,7 @@ class Detector(Parametrised, ABC):
     def describe(self) -> dict[str, Any]:
         """What the model is and what it was fitted on, as plain JSON values."""
         self._check_fitted()
-        return describe_document(self._document(self._stored_dtype))
+        return describe_document(self._document(self._stored_dtype), self.decision_)
 
     def save(self, path: str | os.PathLike[str], *, dtype: FactorDtype | None = None) -> None:
         """Write a model file atomically; the same images, parameters and seed give the same bytes.
@@ -253,13 +273,11 @@ class Detector(Parametrised, ABC):
             choices = ", ".join(self.factor_dtypes) or "not given"
             raise ParameterError(f"dtype of {self.name} must be {choices}, got {dtype!r}")
         stored = dtype or self._stored_dtype
-        tensors = self._tensors(stored)
-        in_memory = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-        streamed = {name: value for name, value in tensors.items() if isinstance(value, Streamed)}
-        document = self._document(stored).model_dump(mode="json")
-        write_model_file(path, document, {**in_memory, **decision_tensors(self.decision_)}, streamed)
+        tensors = {**self._tensors(stored), **decision_tensors(self.decision_)}
+        write_model_file(path, self._document(stored).model_dump(mode="json"), tensors)
 
     @classmethod
+    @plain_torch()
     def from_document(cls, file: ModelFile, document: Document, **settings: Any) -> Self:  # noqa: ANN401
         """The model of an opened file; `settings` are parameters of this machine. Raises ModelFileError."""
         known = {name: value for name, value in settings.items() if name in cls.parameters_type.model_fields}
@@ -269,6 +287,7 @@ class Detector(Parametrised, ABC):
             Policy.choose(device, known["runtime"], "float32", n_images=document.n_images)
         try:
             model = cls(**{**document.parameters, **known})
+            model.resize_ = document.resize
             model._check()
             stored = Stored(file, document, device, cls.localises, {})
             model._restore(stored)
@@ -336,8 +355,8 @@ class Detector(Parametrised, ABC):
 
     def _prepare(self) -> None:
         """Make ready to score, after a fit or a load."""
-        fields = self.parameters_type.model_fields.items()
-        self._fitted = {name: getattr(self, name) for name, field in fields if not field.exclude}
+        names = [name for name, field in self.parameters_type.model_fields.items() if not field.exclude]
+        self._fitted = {name: getattr(self, name) for name in ("resize_", *names)}
         self._input, self._network = self.preprocessing, None
         self.good_photos_ = None if self._images is None else self._images.photos(self.aspect)
         self._digests = frozenset() if self._images is None else self._images.learnt
@@ -353,16 +372,16 @@ class Detector(Parametrised, ABC):
         return None
 
     def _document(self, dtype: FactorDtype) -> Document:
-        method = self.calibrate or "leave-one-out"
         return Document(
             detector=self.name,
             parameters=self.parameters.model_dump(mode="json"),
+            resize=self.resize_,
             backbone=self._backbone_record(),
             learnt=self._learnt(),
             factor_dtype=dtype,
             n_images=self.n_images_,
             images=self._images,
-            decision=None if self.decision_ is None else DecisionRecord.of(self.decision_, method),
+            decision=None if self.decision_ is None else DecisionRecord.of(self.decision_, self.calibrate),
             versions=library_versions(*self.libraries),
         )
 
@@ -396,5 +415,12 @@ class Detector(Parametrised, ABC):
 
     def _judge(self, batch: Batch) -> list[Prediction]:
         """What the detector says of some images, and what the decision says of that."""
-        maps, scores = self._score(batch)
+        with plain_torch() if _is_changed() else nullcontext():
+            maps, scores = self._score(batch)
         return judge(batch.images, maps, scores, self.decision_, good=self.good_photos_)
+
+
+def _is_changed() -> bool:
+    """Whether the program around has changed torch's default dtype or device, or has switched autocast on."""
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return autocast or torch.get_default_dtype() != torch.float32 or torch.get_default_device().type != "cpu"

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from flawmap.backbones import Backbone, Claim, load_backbone
 from flawmap.decision import PIXEL_FALSE_ALARM_RATE, PIXEL_RATES, Decision, GoodPhotos
 from flawmap.detectors.format_1 import upgrade
+from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.parameters import explain
 from flawmap.errors import WeightsError
 from flawmap.images import Preprocessing
@@ -103,6 +104,12 @@ class ImagesRecord(Record):
     sizes: tuple[tuple[PhotoSide, PhotoSide], ...] = Field(max_length=MAX_SIZES)
     bits: int | None = Field(default=None, ge=MIN_BITS, le=MAX_BITS)
 
+    @classmethod
+    def of(cls, good: GoodImages) -> ImagesRecord:
+        """The record of the images that a fit has read."""
+        photos = good.photos
+        return cls(digests=good.digests(MAX_ROWS), sizes=photos.sizes(MAX_SIZES), bits=photos.bits)
+
     @property
     def learnt(self) -> frozenset[bytes]:
         """The digests, to compare others with."""
@@ -110,8 +117,9 @@ class ImagesRecord(Record):
 
     def photos(self, aspect: Aspect) -> GoodPhotos:
         """What later images are compared with, by a model with this handling of proportions."""
-        compares = aspect == "squash" and len(self.sizes) < MAX_SIZES
-        return GoodPhotos(self.sizes if compares else (), self.bits)
+        knows_all = 0 < len(self.sizes) < MAX_SIZES
+        smallest = (min(size[0] for size in self.sizes), min(size[1] for size in self.sizes)) if knows_all else None
+        return GoodPhotos(self.sizes if knows_all and aspect == "squash" else (), self.bits, smallest)
 
 
 class DecisionRecord(Record):
@@ -127,18 +135,20 @@ class DecisionRecord(Record):
     n_groups: int | None = Field(default=None, ge=1)
     threshold: float
     false_alarm_rate: float | None = Field(gt=0, lt=1)
+    confidence: float | None = Field(default=None, gt=0, lt=1)  # None if the rate holds on average
     pixel_false_alarm_rate: float | None = Field(gt=0, lt=1)  # None if there are no maps
 
     @classmethod
-    def of(cls, decision: Decision, method: Calibration) -> DecisionRecord:
+    def of(cls, decision: Decision, method: Calibration | None) -> DecisionRecord:
         """The record of a decision whose scores were held out by this method."""
         return cls(
-            method=method,
+            method=method or "leave-one-out",
             grouped=decision.group_sizes is not None,
             n_scores=len(decision.scores),
             n_groups=decision.n_groups,
             threshold=decision.threshold,
             false_alarm_rate=decision.false_alarm_rate,
+            confidence=decision.confidence,
             pixel_false_alarm_rate=decision.pixel_false_alarm_rate if decision.localises else None,
         )
 
@@ -149,6 +159,7 @@ class Document(Record):
     Attributes:
         detector: its name in the register.
         parameters: what the detector is made from; those that belong to a machine are not stored.
+        resize: (height, width) of the canvas, where the parameter is a rule such as "long:768"; else None.
         backbone: None for a detector without one.
         learnt: what the detector keeps beside its tensors.
         factor_dtype: how factors are stored; they are float32 once read.
@@ -160,6 +171,7 @@ class Document(Record):
     format_version: Literal[2, 3] = 3
     detector: str = Field(min_length=1, max_length=200)
     parameters: dict[str, Any]
+    resize: FileSize | None = None
     backbone: BackboneRecord | None
     learnt: dict[str, Any]
     factor_dtype: FactorDtype = "float32"
@@ -167,6 +179,12 @@ class Document(Record):
     images: ImagesRecord | None = None
     decision: DecisionRecord | None
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _has_size(self) -> Document:
+        if isinstance(self.parameters.get("resize"), str) != (self.resize is not None):
+            raise ValueError("resize is a rule without a size, or a size beside one")
+        return self
 
 
 def read_document(file: ModelFile) -> Document:
@@ -230,12 +248,30 @@ def restore_decision(
         record.false_alarm_rate,
         record.pixel_false_alarm_rate or PIXEL_FALSE_ALARM_RATE,
         group_sizes=sizes,
+        confidence=record.confidence,
     )
 
 
-def describe_document(document: Document) -> dict[str, Any]:
-    """A document as plain JSON values on one level: parameters, with what was learnt in their place."""
+def read_decision(file: ModelFile, document: Document, *, localises: bool) -> Decision | None:
+    """The decision of an opened file, of which nothing else is read. Raises ModelFileError."""
+    wanted = decision_shapes(document.decision, localises=localises)
+    if wrong := sorted(name for name, shape in wanted.items() if file.shapes.get(name) != shape):
+        raise damaged(
+            file.path, f"tensor '{wrong[0]}' has shape {file.shapes.get(wrong[0])}, expected {wanted[wrong[0]]}"
+        )
+    tensors = file.read(file.shapes, torch.device("cpu"), leave=file.shapes.keys() - wanted.keys())
+    file.check()
+    return restore_decision(file.path, document.decision, tensors)
+
+
+def describe_document(document: Document, decision: Decision | None) -> dict[str, Any]:
+    """A document as plain JSON values on one level: parameters, with what was learnt in their place.
+
+    Its decision also has the number of groups, and the upper bound of the false-alarm rate at 95 % confidence.
+    """
     content = document.model_dump(mode="json")
+    if decision is not None:
+        content["decision"] |= {"n_groups": decision.n_groups, "false_alarm_bound_95": decision.bound()}
     images = content.pop("images")
     content["photo_sizes"], content["photo_bits"] = (images or {}).get("sizes"), (images or {}).get("bits")
     parameters, learnt = content.pop("parameters"), content.pop("learnt")
@@ -243,8 +279,11 @@ def describe_document(document: Document) -> dict[str, Any]:
         del content["backbone"]
     else:
         content |= {name: content["backbone"].pop(name) for name in ("grids", "n_channels")}
-    sizes = Preprocessing.of(parameters.pop("resize"), parameters.pop("crop"), parameters.pop("aspect"))
+    rule, size = parameters.pop("resize"), content.pop("resize")
+    sizes = Preprocessing.of(size or rule, parameters.pop("crop"), parameters.pop("aspect"))
     preprocessing = {"resize": list(sizes.resize), "crop": sizes.crop and list(sizes.crop), "aspect": sizes.aspect}
+    if size is not None:
+        preprocessing["resize_rule"] = rule
     return {**parameters, **learnt, **content, "preprocessing": preprocessing}
 
 

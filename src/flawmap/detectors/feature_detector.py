@@ -89,10 +89,10 @@ class FeatureDetector(Detector):
         """From images to maps and scores: the backbone and the detector's head."""
         backbone = self.backbone_
         if not for_graph:
-            return FeatureNetwork(backbone.from_pixels, self._head())
+            return FeatureNetwork(backbone.from_pixels, self._head(), masked=self.aligner_ is not None)
         frozen = copy.deepcopy(backbone.network).cpu().to(memory_format=torch.contiguous_format)
         features = NormalisedNetwork(frozen, backbone.mean.cpu(), backbone.std.cpu())
-        return FeatureNetwork(features, self._head(for_graph=True))
+        return FeatureNetwork(features, self._head(for_graph=True), masked=self.aligner_ is not None)
 
     def _head(self, *, for_graph: bool = False) -> nn.Module:  # noqa: ARG002 (for those that have one)
         """Feature maps (B, C, h, w) of each layer to anomaly maps, if any, and scores; see `network`."""
@@ -103,10 +103,10 @@ class FeatureDetector(Detector):
     ) -> Backbone:
         """The backbone for a fit on so many images; sets `shapes_`."""
         own = {name: getattr(self, name) for name in ("pretrained", "weights", "seed", "device", "runtime")}
-        backbone = load_backbone(
-            self.backbone, layers=layers, precision=precision, n_images=n_images, most_layers=most_layers, **own
-        )
-        self.shapes_ = backbone.shapes(self.preprocessing.input_size)
+        options: dict[str, Any] = {"precision": precision, "n_images": n_images, "most_layers": most_layers, **own}
+        size = self.preprocessing.input_size
+        backbone = load_backbone(self.backbone, layers=layers, input_size=size, **options)
+        self.shapes_ = backbone.shapes(size)
         return backbone
 
     def _score(self, batch: Batch) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
@@ -122,8 +122,9 @@ class FeatureDetector(Detector):
         else:
             head = self._network = self._network or self._head().eval()
             features = self.backbone_.features(batch.pixels)
+            shown = batch.pixels[..., 3:].squeeze(-1) if self.aligner_ is not None else None
             with torch.inference_mode():
-                outputs = list(head(features))
+                outputs = list(head(features) if shown is None else head(features, torch.from_numpy(shown.copy())))
         *maps, scores = (output.cpu().numpy() for output in outputs)
         return (maps[0], None) if maps else (None, scores)
 
@@ -131,7 +132,9 @@ class FeatureDetector(Detector):
         with NETWORKS:
             if self._may_compile and self._input is not None:
                 backbone, size = self.backbone_, self._input.input_size
-                network = FeatureNetwork(backbone.from_pixels, self._head(for_graph=True))
+                network = FeatureNetwork(
+                    backbone.from_pixels, self._head(for_graph=True), masked=self.aligner_ is not None
+                )
                 self._graph = backbone.policy.compile(network, size, backbone.name)
                 self._may_compile = False
 

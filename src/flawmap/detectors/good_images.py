@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain, islice, tee
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,42 @@ from flawmap.detectors.batches import Batch, check_size, in_batches, make_batch
 from flawmap.detectors.calibration import Grouping, HoldOut
 from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, digest, stream
-from flawmap.options import MAX_BITS, MIN_BITS, Groups, OnBad
+from flawmap.images.alignment import MOST_IMAGES, AlignedPreprocessing, Aligner, Sample, learn_aligner
+from flawmap.options import MAX_BITS, MIN_BITS, Alignment, Groups, OnBad
 from flawmap.prediction import Size
 from flawmap.progress import Progress, report_progress
 
+LOST = "its part was not found, and it was not learnt; its like will be flagged"
+"""Remark on a good image that could not be aligned."""
 ALIGNMENT = 64
 """Bytes to a multiple of which each part of the memory is rounded up, as vector instructions like it."""
+
+
+class GoodSources(NamedTuple):
+    """Good images that were found and not yet read.
+
+    Attributes:
+        first: of the items, as many as decide how the networks run.
+        n_images: how many there are; None if unknown.
+        clips: the group that the data set gives an image, by its name.
+    """
+
+    items: Iterable[ImageSource]
+    first: Sequence[ImageSource]
+    n_images: int | None
+    clips: Mapping[str, Hashable]
+
+    @classmethod
+    def find(cls, images: ImageInput | Dataset) -> Self:
+        """The images meant by the argument of `Detector.fit`. Of an iterator the first ones are taken, and kept."""
+        if isinstance(images, (str, os.PathLike)) and not _is_flat(images):
+            images = training_data(images)
+        clips = images.clips if isinstance(images, Dataset) else {}
+        collection = collect(images.train if isinstance(images, Dataset) else images)
+        rest = iter(collection.items)
+        first = list(islice(rest, COMPILE_FROM))
+        unread = collection.items if collection.count is not None else chain(first, rest)
+        return cls(first if len(first) < COMPILE_FROM else unread, first, collection.count, clips)
 
 
 class GoodImages:
@@ -38,12 +68,13 @@ class GoodImages:
         count: how many images there are, bad ones included; None where only reading on will tell.
         at_least: the same, or how many there are at least.
         learnt: indices in the training order of the images to learn from.
-        clips: the group that the data set gives an image, by its name.
+        lost: indices of those whose part was not found, which are not learnt.
+        grouping: the group of each image that was read.
     """
 
     def __init__(
         self,
-        images: ImageInput | Dataset,
+        sources: GoodSources,
         preprocessing: Preprocessing,
         *,
         groups: Groups | None = None,
@@ -56,19 +87,42 @@ class GoodImages:
         progress: Progress = False,
     ) -> None:
         check_size(batch_size)
-        if isinstance(images, (str, os.PathLike)) and not _is_flat(images):
-            images = training_data(images)
-        self.clips = images.clips if isinstance(images, Dataset) else {}
-        collection = collect(images.train if isinstance(images, Dataset) else images)
-        self._items, self.count = collection.items, collection.count
-        self.at_least = len(self._peek()) if self.count is None else self.count
+        self._items, self.count = sources.items, sources.n_images
+        self.at_least = len(sources.first) if self.count is None else self.count
         self._preprocessing, self._on_bad, self._workers = preprocessing, on_bad, workers
         self._progress, self.batch_size = progress, batch_size
-        self._grouping = Grouping(groups, self.clips)
+        self.grouping = Grouping(groups, sources.clips)
         self._held_out = None if hold_out is None else HoldOut(hold_out)
         self._replay_options = {"cache_mb": cache_mb, "on_bad": on_bad, "workers": workers, "whole": whole}
         self._replay: Replay | None = None
         self.learnt: list[int] = []
+        self.lost: list[int] = []
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the images come aligned, and so may not show every position."""
+        return isinstance(self._preprocessing, AlignedPreprocessing)
+
+    def align(self, kind: Alignment) -> Aligner | None:
+        """Learn an aligner from some of the images, before the first pass, and align all; None where none is used.
+
+        Bad images are left out without a word, since the first pass names them.
+        """
+        if kind == "none":
+            return None
+        if isinstance(self._items, Sequence):
+            spread = np.linspace(0, len(self._items) - 1, min(MOST_IMAGES, len(self._items)))
+            some = [self._items[round(place)] for place in spread]
+        else:
+            rest = iter(self._items)
+            some = list(islice(rest, MOST_IMAGES))
+            self._items = chain(some, rest) if len(some) == MOST_IMAGES else some
+        options: dict[str, Any] = {"on_bad": lambda _: None, "workers": self._workers, "whole": True}
+        images = list(stream(some, self._preprocessing, **options))
+        aligner = learn_aligner(Sample.of(images, self._preprocessing), kind) if len(images) > 1 else None
+        if aligner is not None:
+            self._preprocessing = AlignedPreprocessing.of_aligner(self._preprocessing, aligner)
+        return aligner
 
     @property
     def replay(self) -> Replay:
@@ -90,6 +144,19 @@ class GoodImages:
     def digests(self, most: int) -> tuple[str, ...]:
         """Digest of the model's input from every image that was read, in the training order; at most so many."""
         return tuple(seen.hex() for seen in self.replay.input_digests[:most])
+
+    def remarks(self, alone: str | None) -> dict[str, tuple[str, ...]]:
+        """What is unusual, in words, with the names of the images; `alone` names a detector that takes no groups."""
+        found = self.photos.remarks(self._preprocessing)
+        if self.lost:
+            found[LOST] = tuple(self.names[index] for index in self.lost)
+        if alone is not None and (clips := self.grouping.clips):
+            remark = f"{alone} leaves out single images, and not their clips or series: expect more false alarms"
+            found[remark] = tuple(clips)
+        if self.grouping.is_one:
+            remark = "all good images fell into one group, so none can be left out: check groups (--groups)"
+            found[remark] = tuple(self.names)
+        return found
 
     @property
     def photos(self) -> Photos:
@@ -113,7 +180,7 @@ class GoodImages:
                 indices, groups, images = zip(*chosen, strict=True)
                 yield make_batch(images, indices, groups)
                 advance(len(chosen))
-        self._grouping.check()
+        self.grouping.check()
 
     def again(self, indices: Sequence[int], size: int) -> Iterator[Batch]:
         """Some of the images once more, in this order."""
@@ -131,61 +198,37 @@ class GoodImages:
 
     def groups(self, *, held_out: bool = False) -> list[list[int]]:
         """Indices of the images of each group that can be read again: whole groups, or what is left of one held out."""
-        again = set(self.replay.again)
-        members = self._grouping.members.items()
+        again = set(self.replay.again) - set(self.lost)
+        members = self.grouping.members.items()
         if held_out:
             held = [group for key, group in members if self._held_out is not None and self._held_out(key)]
             return [[index for index in group if index in again] for group in held]
-        return [group for _, group in members if again.issuperset(group)]
-
-    @property
-    def group_of(self) -> list[Hashable]:
-        """The group of each image that was read, in the training order."""
-        return self._grouping.groups
-
-    @property
-    def ungrouped(self) -> list[int]:
-        """Indices of the images whose groups `fit` is to find."""
-        return self._grouping.ungrouped
-
-    def join(self, found: Sequence[Sequence[int]]) -> None:
-        """Make groups of some images that were found to belong together, given their indices."""
-        self._grouping.join(found)
+        kept = [[index for index in group if index not in self.lost] for _, group in members]
+        return [group for group in kept if group and again.issuperset(group)]
 
     def found(self) -> tuple[tuple[str, ...], ...]:
         """Names of the images of each group that neither the user nor the data set has named."""
-        return tuple(tuple(self.names[index] for index in group) for group in self._grouping.found())
-
-    def remarks(self, alone: str | None) -> dict[str, tuple[str, ...]]:
-        """What is unusual, in words, with the names of the images; `alone` names a detector that takes no groups."""
-        remarks = self.photos.remarks(self._preprocessing)
-        if alone is not None and self.clips:
-            remark = f"{alone} leaves out single images, and not their clips or series: expect more false alarms"
-            remarks[remark] = tuple(self.clips)
-        return remarks
+        return tuple(tuple(self.names[index] for index in group) for group in self.grouping.found())
 
     def copies(self) -> tuple[str, ...]:
         """Names of images that equal an earlier one of another group."""
-        group_of = self.group_of
+        group_of = self.grouping.groups
         return tuple(self.names[later] for earlier, later in self.replay.copies if group_of[earlier] != group_of[later])
 
     def _entries(self, advance: Callable[[int], None]) -> Iterator[tuple[int, Hashable, Loaded]]:
         """Index, group and image of each image to learn from."""
         for index, image in enumerate(self.replay.first()):
             copies = self.replay.copies
-            group = self._grouping.add(image.name, copies[-1][0] if copies and copies[-1][1] == index else None)
+            group = self.grouping.add(image.name, copies[-1][0] if copies and copies[-1][1] == index else None)
+            if image.placement.pose is not None and not image.placement.pose.found:
+                self.lost.append(index)
+                advance(1)
+                continue
             if self._held_out is not None and self._held_out(group):
                 advance(1)
                 continue
             self.learnt.append(index)
             yield index, group, image
-
-    def _peek(self) -> list[ImageSource]:
-        """The first images of an iterator, as many as decide how the networks run; all of them stay to be read."""
-        rest = iter(self._items)
-        first = list(islice(rest, COMPILE_FROM))
-        self._items = chain(first, rest) if len(first) == COMPILE_FROM else first
-        return first
 
 
 def _is_flat(path: str | os.PathLike[str]) -> bool:
@@ -321,7 +364,21 @@ class Photos:
         if preprocessing.bits is None and self._highest > 0 and used < MAX_BITS:
             remark = f"the 16-bit images use 0..{2**used - 1} of 65535: --bits {used} scales them to the full range"
             found[remark] = tuple(self._deep)
-        return found | (self._squashed() if preprocessing.aspect == "squash" else {})
+        found |= self._squashed() if preprocessing.aspect == "squash" else {}
+        return found | self._enlarged(preprocessing)
+
+    def _enlarged(self, preprocessing: Preprocessing) -> dict[str, tuple[str, ...]]:
+        """The remark on photos that are smaller than what is made of them."""
+        small = []
+        for size, names in self._by_size.items():
+            resized = preprocessing.place(size).resized_size
+            small += names if resized[0] > size[0] or resized[1] > size[1] else []
+        height, width = preprocessing.resize
+        remark = (
+            f"it is smaller than {height} x {width} (height x width), to which it is enlarged: a smaller --resize will "
+            f"do"
+        )
+        return {remark: tuple(small)} if small else {}
 
     def _squashed(self) -> dict[str, tuple[str, ...]]:
         """The remark on photos of other proportions than most have."""

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from flawmap.backbones import feature_levels
+from flawmap.backbones import feature_levels, plain_torch
 from flawmap.detectors.batches import batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores, all_scores
 from flawmap.detectors.document import Record, Stored
@@ -72,6 +72,7 @@ class MahalanobisAD(FeatureDetector):
     localises = False
     libraries = ("scikit-learn",)
 
+    @plain_torch()
     def distances(self, images: ImageInput, *, batch_size: int | None = None) -> NDArray[np.float64]:
         """Mahalanobis distances (N, levels), the sum of which is an image's score."""
         backbone = self.backbone_

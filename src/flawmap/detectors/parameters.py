@@ -11,13 +11,16 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from typing_extensions import dataclass_transform
 
 from flawmap.errors import ParameterError
+from flawmap.images import Preprocessing
+from flawmap.images.proportions import ProportionalSize
 from flawmap.options import MAX_BITS, MIN_BITS
 
 MAX_CACHE_MB = 2**22
@@ -45,10 +48,22 @@ def whole_number(*, least: int = 1, most: int | None = None) -> BeforeValidator:
 
 
 def _check_side(value: object) -> object:
-    """Lists and numpy integers as pydantic takes them; the value itself is checked by `Preprocessing.of`."""
-    if isinstance(value, np.integer):
-        return int(value)
-    return tuple(value) if isinstance(value, list) else value
+    """Lists and numpy integers as pydantic takes them. Whether a crop fits is checked by `Preprocessing.of`."""
+    if value is None:
+        return None
+    try:
+        Preprocessing.of(value)  # type: ignore[arg-type]
+    except ParameterError as error:
+        raise ValueError(str(error).removeprefix("resize ")) from error
+    return int(value) if isinstance(value, np.integer) else tuple(value) if isinstance(value, list) else value
+
+
+def _check_resize(value: object) -> object:
+    """The same, or a rule such as "long:768"."""
+    if isinstance(value, str):
+        ProportionalSize.parse(value)
+        return value
+    return _check_side(value)
 
 
 def _check_share(value: float) -> float:
@@ -84,10 +99,14 @@ def _check_groups(value: object) -> object:
 
 Number = Annotated[int, whole_number()]
 """A whole number from 1."""
+Seed = Annotated[int, whole_number(least=0, most=2**63 - 1)]
+"""A seed of random numbers."""
 Bits = Annotated[int | None, whole_number(least=MIN_BITS, most=MAX_BITS)]
 """Bits of a sample."""
 Pixels = Annotated[Any, BeforeValidator(_check_side)]
 """A side in pixels, or (height, width)."""
+Canvas = Annotated[Any, BeforeValidator(_check_resize)]
+"""A side in pixels, (height, width), or a rule in the proportions of photos: "long:768", "short:512"."""
 Share = Annotated[float, AfterValidator(_check_share)]
 """A share between 0 and 1."""
 CacheMegabytes = Annotated[float, AfterValidator(_check_cache), Field(exclude=True)]
@@ -122,6 +141,13 @@ def check(owner: str, parameters: type[Parameters], values: Mapping[str, Any]) -
         near = difflib.get_close_matches(unknown[0], parameters.model_fields, 1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(parameters.model_fields)}"
         raise ParameterError(f"{owner} has no parameter {unknown[0]}; {hint}")
+    for name, value in values.items():
+        annotation = parameters.model_fields[name].annotation
+        if isinstance(value, (str, bytes)) and {float} <= set(get_args(annotation) or (annotation,)) <= {
+            float,
+            NoneType,
+        }:
+            raise ParameterError(f"{name} must be a number, got the text {value!r}")
     try:
         return parameters(**values)
     except ValidationError as error:

@@ -17,7 +17,14 @@ from flawmap.datasets.mvtec_loco import TYPES
 from flawmap.detectors import Detector
 from flawmap.errors import DatasetError, ImageError
 from flawmap.evaluation.doubts import Doubts
-from flawmap.evaluation.figures import ClassMean, Evaluation, ImageGroup, group_figures, mean_figures
+from flawmap.evaluation.figures import (
+    ClassMean,
+    Evaluation,
+    ImageGroup,
+    group_figures,
+    mean_figures,
+    promising_threshold,
+)
 from flawmap.evaluation.metrics import Rate, reliability
 from flawmap.evaluation.truth import Truth
 from flawmap.images import describe_passed_over, first_page
@@ -65,6 +72,8 @@ def evaluate(
         doubts.add(sample, prediction)
         anomaly_map, truth = prediction.anomaly_map, None
         if anomaly_map is not None:
+            if prediction.placement.affine is not None:  # pixels count where they lie in the photo
+                anomaly_map = prediction.placement.straighten(anomaly_map)
             top, left, bottom, right = prediction.placement.content
             anomaly_map = anomaly_map[top:bottom, left:right]  # the padding of a letterbox is no part of the image
             truth = _truth(model, sample, prediction, on_bad)
@@ -80,7 +89,7 @@ def evaluate(
             group.p_values.append(prediction.p_value)
         for remark in prediction.remarks:
             unusual.setdefault(remark, []).append(str(sample.path))
-    result = _summarise(good, types)
+    result = _summarise(good, types, promising_threshold(model.decision_))
     said = (*doubts.of_masks(), *doubts.of_labels(model.decision_, result.reliability))
     of_images = {remark: tuple(paths) for remark, paths in unusual.items()}
     return replace(result, warnings=(*result.warnings, *remarks, *said), remarks=of_images)
@@ -166,7 +175,7 @@ def _truth(model: Detector, sample: Sample, prediction: Prediction, on_bad: OnBa
         return None
 
 
-def _summarise(good: ImageGroup, types: dict[str, ImageGroup]) -> Evaluation:
+def _summarise(good: ImageGroup, types: dict[str, ImageGroup], threshold: float | None) -> Evaluation:
     groups = list(types.values())
     has_masks = any(group.n_masked for group in groups)
     warnings = []
@@ -176,8 +185,9 @@ def _summarise(good: ImageGroup, types: dict[str, ImageGroup]) -> Evaluation:
     for name, group in sorted(types.items()):
         if has_masks and (n_without := group.n_without_mask - group.n_empty):
             warnings.append(f"{name}: {n_without} of {len(group.scores)} images have no mask")
-        by_type[name] = group_figures(good, [group], len(group.scores))
-    overall = group_figures(good, groups, len(good.scores) + sum(len(group.scores) for group in groups))
+        by_type[name] = group_figures(good, [group], len(group.scores), threshold=threshold)
+    n_images = len(good.scores) + sum(len(group.scores) for group in groups)
+    overall = group_figures(good, groups, n_images, threshold=threshold)
     labels = [label for group in groups for label in group.labels]
     return Evaluation(
         **asdict(overall),

@@ -8,7 +8,11 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from flawmap.decision import Decision
 from flawmap.evaluation.metrics import Defect, PixelScores, Rate, Reliability, image_auroc
+
+PROMISED = 0.05
+"""False-alarm rate of the threshold at which `found_at_5` and `flagged_at_5` are taken, whatever the model's own is."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,9 @@ class Figures:
         pixel_auroc: the same over all pixels of the maps at the model's input size.
         pro_score: per-region overlap, integrated up to a false-positive rate of 0.3.
         spro_score: saturated per-region overlap, integrated up to 0.05; None of data without saturation thresholds.
+        found_at_5: share of the anomalous images above the threshold that promises 5 % false alarms, from held-out
+            scores; None of a model that was not calibrated, or on too few good images to promise that.
+        flagged_at_5: share of the good images above that threshold; None likewise.
 
     Example:
         >>> Figures(n_images=160, image_auroc=0.97, pixel_auroc=None, pro_score=None).image_auroc
@@ -32,6 +39,8 @@ class Figures:
     pixel_auroc: float | None
     pro_score: float | None
     spro_score: float | None = field(default=None, kw_only=True)
+    found_at_5: float | None = field(default=None, kw_only=True)
+    flagged_at_5: float | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -76,8 +85,9 @@ class ClassMean:
 
     Example:
         >>> by_class = {"01": Evaluation(6, 1.0, 0.8, None, {}), "02": Evaluation(4, 0.5, 0.6, None, {})}
-        >>> ClassMean(by_class, mean_figures(by_class)).mean
-        Figures(n_images=10, image_auroc=0.75, pixel_auroc=0.7, pro_score=None, spro_score=None)
+        >>> mean = ClassMean(by_class, mean_figures(by_class)).mean
+        >>> mean.n_images, mean.image_auroc, mean.pixel_auroc, mean.pro_score
+        (10, 0.75, 0.7, None)
     """
 
     by_class: dict[str, Evaluation]
@@ -129,8 +139,17 @@ class ImageGroup:
             self.pixels.add(anomaly_map, mask if self.is_anomalous else None, defects=defects)
 
 
-def group_figures(good: ImageGroup, anomalous: Sequence[ImageGroup], n_images: int) -> Figures:
-    """Figures over the good images and some groups of anomalous ones."""
+def promising_threshold(decision: Decision | None) -> float | None:
+    """The threshold that promises 5 % false alarms; None of a model whose held-out scores cannot promise that."""
+    if decision is None or decision.lowest_rate > PROMISED:
+        return None
+    return decision.at_rate(PROMISED).threshold
+
+
+def group_figures(
+    good: ImageGroup, anomalous: Sequence[ImageGroup], n_images: int, *, threshold: float | None = None
+) -> Figures:
+    """Figures over the good images and some groups of anomalous ones; `threshold` is that of `found_at_5`."""
     scores = [score for group in anomalous for score in group.scores]
     masked = [group.pixels for group in anomalous if group.n_masked]
     labels = [0] * len(good.scores) + [1] * len(scores)
@@ -140,7 +159,16 @@ def group_figures(good: ImageGroup, anomalous: Sequence[ImageGroup], n_images: i
         pixel_auroc=good.pixels.auroc(masked) if masked else None,
         pro_score=good.pixels.pro(masked) if masked else None,
         spro_score=good.pixels.spro(masked) if masked else None,
+        found_at_5=_share_above(scores, threshold),
+        flagged_at_5=_share_above(good.scores, threshold),
     )
+
+
+def _share_above(scores: Sequence[float], threshold: float | None) -> float | None:
+    """Share of scores above a threshold; None of no scores, or without one."""
+    if threshold is None or not scores:
+        return None
+    return sum(score > threshold for score in scores) / len(scores)
 
 
 def mean_figures(by_class: Mapping[str, Figures]) -> Figures:
@@ -150,5 +178,12 @@ def mean_figures(by_class: Mapping[str, Figures]) -> Figures:
         values = [value for figures in by_class.values() if (value := getattr(figures, name)) is not None]
         return sum(values) / len(values) if values else None
 
-    n_images = sum(figures.n_images for figures in by_class.values())
-    return Figures(n_images, mean("image_auroc"), mean("pixel_auroc"), mean("pro_score"), spro_score=mean("spro_score"))
+    return Figures(
+        n_images=sum(figures.n_images for figures in by_class.values()),
+        image_auroc=mean("image_auroc"),
+        pixel_auroc=mean("pixel_auroc"),
+        pro_score=mean("pro_score"),
+        spro_score=mean("spro_score"),
+        found_at_5=mean("found_at_5"),
+        flagged_at_5=mean("flagged_at_5"),
+    )

@@ -38,7 +38,7 @@ class Truth:
         source = sample.mask_path
         if source is None or not sample.is_anomalous:
             return None
-        placement, parts, remark = prediction.placement, Defects(), None
+        placement, parts, remark = prediction.placement.unaligned, Defects(), None
         if isinstance(source, DefectMasks):
             parts = source.read()
             marked = np.logical_or.reduce([mask for mask, _ in parts])

@@ -6,6 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
+from safetensors.numpy import save_file
+
+from flawmap.backbones import plain_torch
 from flawmap.detectors import Detector
 from flawmap.errors import ModelFileError, ParameterError, first_line
 from flawmap.export.graph import GraphNetwork
@@ -13,13 +16,23 @@ from flawmap.export.onnx import write_onnx
 from flawmap.export.openvino import write_openvino
 from flawmap.files import expand_home
 from flawmap.folders import replace_folder_atomically
+from flawmap.images import Preprocessing
+from flawmap.images.alignment import AlignmentRecord, pictures
 from flawmap.options import GraphDtype, GraphFormat
 from flawmap.runtime.graphs import JUDGEMENTS, OUTPUTS
-from flawmap.runtime.metadata import FILES, METADATA_FILE, DecisionMetadata, GraphMetadata, Metadata
+from flawmap.runtime.metadata import (
+    ALIGNMENT_FILE,
+    EXPORT_FILES,
+    METADATA_FILE,
+    DecisionMetadata,
+    GraphMetadata,
+    Metadata,
+)
 
 WRITERS = {"openvino": write_openvino, "onnx": write_onnx}
 
 
+@plain_torch()
 def export_model(
     model: Detector,
     folder: str | os.PathLike[str],
@@ -44,9 +57,11 @@ def export_model(
     target = expand_home(folder)
     _check(model, format, dtype, resize_inside)
     preprocessing = model.preprocessing
+    plain = Preprocessing(preprocessing.resize, preprocessing.crop, preprocessing.aspect, preprocessing.bits)
     outputs = OUTPUTS if model.localises else OUTPUTS[-1:]
-    # the score of a letterbox depends on where its padding lies, which the graph does not know
-    decision = None if model.aspect == "letterbox" else model.decision_
+    # the graph does not know where the padding of a letterbox lies, nor whether a part was found
+    aligner = model.aligner_
+    decision = None if model.aspect == "letterbox" or aligner is not None else model.decision_
     described = model.describe()
     described.get("backbone", {}).pop("weights_path", None)  # a path on this machine
     network = GraphNetwork(model.network(for_graph=True), preprocessing.window, decision)
@@ -61,15 +76,18 @@ def export_model(
                 half=dtype == "float16",
                 resize_inside=resize_inside,
             )
-            files = {name: _digest(temporary / name) for name in FILES[format] if (temporary / name).exists()}
+            if aligner is not None:
+                save_file(pictures(aligner), temporary / ALIGNMENT_FILE)
+            files = {name: _digest(temporary / name) for name in EXPORT_FILES if (temporary / name).exists()}
             Metadata(
                 decision=None if model.decision_ is None else DecisionMetadata.of(model.decision_),
                 image_size=preprocessing.resize,
                 map_size=preprocessing.input_size,
-                preprocessing=preprocessing,
+                preprocessing=plain,
                 map_scale=model.map_scale,
                 graph=GraphMetadata(format=format, dtype=dtype, resize_inside=resize_inside, files=files),
                 images=model.good_photos_,
+                alignment=None if aligner is None else AlignmentRecord.of(aligner),
                 model=described,
             ).write(temporary)
     except OSError as error:
@@ -94,13 +112,17 @@ def _check(model: Detector, format: str, dtype: str, resize_inside: bool) -> Non
         if value not in choices:
             expected = " or ".join(map(repr, choices))
             raise ParameterError(f"{name} must be {expected} for {model.name}, got {value!r}")
+    if resize_inside and model.aligner_ is not None:
+        raise ParameterError(
+            "the model aligns images before the graph sees them; the resize cannot be inside the graph"
+        )
     if resize_inside and model.aspect == "letterbox":
         raise ParameterError("the resize of a letterbox depends on each image and cannot be inside the graph")
 
 
 def _check_folder(folder: Path) -> None:
     """Raise ParameterError for what an export may not replace, OSError for what cannot be a folder."""
-    known = {METADATA_FILE, *(name for files in FILES.values() for name in files)}
+    known = {METADATA_FILE, *EXPORT_FILES}
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ParameterError(f"{folder} is a file or a link; name a new folder")
     others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.exists() else []

@@ -23,6 +23,7 @@ class GraphNetwork(nn.Module):
     def __init__(self, network: nn.Module, window: tuple[slice, slice], decision: Decision | None) -> None:
         super().__init__()
         self.network = network
+        self.n_channels: int = getattr(network, "n_channels", 3)
         self._rows, self._columns = window
         self._decides = decision is not None
         if decision is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def write_onnx(
         raise MissingDependencyError(
             f"exporting to ONNX needs {error.name}, which is not installed: pip install 'flawmap[onnx]'"
         ) from error
-    example = torch.zeros(2, *image_size, 3, dtype=torch.uint8)  # a batch of one would be taken for a constant
+    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)  # it warns of every node that it does not fold
+    n_channels = getattr(network, "n_channels", 3)
+    example = torch.zeros(2, *image_size, n_channels, dtype=torch.uint8)  # a batch of one would be taken for a constant
     batch = torch.export.Dim("batch", min=1)
     program = uninterrupted(lambda: torch.export.export(network.eval(), (example,), dynamic_shapes=({0: batch},)))
     exported: Any = torch.onnx.export(

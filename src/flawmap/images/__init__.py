@@ -1,6 +1,6 @@
 """Images: found, decoded, made ready for a model."""
 
-from flawmap.images.formats import SUFFIXES, describe_passed_over
+from flawmap.images.formats import SUFFIXES, describe_passed_over, describe_results
 from flawmap.images.masks import (
     ClassMask,
     DefectMasks,
@@ -39,6 +39,7 @@ __all__ = [
     "VideoFrame",
     "collect",
     "describe_passed_over",
+    "describe_results",
     "digest",
     "first_page",
     "inspect_mask",

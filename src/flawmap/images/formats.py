@@ -6,8 +6,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+from flawmap.errors import counted
 from flawmap.files import open_file
 
 
@@ -36,6 +38,13 @@ SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 
 SKIPPED = "__MACOSX"
 """Folder of an archive's metadata, whose files are named like images."""
+
+RUN_FOLDERS = OVERLAYS, MAPS, MASKS = ("overlays", "maps", "masks")
+"""Folders in which `flawmap predict` leaves each image's files."""
+RUN_TABLES = TABLE, LINES = ("predictions.csv", "predictions.jsonl")
+"""Tables beside them."""
+RUN = re.compile(rb"tEXtrun\0\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ-[0-9a-f]{6}")
+"""How its pictures name the run."""
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MARKS = (
@@ -77,6 +86,25 @@ def _has_mark(path: str | os.PathLike[str]) -> bool:
     return PNM.match(start) is not None
 
 
+def holds_run(folder: str, names: AbstractSet[str]) -> bool:
+    """Whether a table of an earlier run is among the files of these names in a folder."""
+    return any(name in names and _is_table(os.path.join(folder, name)) for name in RUN_TABLES)  # noqa: PTH118
+
+
+def _is_table(path: str) -> bool:
+    try:
+        with open_file(path) as stream:
+            start = stream.read(4096).removeprefix(b"\xef\xbb\xbf")
+    except (OSError, ValueError):
+        return False
+    return start.startswith(b"path,pred_score,") or (start.startswith(b'{"path": ') and b'"pred_score": ' in start)
+
+
+def describe_results(pictures: Sequence[Path]) -> str:
+    """How many pictures of earlier runs were left out."""
+    return f"{counted(len(pictures), 'picture')} left out: results of an earlier run, such as {pictures[0]}"
+
+
 def describe_passed_over(paths: Sequence[Path]) -> str:
     """How many files of which endings were passed over, and what to do about pictures and videos among them."""
     endings = Counter(path.suffix.lower() for path in paths)
@@ -84,7 +112,7 @@ def describe_passed_over(paths: Sequence[Path]) -> str:
     kinds = [f"{endings[ending]} {ending or 'without an ending'}" for ending in ranked[:SHOWN]]
     if more := sum(endings[ending] for ending in ranked[SHOWN:]):
         kinds.append(f"{more} others")
-    told = f"{len(paths)} {'file' if len(paths) == 1 else 'files'} passed over: {', '.join(kinds)}"
+    told = f"{counted(len(paths), 'file')} passed over: {', '.join(kinds)}"
     if pictures := [ending for ending in ranked if ending in RAW_SUFFIXES | OTHER_SUFFIXES]:
         told += f"; {', '.join(pictures)} cannot be read: convert them to PNG or TIFF"
     if videos := [ending for ending in ranked if ending in VIDEO_SUFFIXES]:

@@ -14,7 +14,7 @@ from flawmap.errors import ImageError
 from flawmap.files import open_file
 from flawmap.images.depth import DEEP_MODES
 from flawmap.images.read import convert, decode
-from flawmap.images.source import find_images
+from flawmap.images.search import find_images
 
 NUMBERED = DEEP_MODES | {"1", "L", "P"}
 """Modes whose values can number classes."""

@@ -182,7 +182,7 @@ def _count_avif(stream: BinaryIO) -> int:
     """Images of the first track."""
     position, end = 0, stream.seek(0, os.SEEK_END)
     for wanted in AVIF_BOXES:
-        found = next((box for box in _boxes(stream, position, end) if box[0] == wanted), None)
+        found = next((box for box in find_boxes(stream, position, end) if box[0] == wanted), None)
         if found is None:
             return 1
         _, position, end = found
@@ -190,7 +190,7 @@ def _count_avif(stream: BinaryIO) -> int:
     return min(_unpack(stream, ">L"), end)
 
 
-def _boxes(stream: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def find_boxes(stream: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Kind, first byte and end of the content of each box between two places."""
     while position + 8 <= end:
         stream.seek(position)

@@ -64,6 +64,11 @@ class Preprocessing:
         top, left = round((canvas_height - height) / 2), round((canvas_width - width) / 2)
         return slice(top, top + height), slice(left, left + width)
 
+    def content(self, resized_size: Size) -> tuple[int, int, int, int]:
+        """Where a resized image lies on the canvas: (top, left, bottom, right)."""
+        top, left = self._margin(resized_size)
+        return top, left, top + resized_size[0], left + resized_size[1]
+
     def place(self, image_size: Size) -> Placement:
         """Where the input lies on an image of this size."""
         resized = self.resize
@@ -110,6 +115,8 @@ class Preprocessing:
 
 
 def _size(value: int | Size, name: str) -> Size:
+    if name == "resize" and isinstance(value, str):
+        raise ParameterError(f"resize must be a number of pixels or (height, width) before `fit`; got {value!r}")
     sides = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(sides) != 2 or not all(_is_side(side) for side in sides):
         raise ParameterError(

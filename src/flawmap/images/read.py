@@ -21,13 +21,14 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from flawmap.errors import ImageError, ParameterError, first_line
 from flawmap.files import open_file
 from flawmap.images.depth import DEEP_MODES, check_array, scale_to_8_bits
 from flawmap.images.formats import RAW_SUFFIXES
 from flawmap.images.hints import why_missing
+from flawmap.images.holes import LOOKS, find_damage
 from flawmap.images.memory import MACHINE_MEMORY
 from flawmap.images.pages import ImagePage, turn_to
 from flawmap.images.photo import Photo
@@ -80,7 +81,7 @@ _PILLOW_IS_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 _lock = threading.Lock()
 _n_readers = 0
-_limits: list[int | None] = []
+_settings: list[tuple[int | None, bool]] = []
 
 
 def read_image(source: ImageSource, *, name: str | None = None) -> NDArray[np.uint8]:
@@ -120,7 +121,7 @@ def decode(source: str | os.PathLike[str] | ImagePage) -> tuple[Image.Image, int
 
 def _read(source: ImageSource, name: str, bits: int | None, held: ExitStack) -> Photo:
     if isinstance(source, np.ndarray):
-        return _from_array(source, name, bits)
+        return _from_array(np.asarray(source), name, bits)  # of a subclass, such as a matrix
     if isinstance(source, VideoFrame):
         with FrameReader() as frames:
             return Photo(frames.read(source))
@@ -162,7 +163,7 @@ def _decode(source: str | os.PathLike[str] | ImagePage, held: ExitStack) -> tupl
             held.enter_context(_memory.hold(n_pixels * a_pixel, name))
             if number != 1 and directory is None:  # an animation is drawn up to this page
                 turn_to(image, number, name)
-            return _load(image)
+            return _load(image, name)
 
 
 def _open(stream: BinaryIO, directory: Directory | None, name: str, suffix: str) -> Image.Image:
@@ -177,8 +178,10 @@ def _open(stream: BinaryIO, directory: Directory | None, name: str, suffix: str)
         raise
 
 
-def _load(image: Image.Image) -> tuple[Image.Image, int]:
+def _load(image: Image.Image, name: str) -> tuple[Image.Image, int]:
     """Decode an image that was opened: the image, upright, and the bits of a sample."""
+    if image.format in LOOKS and (damage := find_damage(image)) is not None:
+        raise ImageError(name, f"is damaged: {damage}; copy or record it again")
     bits = 16 if image.mode in DEEP_MODES else 8
     unpackers = [str(tile[3]) for tile in getattr(image, "tile", [])]
     if image.format in {"TIFF", "PNG"} and any(";16" in unpacker for unpacker in unpackers):
@@ -198,7 +201,7 @@ def _from_pil(image: Image.Image, name: str, held: ExitStack) -> tuple[Image.Ima
     if is_opened and path and Path(path).is_file():
         return _decode(path, held)
     with _explained(name), _pillow_for_large_images(MAX_PIXELS):
-        return _load(image)
+        return _load(image, name)
 
 
 def _check_size(size: tuple[int, int], n_pixels: int, mode: str, n_bytes: int, name: str, *, is_raw: bool) -> None:
@@ -332,7 +335,7 @@ def _over_white(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, 
 def _remarked(rgb: NDArray[np.uint8], bits: int, highest: int | None, remarks: tuple[str, ...] = ()) -> Photo:
     """The photo, with a remark if it shows nothing at all."""
     rows = chain(rgb[:: max(1, len(rgb) // 16)], rgb)  # some rows say of nearly all photos that they show something
-    if rgb.shape[:2] != (1, 1) and all((row == rgb[0, 0]).all() for row in rows):
+    if all((row == rgb[0, 0]).all() for row in rows):
         remarks = (*remarks, ONE_COLOUR)
     return Photo(rgb, bits, highest, remarks)
 
@@ -366,16 +369,16 @@ def _from_array(array: NDArray[Any], name: str, used: int | None) -> Photo:
 
 @contextmanager
 def _pillow_for_large_images(max_pixels: int) -> Iterator[None]:
-    """Let Pillow open and decode up to `max_pixels`, without its warnings (of size, of odd metadata).
+    """Let Pillow open and decode up to `max_pixels`, without its warnings (of size, of odd metadata); no cut files.
 
-    Both settings belong to the process, and images are decoded in several threads: the first reader sets them, the last
-    one restores them. `warnings.catch_warnings` would not do, it puts back a list that another thread has replaced.
+    They belong to the process, and images are decoded in several threads: the first reader sets them, the last one
+    restores them. `warnings.catch_warnings` would not do, it puts back a list that another thread has replaced.
     """
     global _n_readers
     with _lock:
         if _n_readers == 0:
-            _limits.append(Image.MAX_IMAGE_PIXELS)
-            Image.MAX_IMAGE_PIXELS = max_pixels
+            _settings.append((Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES))
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = max_pixels, False
         if _PILLOW_IS_QUIET not in warnings.filters:
             cast(list[Any], warnings.filters).insert(0, _PILLOW_IS_QUIET)
         _n_readers += 1
@@ -385,6 +388,6 @@ def _pillow_for_large_images(max_pixels: int) -> Iterator[None]:
         with _lock:
             _n_readers -= 1
             if _n_readers == 0:
-                Image.MAX_IMAGE_PIXELS = _limits.pop()
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = _settings.pop()
                 while _PILLOW_IS_QUIET in warnings.filters:
                     cast(list[Any], warnings.filters).remove(_PILLOW_IS_QUIET)

@@ -21,6 +21,7 @@ import PIL
 from PIL import Image, TiffImagePlugin
 
 from flawmap.errors import ImageError
+from flawmap.images.holes import find_damage_in_strip
 from flawmap.images.pages import NO_PAGE, REDUCED
 
 PILLOW_TIFF_MARKS = tuple(TiffImagePlugin.PREFIXES)
@@ -56,6 +57,8 @@ RAW = 1
 DNG_VERSION = 50706
 """A tag of raw photos in Adobe's format."""
 JPEGS = {6, 7}
+JPEG_TABLES = 347
+"""A tag with what the JPEG data of all blocks share."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Directory:
         planar: whether each sample has a plane of its own.
         reversed_bits: whether the first pixel is in the lowest bits.
         subsampling: of YCbCr, pixels that share their colour, across and down.
+        tables: what the JPEG data of all blocks share, or b"".
         is_preview: whether it is a smaller copy, or of a raw photo, whose pixels lie elsewhere.
     """
 
@@ -90,6 +94,7 @@ class Directory:
     is_big_endian: bool
     reversed_bits: bool
     subsampling: tuple[int, ...]
+    tables: bytes
     is_preview: bool
 
     @classmethod
@@ -132,6 +137,7 @@ class Directory:
             is_big_endian=header[:2] == b"MM",
             reversed_bits=_one(tags, 266, 1) == 2,
             subsampling=_all(tags, 530, (2, 2)),
+            tables=bytes(tags.get(JPEG_TABLES, b"")),
             is_preview=bool(_one(tags, 254) & REDUCED) or DNG_VERSION in tags,
         )
 
@@ -233,14 +239,30 @@ def check_tiff(stream: BinaryIO, n_bytes: int, name: str, number: int = 1) -> Di
     if min(directory.width, directory.height, *directory.block) < 1:
         raise ImageError(name, f"is damaged: it is said to have {directory.width} x {directory.height} pixels")
     if directory.is_preview:
-        raise ImageError(
-            name, "is the preview of a raw photo or of a larger image; save that as TIFF or PNG"
-        )
+        raise ImageError(name, "is the preview of a raw photo or of a larger image; save that as TIFF or PNG")
     if not directory.is_read:
         raise refusal(directory, name)
     if (missing := directory.missing(n_bytes)) is not None:
         raise ImageError(name, f"is damaged or cut short: it lacks {missing}; copy or record it again")
+    if (damage := _find_hole(stream, directory)) is not None:
+        raise ImageError(name, f"is damaged: {damage}; copy or record it again")
     return directory
+
+
+def _find_hole(stream: BinaryIO, directory: Directory) -> str | None:
+    """What zeros in strips or tiles show, in words. The stream stays where it is."""
+    if directory.compression == RAW:
+        return None
+    position = stream.tell()
+    try:
+        for offset, length in zip(directory.offsets, directory.lengths, strict=False):
+            stream.seek(offset)
+            damage = find_damage_in_strip(stream.read(length), directory.compression, directory.tables)
+            if damage is not None:
+                return damage
+    finally:
+        stream.seek(position)
+    return None
 
 
 def refusal(directory: Directory, name: str) -> ImageError:

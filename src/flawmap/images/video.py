@@ -22,6 +22,8 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 MOST_DAMAGED = 100
 """Frames in a row that cannot be decoded, after which a video counts as ended."""
+DEPENDENT = set(map(ord, "PBSpb"))
+"""Types of frames that are drawn upon others."""
 ESTIMATED = 0.01
 """Share of the frames by which the number in a header may be wrong in a video that is whole."""
 
@@ -49,6 +51,7 @@ class FrameReader:
         self._capture: Any = None
         self._next = 0
         self._is_open = False
+        self._is_sound = True  # whether what the next frame is drawn upon was decoded
 
     def read(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """RGB (H, W, 3) uint8. Raises ImageError for a video or frame that cannot be decoded.
@@ -61,9 +64,16 @@ class FrameReader:
         while self._is_open and self._next <= frame.index:
             grabbed = self._capture.grab()  # False for a damaged frame; the next one may be whole
             self._next += 1
+            self._is_sound = grabbed and (self._is_sound or self._stands_alone())
         decoded, pixels = self._capture.retrieve() if grabbed else (False, None)
         if not decoded or pixels is None:
             raise ImageError(str(frame), self._reason(frame.path))
+        if not self._is_sound:
+            raise ImageError(
+                str(frame),
+                "is drawn upon a frame that cannot be decoded; the video is damaged up to the next key frame, copy it "
+                "again",
+            )
         return np.ascontiguousarray(pixels[..., ::-1]).astype(np.uint8, copy=False)
 
     def close(self) -> None:
@@ -80,6 +90,12 @@ class FrameReader:
     ) -> None:
         self.close()
 
+    def _stands_alone(self) -> bool:
+        """Whether the frame that was grabbed is drawn upon no other; True where OpenCV does not know."""
+        name = getattr(_opencv(), "CAP_PROP_FRAME_TYPE", None)
+        kind = 0 if name is None else int(self._capture.get(name))
+        return kind not in DEPENDENT
+
     def _reason(self, path: Path) -> str:
         """Why a frame cannot be decoded."""
         if not path.is_file():
@@ -91,7 +107,7 @@ class FrameReader:
     def _open(self, path: Path) -> None:
         self.close()
         self._capture = self._capture or _opencv().VideoCapture()
-        self._path, self._next = path, 0
+        self._path, self._next, self._is_sound = path, 0, True
         self._is_open = _open(self._capture, path)
 
 

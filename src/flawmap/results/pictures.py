@@ -40,7 +40,7 @@ def overlay(
     factor = min(1.0, max_side / max(rgb.shape[:2]))
     height, width = max(1, round(rgb.shape[0] * factor)), max(1, round(rgb.shape[1] * factor))
     picture = Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX)
-    shown = replace(prediction, placement=replace(prediction.placement, image_size=(height, width)))  # only proportions
+    shown = replace(prediction, placement=prediction.placement.on((height, width)))
     low, high = scale
     strength = np.clip((shown.original_map() - low) / max(high - low, 1e-12), 0, 1)
     knots = np.linspace(0, 1, len(TURBO))

@@ -17,10 +17,8 @@ from pathlib import Path, PurePosixPath
 
 from flawmap.files import check_replaceable, claim, name_file, open_file, remove_leftovers, replace_atomically
 from flawmap.folders import flush, put_in_place, recover_folder
+from flawmap.images.formats import LINES, RUN_FOLDERS, TABLE
 
-TABLE, LINES = "predictions.csv", "predictions.jsonl"
-OVERLAYS, MAPS, MASKS = FOLDERS = ("overlays", "maps", "masks")
-"""Folders of each image's files."""
 FILE_COLUMNS = ("overlay", "anomaly_map", "pred_mask")
 """Fields of a row that name a file."""
 INSIDE = "results"
@@ -77,7 +75,7 @@ def _is_exchangeable(target: Path) -> bool:
 def _holds_only_results(folder: Path) -> bool:
     """Whether every file in a folder is a table, or is named in the table. Raises OSError, ValueError."""
     named = {TABLE, LINES}
-    started = tuple(f"{folder}/" for folder in FOLDERS)
+    started = tuple(f"{folder}/" for folder in RUN_FOLDERS)
     if (folder / LINES).exists():
         with open_file(folder / LINES) as lines:
             for line in lines:

@@ -15,11 +15,15 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from flawmap.errors import ModelFileError, first_line
 from flawmap.files import open_file
 from flawmap.folders import recover_folder
-from flawmap.runtime.metadata import FILES, METADATA_FILE, Metadata
+from flawmap.images import Preprocessing
+from flawmap.images.alignment import COLOURS, GREY, AlignedPreprocessing
+from flawmap.runtime.metadata import ALIGNMENT_FILE, EXPORT_FILES, FILES, METADATA_FILE, Metadata
 
 Content = bytes | NDArray[np.uint8]
 """A file's bytes: of constants an array that a graph can use in its place."""
@@ -39,10 +43,29 @@ class Export:
     metadata: Metadata
     contents: dict[str, Content]
 
+    def preprocessing(self) -> Preprocessing:
+        """What makes the graph's images of any. Raises ModelFileError."""
+        plain, record = self.metadata.preprocessing, self.metadata.alignment
+        if record is None:
+            return plain
+        path = self.folder / ALIGNMENT_FILE
+        try:
+            pictures = load(bytes(self.contents[ALIGNMENT_FILE]))
+            if {name: picture.shape for name, picture in pictures.items()} != record.shapes:
+                raise ValueError("its pictures are not those of the metadata")
+            if not all(np.isfinite(picture).all() for picture in pictures.values()):
+                raise ValueError("its pictures are not finite")
+        except (SafetensorError, ValueError) as error:
+            raise ModelFileError(f"{path}: is damaged ({first_line(error)}); export again") from error
+        aligner = record.restore(pictures[GREY], pictures[COLOURS], plain.resize)
+        return AlignedPreprocessing.of_aligner(plain, aligner)
+
 
 def read_export(folder: Path) -> Export:
     """Read and check an export folder. Raises ModelFileError."""
     recover_folder(folder)
+    if os.path.isfile(folder):  # noqa: PTH113 (Path.is_file raises for names that are too long)
+        raise ModelFileError(f"{folder}: is a file, not a folder of `flawmap export`; a model file is for flawmap.load")
     for _ in range(TRIES - 1):
         before = _state_of(folder)
         try:
@@ -63,7 +86,7 @@ def _state_of(folder: Path) -> tuple[int, ...] | None:
 
 
 def _read_once(folder: Path) -> Export:
-    names = (METADATA_FILE, *(name for files in FILES.values() for name in files))
+    names = (METADATA_FILE, *EXPORT_FILES)
     opened: dict[str, BinaryIO | OSError] = {}
     with ExitStack() as stack:
         for name in names:

@@ -70,7 +70,7 @@ class OpenVinoGraph:
             shared = openvino.Tensor(self._constants, shared_memory=True)
             model = core.read_model(export.contents[graph], shared)
             height, width = (-1, -1) if metadata.graph.resize_inside else metadata.image_size
-            wanted = [-1, height, width, 3]
+            wanted = [-1, height, width, metadata.n_channels]
             if model.input(INPUT).partial_shape != openvino.PartialShape(wanted):
                 raise ValueError(f"its images are {model.input(INPUT).partial_shape}, its metadata says {wanted}")
             self._outputs = _outputs_of(metadata)
@@ -129,7 +129,7 @@ class OnnxGraph:
         if set(inputs) != {INPUT} or not set(self._outputs) <= outputs:
             raise _not_exported(path, f"its inputs are {', '.join(inputs)}, its outputs {', '.join(sorted(outputs))}")
         fixed = [side for side in inputs[INPUT].shape if isinstance(side, int)]
-        wanted = [3] if metadata.graph.resize_inside else [*metadata.image_size, 3]
+        wanted = [3] if metadata.graph.resize_inside else [*metadata.image_size, metadata.n_channels]
         if fixed != wanted:
             raise _not_exported(path, f"its images are {inputs[INPUT].shape}, its metadata says {wanted}")
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.decision import Decision, judge
+from flawmap.decision import Decision, judge, label_batch
 from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError
 from flawmap.files import expand_home
 from flawmap.images import ImageCollection, ImageInput, Loaded, Preprocessing, collect, load_image, stream
-from flawmap.options import OnBad, PrecisionChoice
+from flawmap.options import Fdr, OnBad, PrecisionChoice
 from flawmap.prediction import Prediction
 from flawmap.runtime.export_files import read_export
 from flawmap.runtime.graphs import Result, open_graph
@@ -37,6 +37,8 @@ class Inspector:
     Attributes:
         metadata: the checked content of metadata.json.
         decision_: thresholds and held-out scores, from metadata.json; None if the model was not calibrated.
+
+    A pickled one, or a copy, opens its folder again, as it then is.
 
     Raises ModelFileError for a folder that is damaged, hostile or too new, MissingDependencyError for a missing
     OpenVINO or ONNX Runtime, ParameterError for what is no path and for a device that is not available.
@@ -75,10 +77,12 @@ class Inspector:
     ) -> None:
         self.folder = expand_home(folder)
         self.workers = workers
+        self._given = {"device": device, "threads": threads, "precision": precision}
         export = read_export(self.folder)
         self.metadata = export.metadata
         described = self.metadata.decision
         self.decision_: Decision | None = None if described is None else described.to_decision()
+        self._preprocessing = export.preprocessing()
         self._graph = open_graph(export, device, threads, precision)
 
     @property
@@ -89,7 +93,7 @@ class Inspector:
     @property
     def preprocessing(self) -> Preprocessing:
         """From an image of any size to the model's input."""
-        return self.metadata.preprocessing
+        return self._preprocessing
 
     @property
     def threshold_(self) -> float:
@@ -109,7 +113,7 @@ class Inspector:
         return self.metadata.map_scale
 
     def predict(
-        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None, fdr: Fdr = None
     ) -> Prediction | list[Prediction]:
         """Score images: a Prediction of one image, else a list of them in input order.
 
@@ -118,6 +122,7 @@ class Inspector:
             on_bad: called with the ImageError of each image that cannot be used; of many images it is then left out. A
                 single image that cannot be used raises ImageError in any case.
             batch_size: images per step; None to choose.
+            fdr: label the images by this false-discovery rate (`flawmap.decision.discover`), not by the threshold.
         """
         _check_batch_size(batch_size)
         try:
@@ -128,17 +133,23 @@ class Inspector:
             if on_bad is not None:
                 on_bad(error)
             raise
-        return self._judge([image])[0] if collection.single else list(self._predict(collection, on_bad, batch_size))
+        if collection.single:
+            [one] = self._judge([image])
+            return one if fdr is None else next(label_batch([one], fdr))
+        predictions = self._predict(collection, on_bad, batch_size)
+        return list(predictions if fdr is None else label_batch(predictions, fdr))
 
     def iter_predict(
-        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None
+        self, images: ImageInput, *, on_bad: OnBad | None = None, batch_size: int | None = None, fdr: Fdr = None
     ) -> Iterator[Prediction]:
         """Score images one after the other, in input order, in bounded memory; arguments as in `predict`.
 
-        Each image of an iterator, such as a camera, is scored before the next one is asked for.
+        Each image of an iterator, such as a camera, is scored before the next one is asked for. With `fdr` all are
+        scored, and kept in memory with their maps, before the first is given.
         """
         _check_batch_size(batch_size)
-        return self._predict(collect(images), on_bad, batch_size)
+        predictions = self._predict(collect(images), on_bad, batch_size)
+        return predictions if fdr is None else label_batch(predictions, fdr)
 
     def score_batch(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Raw image scores (N,) and anomaly maps (N, h, w), if there are any, of ready images, RGB (N, H, W, 3) uint8.
@@ -148,6 +159,13 @@ class Inspector:
         """
         maps, scores = self._run(self._checked(images))
         return scores, maps
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What opens its folder again, in another process or for a copy."""
+        return {"folder": self.folder.absolute(), "workers": self.workers, **self._given}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     def _predict(
         self, collection: ImageCollection, on_bad: OnBad | None, batch_size: int | None
@@ -185,7 +203,12 @@ class Inspector:
             got = getattr(images, "dtype", type(images).__name__)
             raise ParameterError(f"expected a uint8 array (N, H, W, 3), got {got}")
         fixed = None if self.metadata.graph.resize_inside else self.metadata.image_size
-        if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape or fixed not in (None, images.shape[1:3]):
+        if (
+            images.ndim != 4
+            or images.shape[3] != self.metadata.n_channels
+            or 0 in images.shape
+            or fixed not in (None, images.shape[1:3])
+        ):
             raise ParameterError(
                 f"expected RGB images (N, H, W, 3) of {fixed or 'any'} (height, width), at least one; got shape "
                 f"{images.shape}. Resize them, use `predict`, or export with the resize inside"

@@ -17,12 +17,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from flawmap.decision import PIXEL_RATES, Decision, GoodPhotos
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Preprocessing
+from flawmap.images.alignment import AlignmentRecord
 from flawmap.options import GraphDtype, GraphFormat, Precision
 from flawmap.prediction import Size
 
 FORMAT_VERSION = 2
 METADATA_FILE = "metadata.json"
-EDITED = ("threshold", "false_alarm_rate", "pixel_threshold", "pixel_false_alarm_rate")
+ALIGNMENT_FILE = "alignment.safetensors"
+EDITED = (
+    "threshold", "false_alarm_rate", "confidence", "false_alarm_bound_95", "pixel_threshold", "pixel_false_alarm_rate"
+)  # fmt: skip
 """What people and programs change in the decision: the digest leaves it out."""
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -34,6 +38,8 @@ FILES: dict[GraphFormat, tuple[str, ...]] = {
     "onnx": ("model.onnx", "model.onnx.data"),
 }
 """Files of a graph; the first is the one to open. Only large graphs have model.onnx.data."""
+EXPORT_FILES = (*(name for files in FILES.values() for name in files), ALIGNMENT_FILE)
+"""Files that an export may have beside its metadata."""
 
 
 class _Record(BaseModel):
@@ -52,6 +58,9 @@ class DecisionMetadata(_Record):
     Attributes:
         threshold: images with higher scores are anomalous.
         false_alarm_rate: share of good images above it; `threshold` follows from it if that is null.
+        confidence: with which that rate holds; null if it holds on average.
+        false_alarm_bound_95: upper bound of that share at 95 % confidence, for those who read the file; reading ignores
+            it, because it follows from the scores.
         pixel_threshold: pixels with higher map values are anomalous.
         pixel_false_alarm_rate: share of good images' pixels above it.
         leave_one_out_scores: held-out image scores of the good images.
@@ -62,6 +71,8 @@ class DecisionMetadata(_Record):
 
     threshold: float | None
     false_alarm_rate: Rate | None
+    confidence: Rate | None = None
+    false_alarm_bound_95: float | None = None
     pixel_threshold: float | None
     pixel_false_alarm_rate: Rate | None
     leave_one_out_scores: tuple[Distance, ...] = Field(min_length=1)
@@ -84,6 +95,8 @@ class DecisionMetadata(_Record):
         return cls(
             threshold=decision.threshold,
             false_alarm_rate=decision.false_alarm_rate,
+            confidence=decision.confidence,
+            false_alarm_bound_95=decision.bound(),
             pixel_threshold=decision.pixel_threshold if decision.localises else decision.pixel_value,
             pixel_false_alarm_rate=decision.pixel_false_alarm_rate if decision.pixel_value is None else None,
             leave_one_out_scores=tuple(decision.scores.tolist()),
@@ -103,7 +116,8 @@ class DecisionMetadata(_Record):
         if self.pixel_threshold is not None and self.pixel_threshold != decision.pixel_threshold:
             decision = replace(decision, pixel_value=self.pixel_threshold)
         if self.false_alarm_rate is not None:
-            decision = decision.at_rate(self.false_alarm_rate)
+            rate, confidence = self.false_alarm_rate, self.confidence
+            decision = decision.at_rate(rate) if confidence is None else decision.certified(rate, confidence)
         if self.threshold is not None and self.threshold != decision.threshold:
             decision = decision.at_value(self.threshold)
         return decision
@@ -120,7 +134,7 @@ class GraphMetadata(_Record):
     @model_validator(mode="after")
     def _known_files(self) -> Self:
         known = FILES[self.format]
-        if known[0] not in self.files or not set(self.files) <= set(known):
+        if known[0] not in self.files or not set(self.files) <= {*known, ALIGNMENT_FILE}:
             raise ValueError(f"expected the files {', '.join(known)}, got {', '.join(self.files) or 'none'}")
         return self
 
@@ -137,6 +151,7 @@ class Metadata(_Record):
             no output for them.
         graph: its files.
         images: sizes and depth of the good images' photos; None in older exports.
+        alignment: how images are aligned before the graph sees them, by the pictures of alignment.safetensors; or None.
         model: what was exported, for the record: class, backbone, layers, number of good images, versions.
         digest: `fingerprint` of the rest; None in format 1.
     """
@@ -149,8 +164,14 @@ class Metadata(_Record):
     map_scale: tuple[float, float] | None
     graph: GraphMetadata
     images: GoodPhotos | None = None
+    alignment: AlignmentRecord | None = None
     model: dict[str, Any]
     digest: Digest | None = None
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of the graph's images: RGB, and of aligned ones what they show."""
+        return 3 if self.alignment is None else 4
 
     @property
     def fitted_in(self) -> Precision:
@@ -165,6 +186,10 @@ class Metadata(_Record):
         Preprocessing.of(sizes.resize, sizes.crop, sizes.aspect, sizes.bits)  # a ParameterError is a ValueError
         if self.image_size != sizes.resize or self.map_size != sizes.input_size:
             raise ValueError("image_size and map_size are not those of its preprocessing")
+        if (self.alignment is not None) != (ALIGNMENT_FILE in self.graph.files):
+            raise ValueError(f"alignment and {ALIGNMENT_FILE} are there together, or neither")
+        if self.graph.resize_inside and self.alignment is not None:
+            raise ValueError("a graph does not align")
         if self.graph.resize_inside and sizes.aspect == "letterbox":
             raise ValueError("a graph does not letterbox")
         if self.decision is not None and bool(self.decision.pixel_quantiles) != (self.map_scale is not None):

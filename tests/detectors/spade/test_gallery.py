@@ -57,7 +57,7 @@ def test_a_gallery_streamed_into_a_file_is_a_safetensors_file(tmp_path, cache_mb
     path = tmp_path / "part"
     gallery = filled(5, cache_mb)
     small = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
-    write_model_file(path, {"key": "value"}, small, {"gallery": Streamed((5, ROW), gallery.rows())})
+    write_model_file(path, {"key": "value"}, {**small, "gallery": Streamed((5, ROW), gallery.rows())})
     tensors = load_file(path)
     assert tensors["gallery"][:, 7].tolist() == [0, 1, 2, 3, 4]
     assert tensors["b"].tolist() == [0, 1, 2]
@@ -69,7 +69,7 @@ def test_a_gallery_streamed_into_a_file_is_a_safetensors_file(tmp_path, cache_mb
 def test_a_row_that_is_damaged_under_its_reader_is_named(tmp_path, cache_mb):
     path = tmp_path / "part"
     values = np.arange(3 * ROW, dtype=np.float32).reshape(3, ROW)
-    write_model_file(path, {"key": "value"}, {}, {"gallery": Streamed((3, ROW), values)})
+    write_model_file(path, {"key": "value"}, {"gallery": Streamed((3, ROW), values)})
     opened = Gallery.open(ModelFile(path), "gallery", cache_mb=0)
     assert opened.row(2).tolist() == values[2].tolist()
     changed = bytearray(path.read_bytes())
@@ -89,6 +89,6 @@ def test_a_row_that_is_damaged_under_its_reader_is_named(tmp_path, cache_mb):
 def test_a_row_that_is_not_finite_is_named(tmp_path):
     values = np.zeros((3, ROW), np.float32)
     values[1, 5] = np.nan
-    write_model_file(tmp_path / "part", {"key": "value"}, {}, {"gallery": Streamed((3, ROW), values)})
+    write_model_file(tmp_path / "part", {"key": "value"}, {"gallery": Streamed((3, ROW), values)})
     with pytest.raises(ModelFileError, match="row 2 of tensor 'gallery' holds NaN"):
         Gallery.open(ModelFile(tmp_path / "part"), "gallery", cache_mb=100)

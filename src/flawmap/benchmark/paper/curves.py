@@ -54,7 +54,7 @@ def plot_results(
         for category in sorted({run.category for run in own}):
             curves = _plot_curves([run for run in own if run.category == category], f"{category} ({dataset})")
             add(f"{dataset}, {category}: curves", f"{dataset}_{category}_curves.png", curves)
-        for measure in BY_CLASS:
+        for measure in (name for name in BY_CLASS if name != "flagged_at_5"):  # which the curves show
             if any(run.figures.get(measure) is not None for run in own):
                 bars = _plot_bars(own, measure, dataset)
                 add(f"{dataset}: {MEASURES[measure][0]} by class", f"{dataset}_{measure}.png", bars)
@@ -86,6 +86,8 @@ def _plot_curves(runs: Sequence[Run], title: str) -> Figure:
             curves = [run.curves[name] for run in runs if run.system == system and name in run.curves]
             if curves:
                 axes.plot(RATES[name], np.mean(curves, axis=0), label=system, linewidth=1.2, **_line(i))
+            if name == "image_roc" and (point := _at_5([run for run in runs if run.system == system])) is not None:
+                axes.scatter(*point, s=24, color=f"C{i % COLOURS}", zorder=3)
         axes.set(title=heading, xlabel="false-positive rate", ylabel=what, ylim=(0, 1.01))
     figure.suptitle(title)
     return _with_legend(figure)
@@ -117,6 +119,16 @@ def _plot_bars(runs: Sequence[Run], measure: str, dataset: str) -> Figure:
         axes.set(xlim=(-0.15, per_row), ylim=(max(min(tops) - 5, 0), 100), ylabel=f"{MEASURES[measure][0]}, %")
     figure.suptitle(dataset)
     return _with_legend(figure)
+
+
+def _at_5(runs: Sequence[Run]) -> tuple[float, float] | None:
+    """Shares of good and of anomalous images above the threshold for 5 % false alarms; None without them."""
+    pairs = [(run.figures.get("flagged_at_5"), run.figures.get("found_at_5")) for run in runs]
+    known = [(x, y) for x, y in pairs if x is not None and y is not None]
+    if not known:
+        return None
+    x, y = np.mean(known, axis=0)
+    return float(x), float(y)
 
 
 def _line(i: int) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def measure_footprint(system: System, *, n_images: int) -> dict[str, float | Non
     if len(detectors) != 1:
         raise ParameterError(f"{system.name} is several models; time and memory are measured of one")
     [model] = detectors
+    model.calibrate = None  # what a fit takes is not measured
     n_needed = min(n_images, FEW) if isinstance(model, STEADY) else n_images
     model.fit(_images(n_needed, model.preprocessing))
     batch = np.stack(_images(1, model.preprocessing))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +16,9 @@ from flawmap.benchmark.paper.plan import Group, Plan, asked_classes, class_paths
 from flawmap.benchmark.paper.published import PAPER_TABLES
 from flawmap.benchmark.paper.results import Results, Run
 from flawmap.benchmark.paper.scores import run_curves, run_figures
-from flawmap.benchmark.paper.shared_features import Advance, SharedFeatures, score_shared, steady_backbone
+from flawmap.benchmark.paper.shared_features import Advance, SharedFeatures, SharedModels, steady_backbone
 from flawmap.benchmark.paper.systems import System, systems_without_data
+from flawmap.decision import Decision
 from flawmap.detectors import Detector, PaDiM
 from flawmap.errors import BackboneError, DatasetError, FlawmapError, ImageError
 from flawmap.evaluation.figures import ImageGroup
@@ -228,7 +229,12 @@ class _Worker:
         good, anomalous = ImageGroup(is_anomalous=False), ImageGroup(is_anomalous=True)
         picture = self._picture(images.name)
         gallery = Gallery(images.test) if with_picture and not picture.exists() else None
-        predictions = score_shared(padims, shared, advance) if shared else _score(detectors, images, advance)
+        if shared is not None:
+            models = SharedModels(padims, shared, advance)
+            decision, predictions = models.held_out(), models.predictions(advance)
+        else:
+            [detector] = detectors
+            decision, predictions = _fit(detector, images, advance), _score(detector, images, advance)
         for index, prediction in enumerate(predictions):
             mask = images.mask(index, detectors[0].preprocessing, prediction.placement)
             group = anomalous if images.test[index].is_anomalous else good
@@ -242,7 +248,7 @@ class _Worker:
             images.name,
             system.name,
             seed,
-            run_figures(good, anomalous),
+            run_figures(good, anomalous, decision),
             n_train=len(images.train),
             n_test=len(images.test),
             curves=run_curves(good, anomalous),
@@ -283,11 +289,15 @@ class _Worker:
         return self._plan.output / "galleries" / f"{category}.jpg"
 
 
-def _score(detectors: Sequence[Detector], images: ClassImages, advance: Advance) -> Iterator[Prediction]:
-    """Fit any one detector, by the interface of all detectors, and yield a prediction of every test image."""
-    [detector] = detectors
+def _fit(detector: Detector, images: ClassImages, advance: Advance) -> Decision | None:
+    """Fit any one detector, by the interface of all detectors; gives its held-out scores, if it has some."""
     detector.fit(list(images.train))
     advance(len(images.train))
+    return detector.decision_
+
+
+def _score(detector: Detector, images: ClassImages, advance: Advance) -> Iterator[Prediction]:
+    """A prediction of every test image."""
     for prediction in detector.iter_predict([image.source for image in images.test]):
         yield prediction
         advance(1)

@@ -8,7 +8,8 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.evaluation.figures import ImageGroup, group_figures
+from flawmap.decision import Decision
+from flawmap.evaluation.figures import ImageGroup, group_figures, promising_threshold
 from flawmap.evaluation.metrics import PixelScores
 from flawmap.evaluation.metrics.pixel_scores import MAX_FPR
 
@@ -20,10 +21,14 @@ RATES: Mapping[str, NDArray[np.float64]] = {
 """False-positive rates of each stored curve."""
 
 
-def run_figures(good: ImageGroup, anomalous: ImageGroup) -> dict[str, float | None]:
-    """Image AUROC, pixel AUROC and PRO, each from 0 to 1, or None where it is not defined."""
-    figures = asdict(group_figures(good, [anomalous], 0))
-    return {name: figures[name] for name in ("image_auroc", "pixel_auroc", "pro_score")}
+FIGURES = ("image_auroc", "pixel_auroc", "pro_score", "found_at_5", "flagged_at_5")
+"""Figures of a run; the last two, of the threshold for 5 % false alarms, are missing in files of earlier versions."""
+
+
+def run_figures(good: ImageGroup, anomalous: ImageGroup, decision: Decision | None = None) -> dict[str, float | None]:
+    """`FIGURES`, each from 0 to 1, or None where it is not defined; `decision` holds the held-out scores."""
+    figures = asdict(group_figures(good, [anomalous], 0, threshold=promising_threshold(decision)))
+    return {name: figures[name] for name in FIGURES}
 
 
 def run_curves(good: ImageGroup, anomalous: ImageGroup) -> dict[str, list[float]]:

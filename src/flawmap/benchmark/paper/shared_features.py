@@ -11,6 +11,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,17 +22,18 @@ from torch import Tensor
 
 from flawmap.backbones import Backbone, load_backbone, pick_device
 from flawmap.benchmark.paper.class_images import ClassImages
+from flawmap.decision import Decision
 from flawmap.detectors import PaDiM
 from flawmap.detectors.anomaly_map import anomaly_maps
 from flawmap.detectors.batches import batch_size, in_batches
 from flawmap.detectors.padim.embedding import draw_channels
 from flawmap.detectors.padim.fit import FIT_BATCH, reduced_hierarchy
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise, squared_distances
-from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization
+from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization, leave_one_out
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, update
 from flawmap.errors import BackboneError, ParameterError
 from flawmap.images import Preprocessing, stream
-from flawmap.options import Runtime
+from flawmap.options import MIN_IMAGES, Runtime
 from flawmap.prediction import Placement, Prediction
 
 SCORE_BATCH = 8
@@ -135,7 +137,12 @@ def steady_backbone(model: PaDiM, n_images: int) -> Backbone:
     runtimes: tuple[Runtime, ...] = ("openvino", "torch") if on_cpu else ("torch",)
     for runtime in runtimes:
         load = partial(
-            load_backbone, model.backbone, pretrained=model.pretrained, weights=model.weights, runtime=runtime
+            load_backbone,
+            model.backbone,
+            pretrained=model.pretrained,
+            weights=model.weights,
+            runtime=runtime,
+            input_size=model.preprocessing.input_size,
         )
         backbone = load()
         if not set(model.layers or ()) <= set(backbone.layers):
@@ -151,26 +158,58 @@ def steady_backbone(model: PaDiM, n_images: int) -> Backbone:
     return backbone
 
 
-def score_shared(models: Sequence[PaDiM], features: SharedFeatures, advance: Advance) -> Iterator[Prediction]:
-    """Fit each model, then yield a prediction of every test image, whose map (H, W) is the sum over the models.
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """A PaDiM that was learnt from shared features: its layers, Gaussians, and what regularised them."""
+
+    layers: list[int]
+    factor: Factor
+    sharing: float
+
+
+class SharedModels:
+    """PaDiMs that are fitted on shared features, and whose maps (H, W) are summed.
 
     Used of the models are `layers`, `n_features`, `reduction`, `seed` and `regularization`.
     """
-    learnt = []
-    for i, model in enumerate(models):  # an image counts once, however many models learn it
-        learnt.append((features.layers_of(model), _learn(model, features, advance if i == 0 else lambda _: None)))
-    used = sorted({layer for layers, _ in learnt for layer in layers})
-    for placements, maps in features.test(SCORE_BATCH, used):
-        total = torch.zeros(len(placements), *features.preprocessing.input_size)
-        for layers, factor in learnt:
-            columns = factor.hierarchy.select([maps[used.index(layer)] for layer in layers])
-            total += anomaly_maps(squared_distances(factor, columns).sqrt_(), features.preprocessing.input_size)
-        for placement, anomaly_map in zip(placements, total.numpy(), strict=True):
-            yield Prediction(None, float(anomaly_map.max()), anomaly_map, placement)
-        advance(len(placements))
+
+    def __init__(self, models: Sequence[PaDiM], features: SharedFeatures, advance: Advance) -> None:
+        self._features = features
+        self._learnt = [  # an image counts once, however many models learn it
+            _learn(model, features, advance if i == 0 else lambda _: None) for i, model in enumerate(models)
+        ]
+        self._used = sorted({layer for one in self._learnt for layer in one.layers})
+
+    def held_out(self) -> Decision | None:
+        """Leave-one-out image scores of the training images, by the closed form; None of fewer than three images."""
+        count = self._features.n_train
+        if count < MIN_IMAGES:
+            return None
+        scores = []
+        for maps in self._features.train(SCORE_BATCH, self._used):
+            total = self._sum(maps, lambda one, squared: leave_one_out(squared, count, sharing=one.sharing))
+            scores.append(total.flatten(1).amax(dim=1).numpy())
+        return Decision(np.concatenate(scores), np.zeros(0, np.float32))
+
+    def predictions(self, advance: Advance) -> Iterator[Prediction]:
+        """A prediction of every test image."""
+        for placements, maps in self._features.test(SCORE_BATCH, self._used):
+            total = self._sum(maps, lambda _, squared: squared)
+            for placement, anomaly_map in zip(placements, total.numpy(), strict=True):
+                yield Prediction(None, float(anomaly_map.max()), anomaly_map, placement)
+            advance(len(placements))
+
+    def _sum(self, maps: Sequence[Tensor], change: Callable[[Learnt, Tensor], Tensor]) -> Tensor:
+        """Summed anomaly maps (B, H, W) of the models; `change` is done to each one's squared distances."""
+        size = self._features.preprocessing.input_size
+        total = torch.zeros(len(maps[0]), *size)
+        for one in self._learnt:
+            columns = one.factor.hierarchy.select([maps[self._used.index(layer)] for layer in one.layers])
+            total += anomaly_maps(change(one, squared_distances(one.factor, columns)).sqrt_(), size)
+        return total
 
 
-def _learn(model: PaDiM, features: SharedFeatures, advance: Advance) -> Factor:
+def _learn(model: PaDiM, features: SharedFeatures, advance: Advance) -> Learnt:
     layers = features.layers_of(model)
     shapes = [features.shapes[layer] for layer in layers]
     channels = draw_channels(sum(n for n, _ in shapes), model.n_features, model.seed)
@@ -185,4 +224,5 @@ def _learn(model: PaDiM, features: SharedFeatures, advance: Advance) -> Factor:
             probe.take(columns, range(moments.count, moments.count + columns[0].shape[1]))
         update(moments, columns)
         advance(len(maps[0]))
-    return factorise(moments, regularization=regularization or choose_regularization(moments, probe))
+    chosen = regularization or choose_regularization(moments, probe)
+    return Learnt(layers, factorise(moments, regularization=chosen), chosen.sharing)

@@ -13,6 +13,7 @@ from typing import Any
 from flawmap.backbones import load_backbone, pick_device
 from flawmap.detectors import ITAE, SPADE, VAE, Detector, GANomaly, MahalanobisAD, PaDiM, PatchSVDD
 from flawmap.detectors.trained.detector import TrainedDetector
+from flawmap.options import Calibration
 
 OWN = {
     "Rd100": "PaDiM-{}-Rd100",
@@ -106,14 +107,17 @@ def systems(settings: Settings, *, n_neighbors: int | None = None) -> dict[str, 
     if settings.backbone != "wide_resnet50_2":
         known.append(_system("PaDiM-WR50-Rd550", PaDiM, regularized, preset="padim-wr50-rd550", is_random=True))
         pooled = {"image_layer": image_layer, "variant": "paper", "n_neighbors": n_neighbors}
-        known.append(_system("SPADE here", SPADE, {**own, **plain, **pooled}))
+        known.append(_system("SPADE here", SPADE, {**own, **plain, **pooled}, calibrate="leave-one-out"))
     if settings.backbone != "efficientnet_b5":
         known.append(_system("PaDiM-EfficientNet-B5", PaDiM, regularized, preset="padim-effnet-b5"))
     if settings.backbone != "efficientnet_b4":
-        known.append(_system("MahalanobisAD here", MahalanobisAD, {**own, **plain, "layers": levels}))
+        parameters = {**own, **plain, "layers": levels}
+        known.append(_system("MahalanobisAD here", MahalanobisAD, parameters, calibrate="leave-one-out"))
     neighbors = {} if n_neighbors is None else {"n_neighbors": n_neighbors}
-    known.append(_system("SPADE", SPADE, {**plain, **neighbors}, preset="spade-wr50"))
-    known.append(_system("MahalanobisAD", MahalanobisAD, plain, preset="mahalanobis-ad-effnet-b4", own_size=True))
+    left_out: dict[str, Any] = {"calibrate": "leave-one-out"}
+    known.append(_system("SPADE", SPADE, {**plain, **neighbors}, preset="spade-wr50", **left_out))
+    effnet: dict[str, Any] = {"preset": "mahalanobis-ad-effnet-b4", "own_size": True}
+    known.append(_system("MahalanobisAD", MahalanobisAD, plain, **effnet, **left_out))
     return {system.name: system for system in [*known, *_trained_systems(settings)]}
 
 
@@ -137,12 +141,16 @@ def _system(
     preset: str | None = None,
     own_size: bool = False,
     is_random: bool = False,
+    calibrate: Calibration | None = None,
 ) -> System:
-    """A system of one detector for each of `parts`, which are parameters; `own_size`: at the size of its own paper."""
+    """A system of one detector for each of `parts`, which are parameters; `own_size`: at the size of its own paper.
+
+    PaDiMs share their features, and get held-out scores there. A network learns from all good images, as in its paper.
+    """
     new = kind if preset is None else partial(kind.from_preset, preset)
 
     def make(seed: int, size: Mapping[str, Any]) -> Sequence[Detector]:
-        given = {"seed": seed, "calibrate": None, **({} if own_size else size)}
+        given = {"seed": seed, "calibrate": calibrate, **({} if own_size else size)}
         return [new(**given, **part) for part in parts]
 
     return System(name, make, is_random)

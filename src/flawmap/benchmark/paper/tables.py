@@ -20,11 +20,15 @@ MEASURES = {
     "image_auroc": ("image AUROC", 100, 1),
     "pixel_auroc": ("pixel AUROC", 100, 1),
     "pro_score": ("PRO", 100, 1),
+    "found_at_5": ("found at 5 %", 100, 1),
+    "flagged_at_5": ("flagged at 5 %", 100, 1),
     "seconds": ("s", 1, 3),
     "gigabytes": ("GB", 1, 3),
 }
 """Name of a measure in tables, its unit (per cent for shares), and its decimals."""
-BY_CLASS = ("image_auroc", "pixel_auroc", "pro_score")
+AT_5 = ("found_at_5", "flagged_at_5")
+"""Shares of the anomalous and of the good images above the threshold that promises 5 % false alarms."""
+BY_CLASS = ("image_auroc", "pixel_auroc", "pro_score", *AT_5)
 """Measures of each class."""
 SHOWN = {"all": "all channels", "sum": "sum of layers"}
 """Names of some systems in tables."""
@@ -99,15 +103,18 @@ def paper_table(table: PaperTable, runs: Sequence[Run], settings: Settings) -> T
 
 
 def class_table(dataset: str, runs: Sequence[Run]) -> Table:
-    """All systems on all measured classes of a data set, given its runs."""
+    """All systems on all measured classes of a data set, given its runs, and their means over several classes."""
     rows = []
-    for category in sorted({run.category for run in runs}):
+    categories = sorted({run.category for run in runs})
+    places = [(category, [category]) for category in categories]
+    places += [(f"mean of {len(categories)}", categories)] if len(categories) > 1 else []
+    for place, names in places:
         for system in dict.fromkeys(run.system for run in runs):
-            found = [summarise(runs, system, [category], measure) for measure in BY_CLASS]
+            found = [summarise(runs, system, names, measure) for measure in BY_CLASS]
             if seeds := max((one.n_seeds for one in found if one), default=0):
                 count = bool(_uneven([(system, found)]))
                 figures = [_ours(one, measure, count=count) for one, measure in zip(found, BY_CLASS, strict=True)]
-                rows.append((category, SHOWN.get(system, system), str(seeds), *figures))
+                rows.append((place, SHOWN.get(system, system), str(seeds), *figures))
     header = ("class", "system", "seeds", *(MEASURES[measure][0] for measure in BY_CLASS))
     return Table(f"{dataset}, class by class", header, tuple(rows))
 
@@ -234,6 +241,8 @@ def run_notes(runs: Sequence[Run], measures: Sequence[str]) -> tuple[str, ...]:
 
 
 def _why(run: Run, measure: str) -> str:
+    if measure in AT_5:
+        return _why_not_at_5(run, measure)
     if measure == "image_auroc":
         return "no image AUROC, the test images are all good or all anomalous"
     if run.n_without_mask:
@@ -241,3 +250,11 @@ def _why(run: Run, measure: str) -> str:
     if run.figures.get("image_auroc") is None:
         return f"no {MEASURES[measure][0]}, the test images are all good or none has a mask"
     return "does not localise"
+
+
+def _why_not_at_5(run: Run, measure: str) -> str:
+    if measure not in run.figures:
+        return "nothing at 5 % false alarms, an earlier version made the run"
+    if all(run.figures[name] is None for name in AT_5):
+        return "nothing at 5 % false alarms, no held-out scores or fewer than 19"
+    return f"no share {MEASURES[measure][0]}, the test images are all good or all anomalous"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
+from flawmap.backbones import plain_torch
 from flawmap.detectors.batches import batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import Record, Stored
@@ -26,12 +27,15 @@ from flawmap.detectors.padim.leave_one_out import REFIT_BELOW
 from flawmap.detectors.parameters import CacheMegabytes, GroupRule, whole_number
 from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, collect, stream
+from flawmap.images.alignment import COLOURS, GREY, AlignmentRecord, pictures
 from flawmap.model_file import Streamed, is_finite
-from flawmap.options import Calibration, FactorDtype, PrecisionChoice
+from flawmap.options import Alignment, Calibration, FactorDtype, PrecisionChoice
 
 MAX_LAYERS = 5
 MAX_CHANNELS = MAX_LAYERS * 65536
 """Highest index of a channel that a model file may name."""
+KNOWN = "alignment.known"
+"""Tensor (cells,) of the coarsest level: 1 where enough good images show a cell."""
 COMPONENTS = "pca.components"
 """Tensor (channels, n_features) of a model reduced by principal components."""
 _PAPER_IMAGES: dict[str, Any] = {"resize": 256, "crop": 224, "regularization": 0.01}
@@ -49,6 +53,7 @@ class LearntRecord(Record):
 
     channels: tuple[Annotated[int, Field(ge=0, le=MAX_CHANNELS)], ...] = Field(min_length=1, max_length=65536)
     regularization: RegularizationRecord
+    alignment: AlignmentRecord | None = None
 
 
 def _check_regularization(value: object) -> object:
@@ -97,6 +102,8 @@ class PaDiM(FeatureDetector):
             "n_features": None,
             **_PAPER_IMAGES,
         },
+        # Of no paper: block 8 of 12 alone, of patches of 14 pixels (32 x 32 of them, 384 channels).
+        "padim-dinov2-s": {"backbone": "vit_small_patch14_dinov2", "layers": ("blocks.8",), "resize": 448},
     }
     factor_dtypes = get_args(FactorDtype)
     calibrations = get_args(Calibration)
@@ -127,6 +134,13 @@ class PaDiM(FeatureDetector):
         PrecisionChoice,
         Field(description='Of the backbone. "bfloat16" is twice as fast where the processor has it; "auto": there.'),
     ] = "float32"
+    align: Annotated[
+        Alignment,
+        Field(
+            description='Whether parts are turned and shifted to lie alike: "none", "shift", "rigid", "similarity"; '
+            '"auto" takes what helps on the good images.'
+        ),
+    ] = "none"
     groups: Annotated[
         GroupRule,
         Field(
@@ -144,6 +158,7 @@ class PaDiM(FeatureDetector):
         CacheMegabytes, Field(description="Memory for images and their embeddings between the two passes of a fit.")
     ] = 448
 
+    @plain_torch()
     def distances(self, images: ImageInput, *, batch_size: int | None = None) -> NDArray[np.float32]:
         """Patch distances (N, h, w) on the finest layer's grid, before up-sampling and smoothing (equation 2)."""
         backbone, head = self.backbone_, PaDiMHead(self.factor_, self.preprocessing.input_size)
@@ -168,6 +183,7 @@ class PaDiM(FeatureDetector):
         return mean_at(self.factor_, position).numpy(), covariance_at(self.factor_, position).numpy()
 
     def _learn(self, good: GoodImages) -> HeldOutScores | None:
+        self.aligner_ = good.align(self.align)
         backbone = self._load_backbone(
             self.layers, n_images=good.at_least, most_layers=MAX_LAYERS, precision=self.precision
         )
@@ -179,6 +195,11 @@ class PaDiM(FeatureDetector):
             size = good.batch_size or batch_size(input_size)
             features = (backbone.features(batch.pixels) for batch in good.look_ahead(size))
         hierarchy = reduced_hierarchy(self.shapes_, channels, self.reduction, self.n_features, features)
+        if self.aligner_ is not None and any(side % n for side, n in zip(input_size, hierarchy.grid, strict=True)):
+            raise ParameterError(
+                f"alignment needs an input of whole cells of {hierarchy.grid}, got {input_size}; choose a resize that "
+                f"is a multiple of 32, or align='none'"
+            )
         learnt = learn(
             good,
             backbone,
@@ -211,11 +232,15 @@ class PaDiM(FeatureDetector):
         return LearntRecord(
             channels=tuple(self.channels_.tolist()),
             regularization=RegularizationRecord(ridge=regularization.ridge, sharing=regularization.sharing),
+            alignment=None if self.aligner_ is None else AlignmentRecord.of(self.aligner_),
         ).model_dump(mode="json")
 
     def _tensors(self, dtype: FactorDtype) -> dict[str, Tensor | Streamed]:
         factor = self.factor_
         tensors: dict[str, Tensor | Streamed] = {}
+        if self.aligner_ is not None and factor.known is not None:
+            tensors |= {name: torch.from_numpy(picture) for name, picture in pictures(self.aligner_).items()}
+            tensors[KNOWN] = factor.known
         if factor.hierarchy.projection is not None:
             tensors[COMPONENTS] = factor.hierarchy.projection.components
         for i, level in enumerate(factor.hierarchy.levels):
@@ -231,7 +256,17 @@ class PaDiM(FeatureDetector):
         layers = () if record is None else record.layers
         channels = np.array(learnt.channels, np.int64)
         hierarchy = self._described_hierarchy(channels)
-        tensors = stored.read(self._expected_shapes(hierarchy, layers))
+        shapes = self._expected_shapes(hierarchy, layers)
+        if learnt.alignment is not None:
+            shapes |= {**learnt.alignment.shapes, KNOWN: (hierarchy.levels[0].n_cells,)}
+            if not hierarchy.is_nested or any(
+                side % n for side, n in zip(self.preprocessing.input_size, hierarchy.grid, strict=True)
+            ):
+                raise ParameterError("an aligned model's grids do not nest")
+        tensors = stored.read(shapes)
+        if learnt.alignment is not None:
+            grey, colours = (tensors[name].cpu().numpy() for name in (GREY, COLOURS))
+            self.aligner_ = learnt.alignment.restore(grey, colours, self.preprocessing.resize)
         names = [self._level_name(level, layers) for level in hierarchy.levels]
         if hierarchy.projection is not None:
             hierarchy = replace(hierarchy, projection=replace(hierarchy.projection, components=tensors[COMPONENTS]))
@@ -242,6 +277,7 @@ class PaDiM(FeatureDetector):
             mean=[tensors[f"{name}.mean"] for name in names],
             cross=[no_cross, *(tensors[f"{name}.cross"] for name in names[1:])],
             own=[tensors[f"{name}.own"] for name in names],
+            known=tensors.get(KNOWN),
         )
         self.channels_ = channels
         self.regularization_ = Regularization(learnt.regularization.ridge, learnt.regularization.sharing)

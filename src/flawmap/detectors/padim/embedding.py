@@ -16,16 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from flawmap.backbones import Backbone
 from flawmap.errors import ParameterError
 from flawmap.prediction import Size
 
+SHOWN = 255
+"""Fourth channel of an aligned image where it shows something."""
 CHUNK_BYTES = 32 * 2**20
 """How large a block of intermediate results may be."""
 
@@ -177,6 +181,40 @@ class Hierarchy:
             counts[0].index_add_(0, parent, per_group)
         return counts
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether every cell lies in one cell of each coarser level, and is the only one at its position."""
+        return self.cell is None or all(
+            level.group_parent is None and level.n_cells == level.n_positions for level in self.levels
+        )
+
+    @cached_property
+    def coarsest_of_cells(self) -> list[Tensor]:
+        """Cell of the coarsest level that each cell lies in: (cells,) per level."""
+        found = [torch.arange(self.levels[0].n_cells, device=self.levels[0].channels.device)]
+        for level in self.levels[1:]:
+            found.append(level.coarser(found[-1], slice(None)).repeat_interleave(level.children))
+        return found
+
+    @cached_property
+    def coarsest_of_positions(self) -> list[Tensor]:
+        """The same of each position of a level's own grid, where grids nest: (positions,) per level."""
+        found = []
+        for level, coarsest in zip(self.levels, self.coarsest_of_cells, strict=True):
+            found.append(coarsest if level.own is None else torch.empty_like(coarsest).scatter_(0, level.own, coarsest))
+        return found
+
+    def to_finest(self, per_cell: Tensor) -> Tensor:
+        """Spread (..., cells) of the coarsest level, of grids that nest, over the finest grid (..., h, w)."""
+        cells = self.coarsest_of_cells[-1]
+        positions = per_cell[..., cells if self.cell is None else cells[self.cell]]
+        return positions.reshape(*per_cell.shape[:-1], *self.grid)
+
+    @property
+    def coarsest_grid(self) -> Size:
+        """Grid of the coarsest level."""
+        return self.levels[0].grid
+
     def ancestors(self, position: int) -> list[int]:
         """Cell of every level, coarse to fine, in which a position of the finest grid lies."""
         path = [position if self.cell is None else int(self.cell[position])]
@@ -248,6 +286,25 @@ def embed(backbone: Backbone, hierarchy: Hierarchy, pixels: NDArray[np.uint8]) -
                 columns.append(part.new_empty(len(part), len(pixels), part.shape[2]))
             columns[level][:, here] = part
     return columns
+
+
+def shown_cells(pixels: NDArray[np.uint8], hierarchy: Hierarchy, device: torch.device) -> Tensor | None:
+    """Which cells of the coarsest level images show, (cells, B) float32; None of images (B, h, w, 3): all."""
+    if pixels.shape[3] == 3:
+        return None
+    shown = torch.from_numpy(np.ascontiguousarray(pixels[..., 3])).to(device)
+    return seen_cells(shown, hierarchy.coarsest_grid).flatten(1).T
+
+
+def seen_cells(shown: Tensor, grid: Size) -> Tensor:
+    """Which cells of a grid an image shows as a whole: (B, h, w), 1 or 0 float32.
+
+    From the fourth channel (B, H, W) of aligned images, 255 where they show something, of a whole number of cells.
+    """
+    strides = [int(side) // cells for side, cells in zip(shown.shape[1:], grid, strict=True)]
+    hidden = (shown < SHOWN).float()[:, None]
+    seen: Tensor = 1 - max_pool2d(hidden, strides, strides)[:, 0]
+    return seen
 
 
 def spread_positions(grid: Size, n_positions: int) -> list[int]:

@@ -21,6 +21,7 @@ from flawmap.detectors.padim.embedding import (
     draw_channels,
     embed,
     project_hierarchy,
+    shown_cells,
 )
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise
 from flawmap.detectors.padim.gaussian.leave_one_out import (
@@ -73,7 +74,7 @@ def learn(
     moments = _learn_moments(good, backbone, hierarchy, size, probe=probe, kept=kept)
     chosen, whitening, vectors = _compare(good, probe, moments, finds=calibrate != "holdout")
     regularization = chosen if regularization is None else regularization
-    count = moments.count
+    count, seen = moments.count, moments.seen
     groups = _groups_to_score(good, calibrate)
     refits = calibrate == "leave-one-out" and any(is_large(len(group), count, refit_below) for group in groups)
     factor = factorise(moments, regularization=regularization, in_place=not refits)
@@ -88,7 +89,8 @@ def learn(
         input_size,
         step=good.batch_size or size,
         kept=kept,
-        whitening=whitening,
+        seen=seen,
+        as_vectors=lambda columns, seen: whitening(probe.at_positions(columns, seen)),
         moments=moments if refits else None,
         refit_below=refit_below,
     )
@@ -97,7 +99,7 @@ def learn(
         score = calibrator.held_out if calibrate == "holdout" else calibrator.left_out
         held_out = score(groups, advance)
     held_out.duplicates = _duplicates(
-        good.group_of,
+        good.grouping.groups,
         [*probe.indices, *(sorted(held_out.indices) if calibrate == "holdout" else [])],
         np.concatenate([vectors, *calibrator.vectors]),
     )
@@ -108,11 +110,11 @@ def _compare(
     good: GoodImages, probe: Probe, moments: Moments, *, finds: bool
 ) -> tuple[Regularization, Whitening, NDArray[np.float32]]:
     """Choose the regularisation by groups, found first if `finds`; and what tells near-duplicates: vectors (N, D)."""
-    chosen = choose_regularization(moments, probe, good.group_of)
+    chosen = choose_regularization(moments, probe, good.grouping.groups)
     whitening = probe.whitening(moments, strongest_regularization(moments))
     vectors = probe.vectors(whitening)
     if finds and _join_alike(good, probe, probe.whitening(moments, chosen), vectors):
-        chosen = choose_regularization(moments, probe, good.group_of)
+        chosen = choose_regularization(moments, probe, good.grouping.groups)
     return chosen, whitening, vectors
 
 
@@ -121,14 +123,14 @@ def _join_alike(good: GoodImages, probe: Probe, whitening: Whitening, near: NDAr
 
     Neighbours are compared by the model of all images, near-duplicates by the vectors `near` (N, D).
     """
-    free = set(good.ungrouped)
+    free = set(good.grouping.ungrouped)
     rows = [row for row, index in enumerate(probe.indices) if index in free]
     if not rows:
         return False
     indices = [probe.indices[row] for row in rows]
     pairs = near_duplicates(near[rows], range(len(rows)))
     found = find_groups(probe.vectors(whitening)[rows], [good.names[index] for index in indices], pairs)
-    good.join([[indices[i] for i in group] for group in found])
+    good.grouping.join([[indices[i] for i in group] for group in found])
     return bool(found)
 
 
@@ -159,20 +161,23 @@ def _learn_moments(
     good: GoodImages, backbone: Backbone, hierarchy: Hierarchy, size: int, *, probe: Probe, kept: KeptEmbeddings
 ) -> Moments:
     """Moments of all images; the probe and what is kept get every batch too."""
-    moments = Moments.empty(hierarchy, backbone.device)
+    moments = Moments.empty(hierarchy, backbone.device, masked=good.aligned)
     pending: list[Sequence[Tensor]] = []
+    masks: list[Tensor] = []
     for batch in good.first(size):
         columns = embed(backbone, hierarchy, batch.pixels)
         check_finite(columns, batch)
-        probe.take(columns, batch.indices)
+        seen = shown_cells(batch.pixels, hierarchy, backbone.device)
+        probe.take(columns, batch.indices, seen)
         kept.add(batch.indices, columns)
         pending.append(columns)
+        masks += [] if seen is None else [seen]
         n_bytes = sum(part.nbytes for part in columns)
         if sum(part[0].shape[1] for part in pending) >= FIT_BATCH or (len(pending) + 1) * n_bytes > FIT_BYTES:
-            update(moments, _join(pending))
-            pending = []
+            update(moments, _join(pending), torch.cat(masks, dim=1) if masks else None)
+            pending, masks = [], []
     if pending:
-        update(moments, _join(pending))
+        update(moments, _join(pending), torch.cat(masks, dim=1) if masks else None)
     if moments.count < 2:
         raise TrainingSetError(
             f"PaDiM learns a spread and needs at least 2 good images, got {moments.count} usable; "

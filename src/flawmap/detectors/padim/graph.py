@@ -11,9 +11,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from flawmap.detectors.anomaly_map import smoothing_operator
-from flawmap.detectors.padim.embedding import Level, Projection, finest_grid, nearest_positions
+from flawmap.detectors.padim.embedding import Level, Projection, finest_grid, nearest_positions, seen_cells
 from flawmap.detectors.padim.gaussian.factor import Factor
 from flawmap.prediction import Size
 
@@ -32,14 +33,23 @@ class PaDiMHead(nn.Module):
         grid = factor.hierarchy.grid
         device = torch.device("cpu") if for_graph else factor.mean[0].device
         self.distances = _Distances(factor, for_graph)
+        self.grid, self.coarsest = grid, factor.hierarchy.coarsest_grid
+        self.known: Tensor | None
+        known = None if factor.known is None else factor.known.reshape(1, 1, *self.coarsest).to(device)
+        self.register_buffer("known", known)
         self.rows: Tensor
         self.columns: Tensor
         self.register_buffer("rows", smoothing_operator(grid[0], input_size[0]).clone().to(device))
         self.register_buffer("columns", smoothing_operator(grid[1], input_size[1]).T.contiguous().to(device))
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Anomaly maps (N, H, W) and image scores (N,)."""
-        maps = self.rows @ self.distances(features) @ self.columns
+    def forward(self, features: Sequence[Tensor], shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Anomaly maps (N, H, W) and image scores (N,); images show only pixels where `shown` (N, H, W) is 255."""
+        distances = self.distances(features)
+        if shown is not None:
+            seen = seen_cells(shown, self.coarsest)[:, None]
+            seen = seen if self.known is None else seen * self.known
+            distances = distances * interpolate(seen, size=self.grid, mode="nearest")[:, 0]
+        maps = self.rows @ distances @ self.columns
         return maps, maps.flatten(1).amax(dim=1)
 
 

@@ -21,9 +21,9 @@ from flawmap.detectors.anomaly_map import anomaly_maps
 from flawmap.detectors.batches import Batch
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.good_images import GoodImages
-from flawmap.detectors.padim.embedding import embed
+from flawmap.detectors.padim.embedding import embed, shown_cells
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise, inner_products, squared_distances
-from flawmap.detectors.padim.gaussian.leave_one_out import Whitening, leave_group_out, leave_one_out
+from flawmap.detectors.padim.gaussian.leave_one_out import leave_group_out, leave_one_out
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, merge, subtract, update
 from flawmap.options import MIN_IMAGES
 from flawmap.prediction import Size
@@ -104,26 +104,26 @@ class Calibrator:
         *,
         step: int,
         kept: KeptEmbeddings,
-        whitening: Whitening,
+        seen: Tensor | None = None,
+        as_vectors: Callable[[Sequence[Tensor], Tensor | None], NDArray[np.float32]],
         moments: Moments | None = None,
         refit_below: int = REFIT_BELOW,
     ) -> None:
         self._backbone, self._factor, self._regularization, self._count = backbone, factor, regularization, count
         self._good, self._input_size, self._step, self._moments = good, input_size, step, moments
         self._kept, self._refit_below = kept, refit_below
-        self._whitening = whitening
+        self._counts: int | Tensor = count  # images that show each position of the finest grid
+        if seen is not None:
+            self._counts = factor.hierarchy.to_finest(seen)
+        self._as_vectors = as_vectors
         self.vectors: list[NDArray[np.float32]] = []
         self._result = HeldOutScores()
 
     def held_out(self, groups: Sequence[Sequence[int]], advance: Callable[[int], None]) -> HeldOutScores:
         """Scores of images that were not learnt, given the indices of each group's."""
         numbers = {index: number for number, group in enumerate(groups) for index in group}
-
-        def plain(factor: Factor, columns: Sequence[Tensor]) -> Tensor:
-            self.vectors.append(self._whitening.of_columns(columns))
-            return squared_distances(factor, columns)
-
-        self._score(self._embedded(sorted(numbers), self._step), numbers, plain, self._factor, advance)
+        embedded = (self._compared(batch) for batch in self._embedded(sorted(numbers), self._step))
+        self._score(embedded, numbers, squared_distances, self._factor, advance)
         return self._result
 
     def left_out(self, groups: Sequence[Sequence[int]], advance: Callable[[int], None]) -> HeldOutScores:
@@ -135,10 +135,11 @@ class Calibrator:
         sharing = self._regularization.sharing
 
         def one_out(factor: Factor, columns: Sequence[Tensor]) -> Tensor:
-            return leave_one_out(squared_distances(factor, columns), self._count, sharing=sharing)
+            return leave_one_out(squared_distances(factor, columns), self._counts, sharing=sharing)
 
         def group_out(factor: Factor, columns: Sequence[Tensor]) -> Tensor:
-            squared = leave_group_out(inner_products(factor, columns), self._count, sharing=sharing)
+            counts = self._counts.flatten() if isinstance(self._counts, Tensor) else self._counts
+            squared = leave_group_out(inner_products(factor, columns), counts, sharing=sharing)
             return squared.T.reshape(-1, *factor.hierarchy.grid)
 
         small = [group for group in groups if not self._is_large(group)]
@@ -160,12 +161,13 @@ class Calibrator:
         """Score a group by the Gaussians fitted without it."""
         if self._moments is None:
             raise ValueError("the moments were not kept, but a group is large")
-        part = Moments.empty(self._moments.hierarchy, self._backbone.device)
+        masked = self._moments.seen is not None
+        part = Moments.empty(self._moments.hierarchy, self._backbone.device, masked=masked)
         embedded: Iterable[Batch] = self._embedded(group, self._step)
         if len(group) <= self._step:
             embedded = list(embedded)  # for the scores too
         for batch in embedded:
-            update(part, batch.embedding)
+            update(part, batch.embedding, self._shown(batch))
         subtract(self._moments, part)
         try:
             factor = factorise(self._moments, regularization=self._regularization)
@@ -186,10 +188,21 @@ class Calibrator:
         """Add the scores of some images, by squared distances (B, h, w) of a batch."""
         result = self._result
         for batch in embedded:
-            maps = anomaly_maps(distances(factor, batch.embedding).sqrt_(), self._input_size).cpu().numpy()
+            found, shown = distances(factor, batch.embedding).sqrt_(), self._shown(batch)
+            if shown is not None and factor.known is not None:
+                found = found * factor.hierarchy.to_finest((shown * factor.known[:, None]).T)
+            maps = anomaly_maps(found, self._input_size).cpu().numpy()
             for index, image, anomaly_map in zip(batch.indices, batch.images, maps, strict=True):
                 result.add_map(index, anomaly_map, image.placement, group=numbers[index])
             advance(len(batch.images))
+
+    def _compared(self, batch: Batch) -> Batch:
+        """The batch, whose vectors are kept."""
+        self.vectors.append(self._as_vectors(batch.embedding, self._shown(batch)))
+        return batch
+
+    def _shown(self, batch: Batch) -> Tensor | None:
+        return shown_cells(batch.pixels, self._factor.hierarchy, self._backbone.device)
 
     def _embedded(self, indices: Sequence[int], size: int) -> Iterator[Batch]:
         """Images of these indices in batches of up to `size`, with their embeddings."""

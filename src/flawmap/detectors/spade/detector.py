@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from flawmap.backbones import CATALOGUE, feature_levels
+from flawmap.backbones import feature_levels, plain_torch, usual_layers
 from flawmap.detectors.batches import Batch, batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import Record, Stored
@@ -132,6 +132,7 @@ class SPADE(FeatureDetector):
         typical = search.typical_distance(self._layout, self._known, n_neighbors=self.n_neighbors_)
         return 1.5 * typical, 8 * typical
 
+    @plain_torch()
     def distances(self, images: ImageInput, *, batch_size: int | None = None) -> list[NDArray[np.float32]]:
         """Patch distances (N, h, w) before up-sampling and smoothing: one array, or one per layer of variant "port"."""
         self._check_fitted()
@@ -225,13 +226,13 @@ class SPADE(FeatureDetector):
 
     def _choose_layers(self) -> tuple[tuple[str, ...], str]:
         """The layers whose patches are compared, and the one that is pooled."""
-        levels = feature_levels(self.backbone) if self.layers is None or self.image_layer is None else ()
-        entry = CATALOGUE.get(self.backbone)
-        layers = self.layers if self.layers is not None else (entry.layers if entry else ()) or levels[1:4]
+        layers = usual_layers(self.backbone) if self.layers is None else self.layers
         if not 1 <= len(layers) <= MAX_LAYERS:
             raise ParameterError(f"layers must be one to {MAX_LAYERS} distinct names, got {list(layers)}")
-        last = (level for level in reversed(levels) if level not in ("bn1", "bn2"))
-        return tuple(layers), self.image_layer or next(last)
+        if self.image_layer is not None:
+            return tuple(layers), self.image_layer
+        last = (level for level in reversed(feature_levels(self.backbone)) if level not in ("bn1", "bn2"))
+        return tuple(layers), next(last)
 
     def _count_neighbors(self, n_images: int) -> int:
         """K; raises for too few good images, and for more than a gallery has room for."""

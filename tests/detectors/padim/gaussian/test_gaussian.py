@@ -13,6 +13,7 @@ from flawmap.detectors.padim.gaussian.factor import (
     squared_distances,
     typical_distance,
 )
+from flawmap.detectors.padim.gaussian.leave_one_out import leave_one_out
 from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, merge, subtract, update
 from flawmap.errors import ParameterError, TrainingSetError
 
@@ -202,3 +203,69 @@ def test_moments_of_other_shapes_do_not_merge():
     other = Moments.empty(build_hierarchy([(2, 2)], [3], draw_channels(3, 2, 0)))
     with pytest.raises(ParameterError, match="cannot be merged"):
         merge(one, other)
+
+
+@pytest.fixture
+def partly_shown():
+    """A nested hierarchy, embeddings per level, and which coarse cells each of 30 images shows."""
+    rng = np.random.default_rng(3)
+    hierarchy = build_hierarchy([(8, 8), (4, 4)], [5, 4], np.arange(9))
+    columns = [torch.from_numpy(rng.normal(size=(n, 30, d)).astype(np.float32)) for n, d in ((16, 4), (64, 5))]
+    seen = torch.from_numpy((rng.random((16, 30)) < 0.7).astype(np.float32))
+    return hierarchy, columns, seen
+
+
+def test_each_position_learns_from_the_images_that_show_it(partly_shown):
+    hierarchy, columns, seen = partly_shown
+    moments = Moments.empty(hierarchy, masked=True)
+    for part in (slice(0, 11), slice(11, 12), slice(12, 30)):
+        update(moments, [column[:, part] for column in columns], seen[:, part])
+    whole = factorise(moments, regularization=Regularization(0.1))
+    distances = squared_distances(whole, columns)
+    for position in range(64):
+        coarse = position // 16 * 4 + position % 8 // 2
+        both = np.concatenate([columns[0][coarse].numpy(), columns[1][position].numpy()], axis=1).astype(np.float64)
+        shown = both[seen[coarse].numpy() > 0]
+        mean, covariance = naive.fit(shown[None], 0.1)
+        expected = naive.squared_distances(both[None], mean, covariance)[0]
+        assert distances[:, position // 8, position % 8].numpy() == pytest.approx(expected, rel=1e-3)
+
+
+def test_masked_moments_merge_and_subtract(partly_shown):
+    hierarchy, columns, seen = partly_shown
+    parts = []
+    for part in (slice(0, 20), slice(20, 30), slice(0, 30)):
+        parts.append(Moments.empty(hierarchy, masked=True))
+        update(parts[-1], [column[:, part] for column in columns], seen[:, part])
+    first, second, whole = parts
+    merge(first, second)
+    for ours, theirs in zip(first.mean + first.own + first.cross, whole.mean + whole.own + whole.cross, strict=True):
+        assert torch.allclose(ours.double(), theirs.double(), atol=1e-4)
+    assert torch.equal(first.seen, whole.seen)
+    subtract(first, second)
+    alone = Moments.empty(hierarchy, masked=True)
+    update(alone, [column[:, :20] for column in columns], seen[:, :20])
+    for ours, theirs in zip(first.mean + first.own, alone.mean + alone.own, strict=True):
+        assert torch.allclose(ours.double(), theirs.double(), atol=1e-4)
+
+
+def test_leaving_one_out_of_those_that_show_a_position(partly_shown):
+    hierarchy, columns, seen = partly_shown
+    moments = Moments.empty(hierarchy, masked=True)
+    update(moments, columns, seen)
+    factor = factorise(moments, regularization=Regularization(1e-4))
+    counts = hierarchy.to_finest(moments.seen)
+    closed = leave_one_out(squared_distances(factor, columns), counts)
+    for image in (0, 7):
+        rest = [i for i in range(30) if i != image]
+        without = Moments.empty(hierarchy, masked=True)
+        update(without, [column[:, rest] for column in columns], seen[:, rest])
+        refitted = factorise(without, regularization=Regularization(1e-4))
+        exact = squared_distances(refitted, [column[:, [image]] for column in columns])[0]
+        shows = hierarchy.to_finest(seen[:, image]) > 0
+        assert closed[image][shows].numpy() == pytest.approx(exact[shows].numpy(), rel=0.02)
+
+
+def test_grids_that_do_not_nest_cannot_be_masked():
+    with pytest.raises(ParameterError, match="alignment needs layers whose grids nest, got 4 x 4, 6 x 6"):
+        Moments.empty(build_hierarchy([(6, 6), (4, 4)], [3, 3], np.arange(6)), masked=True)

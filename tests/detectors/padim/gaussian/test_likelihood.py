@@ -129,6 +129,6 @@ def test_near_duplicates_are_told_from_independent_images():
     moments, probe, columns, _ = learn(noisy)
     whitening = probe.whitening(moments, strongest_regularization(moments))
     vectors = probe.vectors(whitening)
-    np.testing.assert_allclose(vectors, whitening.of_columns(columns), atol=1e-6)
+    np.testing.assert_allclose(vectors, whitening(probe.at_positions(columns)), atol=1e-6)
     assert near_duplicates(vectors, list(range(43))) == [(5, 40), (6, 41), (7, 42)]
     assert near_duplicates(vectors, [*range(40), 5, 6, 42]) == [(7, 42)]

@@ -19,8 +19,12 @@ import torch
 from torch import Tensor
 
 from flawmap.detectors.padim.embedding import Hierarchy, Level
-from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, shared_scatter
+from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, shared_covariance
 from flawmap.errors import TrainingSetError
+from flawmap.options import MIN_IMAGES
+
+LEAST_SEEN = 0.1
+"""Part of the good images that must show a position for it to be inspected."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,14 @@ class Factor:
         mean: per level (positions, d), float32.
         cross: per level (cells, d, D), float32: the level's rows of A = L^-1, coarser channels.
         own: per level (cells, d, d), float32: the same rows, own channels; lower triangular.
+        known: (cells,) of the coarsest level, float32: 1 where enough images show the cell, else 0; None for all.
     """
 
     hierarchy: Hierarchy
     mean: list[Tensor]
     cross: list[Tensor]
     own: list[Tensor]
+    known: Tensor | None = None
 
 
 def factorise(moments: Moments, *, regularization: Regularization, in_place: bool = False) -> Factor:
@@ -53,8 +59,10 @@ def factorise(moments: Moments, *, regularization: Regularization, in_place: boo
             f"a Gaussian needs at least 2 good images, got {moments.count}; a few dozen are a good start"
         )
     levels = moments.hierarchy.levels
-    factor = Factor(moments.hierarchy, [mean.float() for mean in moments.mean], [], [])
-    shared = shared_scatter(moments)
+    known = None if moments.seen is None else known_cells(moments.seen, moments.count)
+    factor = Factor(moments.hierarchy, [mean.float() for mean in moments.mean], [], [], known)
+    shared = shared_covariance(moments)
+    counts = None if moments.seen is None else [moments.seen[index] for index in moments.hierarchy.coarsest_of_cells]
     for depth, (level, cross, own) in enumerate(zip(levels, moments.cross, moments.own, strict=True)):
         factor.cross.append(cross if in_place else torch.empty_like(cross))
         factor.own.append(own if in_place else torch.empty_like(own))
@@ -63,9 +71,10 @@ def factorise(moments: Moments, *, regularization: Regularization, in_place: boo
             8 * (level.n_coarser * (level.n_coarser + 3 * n_together) + 4 * n_together * level.n_channels)
         ):
             triangle = _triangle(levels[:depth], factor, _parents(level, groups, cross.device))
+            count = moments.count if counts is None else counts[depth][cells]
             blocks = _factor_cells(
-                regularization.blend(cross[cells], shared[depth][0], moments.count),
-                regularization.blend(own[cells], shared[depth][1], moments.count),
+                regularization.blend(cross[cells], shared[depth][0], count),
+                regularization.blend(own[cells], shared[depth][1], count),
                 triangle,
                 regularization.ridge,
             )
@@ -73,6 +82,11 @@ def factorise(moments: Moments, *, regularization: Regularization, in_place: boo
     if in_place:
         moments.cross, moments.own = [], []
     return factor
+
+
+def known_cells(seen: Tensor, count: int) -> Tensor:
+    """Where enough of `count` images show a cell: 1, else 0."""
+    return (seen >= max(MIN_IMAGES, LEAST_SEEN * count)).float()
 
 
 def mean_at(factor: Factor, position: int) -> Tensor:

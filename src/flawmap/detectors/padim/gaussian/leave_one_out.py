@@ -34,6 +34,7 @@ one photo keep a correlation. It is taken over the positions at which the regula
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.detectors.padim.embedding import Hierarchy, spread_positions
-from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, shared_scatter
+from flawmap.detectors.padim.gaussian.factor import known_cells
+from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, shared_covariance
 from flawmap.options import MIN_IMAGES
 
 SMALLEST = 1e-6
@@ -71,12 +73,15 @@ MOST_PROBED = 20_000
 """Images whose embeddings are kept: the first ones, so that memory does not grow without end."""
 
 
-def leave_one_out(squared: Tensor, count: int, *, sharing: float = 0.0) -> Tensor:
+def leave_one_out(squared: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
     """Squared leave-one-out distances from squared distances of training images, of any shape, under `count` images.
 
+    `count` may differ by position, and then has the last dimensions of `squared`; fewer than three count as three.
     `sharing` is that of the regularisation: only the rest of a covariance is the position's own.
     """
-    if count < MIN_IMAGES:
+    if isinstance(count, Tensor):
+        count = count.to(squared.dtype).clamp(min=MIN_IMAGES)
+    elif count < MIN_IMAGES:
         raise ValueError(f"leaving one out needs at least {MIN_IMAGES} images, got {count}")
     c = (count - 1) / (count - 2)
     k = (1 - sharing) * count / ((count - 1) * (count - 2))
@@ -84,24 +89,29 @@ def leave_one_out(squared: Tensor, count: int, *, sharing: float = 0.0) -> Tenso
     return (count / (count - 1)) ** 2 / c * squared / remaining
 
 
-def leave_group_out(products: Tensor, count: int, *, sharing: float = 0.0) -> Tensor:
-    """Squared distances (..., m) of a group from the model without it, from inner products (..., m, m) under all."""
+def leave_group_out(products: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
+    """Squared distances (..., m) of a group from the model without it, from inner products (..., m, m) under all.
+
+    `count` may differ by position (...); products with images that do not show a position are 0 there.
+    """
     n_left_out = products.shape[-1]
-    rest = count - n_left_out
-    if rest < MIN_IMAGES - 1:
-        raise ValueError(f"leaving {n_left_out} of {count} images out leaves fewer than {MIN_IMAGES - 1}")
     gram = products.double()
+    if isinstance(count, Tensor):
+        count = count.double().clamp(min=n_left_out + MIN_IMAGES - 1)[..., None, None]
+    elif count - n_left_out < MIN_IMAGES - 1:
+        raise ValueError(f"leaving {n_left_out} of {count} images out leaves fewer than {MIN_IMAGES - 1}")
+    rest = count - n_left_out
     identity = torch.eye(n_left_out, dtype=gram.dtype, device=gram.device)
     kappa = (1 - sharing) / (count - 1)
     # the eigenvectors of B = M^(1/2) G M^(1/2) solve P (P - G)^-1 G = M^(-1/2) B (I - kappa B)^-1 M^(-1/2)
     root = identity + ((count / rest) ** 0.5 - 1) / n_left_out
     values, vectors = torch.linalg.eigh(root @ gram @ root)
     values = values.clamp(min=0)
-    weights = values / (1 - kappa * values).clamp(min=SMALLEST)
+    weights = values[..., None, :] / (1 - kappa * values[..., None, :]).clamp(min=SMALLEST)
     # b_j = M e_j, and M^(-1/2) M = M^(1/2)
     shifted = root @ vectors
     c = (count - 1) / (rest - 1)
-    squared: Tensor = (shifted.square() * weights[..., None, :]).sum(dim=-1) / c
+    squared: Tensor = (shifted.square() * weights / c).sum(dim=-1)
     return squared.to(products.dtype)
 
 
@@ -121,19 +131,29 @@ class Probe:
         self.positions = spread_positions(hierarchy.grid, n_probed)
         self.indices: list[int] = []
         self._own = [list(level) for level in zip(*map(hierarchy.own_positions, self.positions), strict=True)]
+        self._coarsest = [hierarchy.ancestors(position)[0] for position in self.positions]
         self._kept: list[Tensor] = []
 
-    def take(self, columns: Sequence[Tensor], indices: Sequence[int]) -> None:
-        """Take note of a batch of embeddings, per level (positions, B, d), and of the index of each image."""
+    def take(self, columns: Sequence[Tensor], indices: Sequence[int], seen: Tensor | None = None) -> None:
+        """Take note of a batch of embeddings, per level (positions, B, d), and of the index of each image.
+
+        `seen` as for `update`; where an image does not show a position, its embedding there is NaN.
+        """
         indices = indices[: MOST_PROBED - len(self.indices)]
         if not indices:
             return
-        batch = _pick(columns, self._own)
+        batch = self.at_positions(columns, seen)
         self._kept += [batch[:, i].clone() for i in range(len(indices))]
         self.indices += indices
         while len(self.positions) >= 2 * FEWEST_POSITIONS and len(self._kept) * self._kept[0].nbytes > MOST_BYTES:
-            self.positions, self._own = self.positions[::2], [own[::2] for own in self._own]
+            self.positions, self._coarsest = self.positions[::2], self._coarsest[::2]
+            self._own = [own[::2] for own in self._own]
             self._kept = [embedding[::2].clone() for embedding in self._kept]
+
+    def at_positions(self, columns: Sequence[Tensor], seen: Tensor | None = None) -> Tensor:
+        """Embeddings (P, B, d) at the probed positions, channels coarse to fine; NaN where an image shows nothing."""
+        batch = torch.cat([column[own] for column, own in zip(columns, self._own, strict=True)], dim=2)
+        return batch if seen is None else batch.masked_fill(seen[self._coarsest][..., None] == 0, math.nan)
 
     def sample(self) -> list[int]:
         """Which of the images, ascending, the regularisation is chosen by: at most `N_IMAGES`, at random."""
@@ -147,12 +167,13 @@ class Probe:
         return torch.stack([self._kept[i] for i in chosen], dim=1).double()
 
     def whitening(self, moments: Moments, regularization: Regularization) -> Whitening:
-        """What makes vectors of embeddings, by the model of these moments and this regularisation."""
-        mean, own = _moments_at(moments, self.positions)
-        shared = _shared(moments)
+        """What makes vectors of embeddings at the probed positions, by the model of these moments."""
+        mean, own, count = _moments_at(moments, self.positions)
+        shared = _assemble(shared_covariance(moments))
         a, ridge = regularization.sharing, max(regularization.ridge, SMALLEST * float(shared.diagonal().mean()), TINY)
         eye = torch.eye(len(shared), dtype=shared.dtype, device=shared.device)
-        return Whitening(self._own, mean, torch.linalg.cholesky((1 - a) * own + a * shared + ridge * eye))
+        known = known_cells(count, moments.count).double() if isinstance(count, Tensor) else None
+        return Whitening(mean, torch.linalg.cholesky((1 - a) * own + a * shared + ridge * eye), known)
 
     def vectors(self, whitening: Whitening) -> NDArray[np.float32]:
         """Unit vectors (N, positions * d) of all images."""
@@ -166,29 +187,21 @@ class Whitening:
     """Makes unit vectors of images, whose products are correlations, of embeddings at a few positions.
 
     Attributes:
-        own: per level, the indices of the positions.
         mean: (P, d) of the embeddings.
         factor: (P, d, d) lower Cholesky factors of the covariances.
+        known: (P,) 1 where enough images show the position, else 0; None for all.
     """
 
-    own: Sequence[Sequence[int]]
     mean: Tensor
     factor: Tensor
+    known: Tensor | None = None
 
     def __call__(self, embeddings: Tensor) -> NDArray[np.float32]:
-        """Vectors (B, P * d) of embeddings (P, B, d) float64."""
-        delta = (embeddings - self.mean[:, None]).transpose(1, 2)
-        white = torch.linalg.solve_triangular(self.factor, delta, upper=False).permute(2, 0, 1).flatten(1)
+        """Vectors (B, P * d) of embeddings (P, B, d); what is NaN counts as the mean."""
+        delta = (embeddings.double() - self.mean[:, None]).nan_to_num(nan=0).transpose(1, 2)
+        white = torch.linalg.solve_triangular(self.factor, delta, upper=False).permute(2, 0, 1)
+        white = (white if self.known is None else white * self.known[:, None]).flatten(1)
         return np.asarray(torch.nn.functional.normalize(white, dim=1).float().cpu().numpy(), np.float32)
-
-    def of_columns(self, columns: Sequence[Tensor]) -> NDArray[np.float32]:
-        """The same of embeddings per level (positions, B, d)."""
-        return self(_pick(columns, self.own).double())
-
-
-def _pick(columns: Sequence[Tensor], own: Sequence[Sequence[int]]) -> Tensor:
-    """Embeddings (P, B, d) at some positions, channels coarse to fine."""
-    return torch.cat([column[indices] for column, indices in zip(columns, own, strict=True)], dim=2)
 
 
 def choose_regularization(moments: Moments, probe: Probe, group_of: Sequence[Hashable] | None = None) -> Regularization:
@@ -203,10 +216,11 @@ def choose_regularization(moments: Moments, probe: Probe, group_of: Sequence[Has
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for row, i in enumerate(chosen):
         groups[row if group_of is None else group_of[probe.indices[i]]].append(row)
-    members = [group for group in groups.values() if count - len(group) >= MIN_IMAGES - 1]
-    shared = _shared(moments)
+    most = (count if isinstance(count, int) else len(chosen)) - (MIN_IMAGES - 1)
+    members = [group for group in groups.values() if len(group) <= most]
+    shared = _assemble(shared_covariance(moments))
     variance = float(shared.diagonal().mean())
-    if not members or variance <= 0:  # identical images
+    if not members or not len(own) or variance <= 0:  # identical images
         return PAPER
     ridges = [share * variance for share in RIDGES]
     scores = log_likelihoods(delta, own, shared, count, SHARINGS, ridges, members)
@@ -216,88 +230,103 @@ def choose_regularization(moments: Moments, probe: Probe, group_of: Sequence[Has
 
 def strongest_regularization(moments: Moments) -> Regularization:
     """The strongest candidate: chance is least under it, so that copies are alike, however few images there are."""
-    return Regularization(ridge=RIDGES[-1] * float(_shared(moments).diagonal().mean()), sharing=SHARINGS[-1])
+    variance = float(_assemble(shared_covariance(moments)).diagonal().mean())
+    return Regularization(ridge=RIDGES[-1] * variance, sharing=SHARINGS[-1])
 
 
 def log_likelihoods(
     delta: Tensor,
     own: Tensor,
     shared: Tensor,
-    count: int,
+    count: int | Tensor,
     sharings: Sequence[float],
     ridges: Sequence[float],
     groups: Sequence[Sequence[int]],
 ) -> NDArray[np.float64]:
     """Mean leave-one-out log-likelihood (sharings, ridges) of an image at a position, up to a constant.
 
-    From embeddings less their mean (P, B, d), covariances (P, d, d) of `count` images, the shared one (d, d), and the
-    rows of each group's images.
+    From embeddings less their mean (P, B, d), covariances (P, d, d) of `count` images, or of (P,), the shared one
+    (d, d), and the rows of each group's images. An embedding of NaN does not count.
     """
     by_size: dict[int, list[Sequence[int]]] = defaultdict(list)
     for group in groups:
         by_size[len(group)].append(group)
-    n_rows = sum(map(len, groups))
+    rows = {size: torch.tensor(same, device=delta.device) for size, same in by_size.items()}
+    shown = ~delta[..., 0].isnan()
+    n_shown = shown[:, torch.cat([same.flatten() for same in rows.values()])].sum(dim=1)
     result = np.empty((len(sharings), len(ridges)))
     for i, sharing in enumerate(sharings):
         values, vectors = torch.linalg.eigh((1 - sharing) * own + sharing * shared)
-        turned = delta @ vectors
+        turned = delta.nan_to_num(nan=0) @ vectors
         for j, ridge in enumerate(ridges):
             spread = values.clamp(min=0) + ridge
             white = turned / spread.sqrt()[:, None]
-            terms = [_left_out(white[:, torch.tensor(rows)], count, sharing) for rows in by_size.values()]
-            total = sum(float(part.sum()) for part in terms) / (len(turned) * n_rows)
-            result[i, j] = -0.5 * (float(spread.log().sum(dim=1).mean()) + total)
+            terms = [_left_out(white[:, same], shown[:, same], count, sharing) for same in rows.values()]
+            change = torch.stack(terms).sum(dim=0) / n_shown
+            result[i, j] = -0.5 * float((spread.log().sum(dim=1) + change).nanmean())
     return result
 
 
-def _left_out(white: Tensor, count: int, sharing: float) -> Tensor:
-    """What log-determinant and squared distance come to without a group, summed over its images: (P, groups).
+def _left_out(white: Tensor, shown: Tensor, count: int | Tensor, sharing: float) -> Tensor:
+    """What log-determinant and squared distance come to without a group, summed over all images: (P,).
 
-    From whitened embeddings (P, groups, m, d) under all images.
+    From whitened embeddings (P, groups, m, d) under all images; only where `shown` (P, groups, m), elsewhere 0.
     """
-    m = white.shape[2]
+    weight = shown.to(white.dtype)
+    m = weight.sum(dim=2)[..., None, None]
+    count = torch.as_tensor(count, dtype=white.dtype, device=white.device)[..., None, None, None]
+    count = count.maximum(m + MIN_IMAGES - 1)
     kappa = (1 - sharing) / (count - 1)
-    identity = torch.eye(m, dtype=white.dtype, device=white.device)
-    root = identity + ((count / (count - m)) ** 0.5 - 1) / m
+    identity = torch.eye(white.shape[2], dtype=white.dtype, device=white.device)
+    ones = weight[..., None] * weight[..., None, :]
+    root = identity + ((count / (count - m)).sqrt() - 1) / m.clamp(min=1) * ones
     rows = root @ white  # B is their Gram matrix
     left = identity * (1 + SMALLEST) - kappa * rows @ rows.transpose(2, 3)
     factor = torch.linalg.cholesky_ex(left)[0]
-    inverse = torch.linalg.solve_triangular(factor, root.expand_as(left), upper=False)
-    squared = (inverse.square().sum(dim=(2, 3)) - root.square().sum()) / kappa
-    change: Tensor = squared + 2 * m * factor.diagonal(dim1=2, dim2=3).clamp(min=SMALLEST).log().sum(dim=2)
+    inverse = torch.linalg.solve_triangular(factor, root, upper=False)
+    squared = (inverse.square().sum(dim=(2, 3)) - root.square().sum(dim=(2, 3))) / kappa[..., 0, 0]
+    log_det = 2 * factor.diagonal(dim1=2, dim2=3).clamp(min=SMALLEST).log().sum(dim=2)
+    change: Tensor = (squared + m[..., 0, 0] * log_det).sum(dim=1)
     return change
 
 
 def _statistics(
     moments: Moments, probe: Probe, chosen: Sequence[int], *, of_sample: bool
-) -> tuple[Tensor, Tensor, int]:
-    """Embeddings less their mean (P, B, d), covariances (P, d, d), and the number of images they are of.
+) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Embeddings less their mean (P, B, d), covariances (P, d, d), and the number of images they are of, or (P,).
 
-    `of_sample`: of the chosen images alone, since others of their groups would vouch for them.
+    Positions that too few images show are left out. `of_sample`: of the chosen images alone, since others of their
+    groups would vouch for them.
     """
     embeddings = probe.embeddings(chosen)
     if of_sample:
-        delta = embeddings - embeddings.mean(dim=1, keepdim=True)
-        return delta, delta.transpose(1, 2) @ delta / max(1, len(chosen) - 1), len(chosen)
-    mean, own = _moments_at(moments, probe.positions)
-    return embeddings - mean[:, None], own, moments.count
+        shown = (~embeddings[..., 0].isnan()).sum(dim=1)
+        delta = embeddings - embeddings.nanmean(dim=1, keepdim=True)
+        zeroed = delta.nan_to_num(nan=0)
+        own = zeroed.transpose(1, 2) @ zeroed / (shown - 1).clamp(min=1)[:, None, None]
+        count: int | Tensor = len(chosen) if moments.seen is None else shown
+    else:
+        mean, own, count = _moments_at(moments, probe.positions)
+        delta = embeddings - mean[:, None]
+    if isinstance(count, int):
+        return delta, own, count
+    known = known_cells(count, len(chosen) if of_sample else moments.count) > 0
+    return delta[known], own[known], count[known]
 
 
-def _moments_at(moments: Moments, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Means (P, d) and covariances (P, d, d) at some positions, float64, channels coarse to fine."""
+def _moments_at(moments: Moments, positions: Sequence[int]) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Means (P, d), covariances (P, d, d) at some positions, channels coarse to fine, of so many images, or (P,)."""
     rows = [moments.hierarchy.own_positions(position) for position in positions]
     mean = torch.stack([torch.cat([level[i] for level, i in zip(moments.mean, row, strict=True)]) for row in rows])
     cells = [moments.hierarchy.ancestors(position) for position in positions]
     blocks = [
         [(cross[i], own[i]) for cross, own, i in zip(moments.cross, moments.own, row, strict=True)] for row in cells
     ]
-    own = torch.stack([_assemble(position) for position in blocks])
-    return mean, own / (moments.count - 1)
-
-
-def _shared(moments: Moments) -> Tensor:
-    """The covariance (d, d) that all positions share, float64."""
-    return _assemble(shared_scatter(moments)) / (moments.count - 1)
+    scatter = torch.stack([_assemble(position) for position in blocks])
+    if moments.seen is None:
+        return mean, scatter / (moments.count - 1), moments.count
+    seen = moments.seen[[path[0] for path in cells]]
+    return mean, scatter / (seen - 1).clamp(min=1)[:, None, None], seen
 
 
 def _assemble(blocks: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -5,6 +5,9 @@ and size, so memory does not grow with the number of images. Of each scatter mat
 hierarchy are kept: for every cell of a level, its own channels against those of all coarser levels, and against
 themselves.
 
+An aligned image may show only part of the positions. Each cell of the coarsest level then counts the images that show
+it, and every n above is its own.
+
 What regularises the covariances is known from the moments too:
 
     Sigma(p) = (1 - a) S(p) / (N - 1) + a Sbar + eps I,    Sbar = mean over positions of S(p) / (N - 1)
@@ -38,6 +41,7 @@ class Moments:
         mean: per level (positions, d), float64.
         cross: per level (cells, d, D), float32: rows of S = sum (x - mean)(x - mean)^T, coarser channels.
         own: per level (cells, d, d), float32: the same rows, own channels.
+        seen: (cells,) of the coarsest level, float64: number of images that show each; None if all show all.
     """
 
     hierarchy: Hierarchy
@@ -45,31 +49,57 @@ class Moments:
     mean: list[Tensor]
     cross: list[Tensor]
     own: list[Tensor]
+    seen: Tensor | None = None
 
     @classmethod
-    def empty(cls, hierarchy: Hierarchy, device: torch.device | str = "cpu") -> Moments:
-        """Moments of no images at all."""
+    def empty(cls, hierarchy: Hierarchy, device: torch.device | str = "cpu", *, masked: bool = False) -> Moments:
+        """Moments of no images at all; `masked` for images that do not show every position.
+
+        Raises ParameterError for masked ones of grids that do not nest.
+        """
         levels = hierarchy.levels
+        if masked and not hierarchy.is_nested:
+            grids = ", ".join(f"{level.grid[0]} x {level.grid[1]}" for level in levels)
+            raise ParameterError(
+                f"alignment needs layers whose grids nest, got {grids}; choose a resize that is a multiple of 32, "
+                f"other layers, or align='none'"
+            )
         return cls(
             hierarchy,
             0,
             [torch.zeros(level.n_positions, level.n_channels, dtype=torch.float64, device=device) for level in levels],
             [torch.zeros(level.n_cells, level.n_channels, level.n_coarser, device=device) for level in levels],
             [torch.zeros(level.n_cells, level.n_channels, level.n_channels, device=device) for level in levels],
+            torch.zeros(levels[0].n_cells, dtype=torch.float64, device=device) if masked else None,
         )
 
 
-def update(moments: Moments, columns: Sequence[Tensor]) -> None:
-    """Take in a batch of embeddings, per level (positions, B, d) float32, in place. Larger batches are faster."""
+def update(moments: Moments, columns: Sequence[Tensor], seen: Tensor | None = None) -> None:
+    """Take in a batch of embeddings, per level (positions, B, d) float32, in place. Larger batches are faster.
+
+    `seen` (cells, B) of the coarsest level is 1 where an image shows the cell, else 0; None if all show all.
+    """
     batch = columns[0].shape[1]
     if batch == 0:
         return
-    means = [column.mean(dim=1) for column in columns]
-    between = _move_means(moments, batch, [mean.double() for mean in means])
+    if (seen is None) != (moments.seen is None):
+        raise ValueError("either all images show every position, or each says which")
+    weights = None if seen is None else [seen[index][..., None] for index in moments.hierarchy.coarsest_of_positions]
+    if weights is None:
+        means = [column.mean(dim=1) for column in columns]
+    else:
+        means = [
+            (column * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+            for column, weight in zip(columns, weights, strict=True)
+        ]
+    part = None if seen is None else seen.sum(dim=1, dtype=torch.float64)
+    between = _move_means(moments, batch, part, [mean.double() for mean in means])
     centred = []
-    for column, mean, delta in zip(columns, means, between, strict=True):
+    for i, (column, mean, delta) in enumerate(zip(columns, means, between, strict=True)):
         rows = column.new_empty(column.shape[0], batch + 1, column.shape[2])
         torch.sub(column, mean[:, None], out=rows[:, :batch])
+        if weights is not None:
+            rows[:, :batch] *= weights[i]
         rows[:, batch] = delta
         centred.append(rows)
     _add_outer(moments, centred)
@@ -81,7 +111,8 @@ def merge(moments: Moments, other: Moments) -> None:
         raise ParameterError("moments of different layers, channels or grids cannot be merged")
     if other.count == 0:
         return
-    _add_outer(moments, [delta[:, None] for delta in _move_means(moments, other.count, other.mean)])
+    between = _move_means(moments, other.count, other.seen, other.mean)
+    _add_outer(moments, [delta[:, None] for delta in between])
     for mine, theirs in zip(moments.cross + moments.own, other.cross + other.own, strict=True):
         mine += theirs
 
@@ -92,28 +123,50 @@ def subtract(moments: Moments, other: Moments) -> None:
         return
     if other.count >= moments.count:
         raise ParameterError(f"cannot subtract {other.count} images from {moments.count}")
-    rest = moments.count - other.count
+    shares, roots = _weights_of(moments, other.count, other.seen, sign=-1)
     between = []
-    for mean, theirs in zip(moments.mean, other.mean, strict=True):
+    for mean, theirs, share, root in zip(moments.mean, other.mean, shares, roots, strict=True):
         delta = theirs - mean
-        mean -= delta * (other.count / rest)
-        between.append((delta * math.sqrt(other.count * moments.count / rest)).float()[:, None])
-    moments.count = rest
+        mean -= delta * share
+        between.append((delta * root).float()[:, None])
+    _count(moments, -other.count, None if other.seen is None else -other.seen)
     for mine, theirs in zip(moments.cross + moments.own, other.cross + other.own, strict=True):
         mine -= theirs
     _add_outer(moments, between, sign=-1)
 
 
-def _move_means(moments: Moments, count: int, means: Sequence[Tensor]) -> list[Tensor]:
-    """Take in the count and means of a part; gives, per level (positions, d), the root of Chan's term between means."""
-    total = moments.count + count
+def _move_means(moments: Moments, count: int, seen: Tensor | None, means: Sequence[Tensor]) -> list[Tensor]:
+    """Take in counts and means of a part; gives, per level (positions, d), the root of Chan's term between means."""
+    shares, roots = _weights_of(moments, count, seen)
     between = []
-    for mean, theirs in zip(moments.mean, means, strict=True):
+    for mean, theirs, share, root in zip(moments.mean, means, shares, roots, strict=True):
         delta = theirs - mean
-        mean += delta * (count / total)
-        between.append((delta * math.sqrt(moments.count * count / total)).float())
-    moments.count = total
+        mean += delta * share
+        between.append((delta * root).float())
+    _count(moments, count, seen)
     return between
+
+
+def _weights_of(
+    moments: Moments, count: int, seen: Tensor | None, sign: int = 1
+) -> tuple[list[Tensor | float], list[Tensor | float]]:
+    """Of a part that is taken in, or out for a sign of -1: m / (n + m) and the root of n m / (n + m), per level."""
+    n_levels = len(moments.mean)
+    if moments.seen is None or seen is None:
+        total = moments.count + sign * count
+        return [count / total] * n_levels, [math.sqrt(moments.count * count / total)] * n_levels
+    rest = moments.seen + sign * seen
+    total_seen = rest.clamp(min=1)
+    # where no image remains, nothing is left to be moved
+    share, root = seen / total_seen * (rest > 0), (moments.seen * seen / total_seen).sqrt() * (rest > 0)
+    index = moments.hierarchy.coarsest_of_positions
+    return [share[i][:, None] for i in index], [root[i][:, None] for i in index]
+
+
+def _count(moments: Moments, count: int, seen: Tensor | None) -> None:
+    moments.count += count
+    if moments.seen is not None and seen is not None:
+        moments.seen += seen
 
 
 def _add_outer(moments: Moments, columns: Sequence[Tensor], sign: int = 1) -> None:
@@ -159,12 +212,18 @@ class Regularization:
             f"number >= 0); got {value!r}"
         )
 
-    def blend(self, scatter: Tensor, shared: Tensor, count: int) -> Tensor:
-        """Blocks of Sigma without its ridge, float64, from those of some cells' S (n, ...) and of their mean (...)."""
-        covariance = scatter.double().div_(count - 1)
-        if self.sharing:
-            covariance.mul_(1 - self.sharing).add_(shared, alpha=self.sharing / (count - 1))
-        return covariance
+    def blend(self, scatter: Tensor, shared: Tensor, count: int | Tensor) -> Tensor:
+        """Blocks of Sigma without its ridge, float64, from those of some cells' S (n, ...) and of Sbar (...).
+
+        `count` is that of images, or (n,) of those that show each cell; a cell that fewer than two show has Sbar.
+        """
+        if isinstance(count, int):
+            covariance = scatter.double().div_(count - 1)
+            return covariance.mul_(1 - self.sharing).add_(shared, alpha=self.sharing) if self.sharing else covariance
+        shape = (-1, *(1,) * (scatter.ndim - 1))
+        covariance = scatter.double().div_((count - 1).clamp(min=1).view(shape))
+        sharing = torch.where(count < 2, 1.0, self.sharing).view(shape)
+        return covariance.mul_(1 - sharing).add_(sharing * shared)
 
 
 def _is_finite(value: object) -> bool:
@@ -176,11 +235,19 @@ PAPER = Regularization(ridge=0.01)
 """The paper's setting."""
 
 
-def shared_scatter(moments: Moments) -> list[tuple[Tensor, Tensor]]:
-    """Mean of S over the positions of the finest grid: per level its blocks (d, D) and (d, d), float64."""
+def shared_covariance(moments: Moments) -> list[tuple[Tensor, Tensor]]:
+    """Sbar, the mean of S / (n - 1) over the positions of the finest grid: per level (d, D) and (d, d), float64."""
     blocks = []
-    for weight, cross, own in zip(moments.hierarchy.coverage(), moments.cross, moments.own, strict=True):
-        share = weight.double() / weight.sum()
+    hierarchy = moments.hierarchy
+    levels = zip(hierarchy.coverage(), hierarchy.coarsest_of_cells, moments.cross, moments.own, strict=True)
+    for coverage, coarsest, cross, own in levels:
+        weight = coverage.double()
+        if moments.seen is None:
+            share = weight / weight.sum() / (moments.count - 1)
+        else:
+            seen = moments.seen[coarsest]
+            weight = weight * (seen >= 2)
+            share = weight / weight.sum().clamp(min=1) / (seen - 1).clamp(min=1)
         blocks.append((_weighted(share, cross), _weighted(share, own)))
     return blocks
 

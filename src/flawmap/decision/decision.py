@@ -1,8 +1,9 @@
 """From scores to labels: thresholds and p-values from good images alone, with a guaranteed false-alarm rate.
 
-The leave-one-out scores of N good images and the score of one more good image are exchangeable (nearly: the model of
-the one more has seen all N), so its rank among them is uniform. A p-value is (1 + #{scores >= s}) / (N + 1), and the
-threshold for a false-alarm rate q is the score of conformal rank ceil((N + 1) (1 - q)) (Vovk et al. 2005).
+Held-out scores of N good images and the score of one more good image are exchangeable, so its rank among them is
+uniform. A p-value is (1 + #{scores >= s}) / (N + 1), and the threshold for a false-alarm rate q is the score of
+conformal rank ceil((N + 1) (1 - q)) (Vovk et al. 2005). That is exact for a hold-out set, and nearly so for
+leave-one-out, a jackknife: the model that scores the one more has seen all N (docs/decision.md).
 
 Where images come in groups of near-duplicates, the groups are exchangeable and not the images: each of K groups then
 weighs 1 / (K + 1), however many images it has (hierarchical conformal prediction, Lee, Barber, Willett 2023).
@@ -19,19 +20,10 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
+from flawmap.decision.guarantee import CONFIDENCE, certified_threshold, groups_above, upper_bound
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Loaded
 from flawmap.prediction import Placement, Prediction, Region, Size
-
-__all__ = [
-    "FALSE_ALARM_RATE",
-    "PIXEL_FALSE_ALARM_RATE",
-    "PIXEL_RATES",
-    "Decision",
-    "GoodPhotos",
-    "find_regions",
-    "judge",
-]
 
 FALSE_ALARM_RATE = 0.01
 """Share of good images that are flagged, unless the user asks for another."""
@@ -41,8 +33,14 @@ MOST = float(np.finfo(np.float32).max)
 """Largest threshold: no score is beyond it."""
 PIXEL_RATES = np.geomspace(0.5, 1e-6, 96)
 """Shares of pixels for which a model keeps the value they exceed."""
+LOST = "the part was not found, and counts as anomalous"
+"""Remark on an image whose part does not match the reference."""
+ROUNDING = 1e-6
+"""Pixels by which a corner may miss a whole one."""
 SAME_PROPORTIONS = 1.02
 """Ratio up to which two proportions are alike."""
+MUCH_SMALLER, ENLARGED = 2, 4
+"""How many times the smallest good image is as high or wide as an image that is too small, or the model's input is."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class GoodPhotos:
     Attributes:
         sizes: their distinct sizes (height, width); empty if proportions do not matter, or the sizes are too many.
         bits: of a sample; None if the photos differ.
+        smallest: least height and width; None if it is not known.
 
     Example:
         >>> good = GoodPhotos(sizes=((100, 200),), bits=8)
@@ -61,6 +60,7 @@ class GoodPhotos:
 
     sizes: tuple[Size, ...] = ()
     bits: int | None = None
+    smallest: Size | None = None
 
     def compare(self, image: Loaded) -> tuple[str, ...]:
         """Remarks on an image that differs from all of them."""
@@ -68,6 +68,10 @@ class GoodPhotos:
         if self.bits is not None and image.bits != self.bits:
             remarks.append(f"its samples have {image.bits} bits, those of the good images {self.bits}")
         size = image.placement.image_size
+        least, times = (self.smallest, MUCH_SMALLER) if self.smallest else (image.placement.resized_size, ENLARGED)
+        if size[0] * times < least[0] or size[1] * times < least[1]:
+            what = "half of the smallest good image's" if self.smallest else "a quarter of the model's"
+            remarks.append(f"a side of its {size[0]} x {size[1]} pixels is less than {what} {least[0]} x {least[1]}")
         if self.sizes and not any(has_proportions(size, known) for known in self.sizes):
             remarks.append(
                 f"it is squashed from {size[0]} x {size[1]} (height x width), the good images were from "
@@ -93,6 +97,7 @@ class Decision:
             detector that makes no maps.
         threshold: image scores above it are anomalous.
         false_alarm_rate: guaranteed share of good images above `threshold`; None if the user set the value.
+        confidence: with which that rate holds, if it was certified; None if it holds on average.
         pixel_false_alarm_rate: share of good images' pixels above the pixel threshold.
         group_sizes: (N,) images in the group of each score; None if every image stands alone.
         pixel_value: the pixel threshold, if the user set its value; None if it follows from the rate.
@@ -110,6 +115,7 @@ class Decision:
     pixel_false_alarm_rate: float = PIXEL_FALSE_ALARM_RATE
     group_sizes: NDArray[np.float32] | None = None
     pixel_value: float | None = None
+    confidence: float | None = None
 
     @property
     def n_groups(self) -> int:
@@ -148,24 +154,14 @@ class Decision:
         """Lowest false-alarm rate that so many good images, or groups of them, can guarantee, 1 / (K + 1)."""
         return 1 / (self.n_groups + 1)
 
-    def changed(
-        self,
-        *,
-        false_alarm_rate: float | None = None,
-        value: float | None = None,
-        pixel_false_alarm_rate: float | None = None,
-    ) -> Decision:
-        """Decide by another guaranteed rate, or by a score, which guarantees no rate."""
-        if false_alarm_rate is not None and value is not None:
-            raise ParameterError("give either false_alarm_rate or value")
-        decision = self
-        if false_alarm_rate is not None:
-            decision = decision.at_rate(false_alarm_rate)
-        if value is not None:
-            decision = decision.at_value(value)
-        if pixel_false_alarm_rate is not None:
-            decision = decision.at_pixel_rate(pixel_false_alarm_rate)
-        return decision
+    @property
+    def n_above(self) -> int:
+        """Held-out scores, or groups of them, above the threshold."""
+        return groups_above(self.scores, self.group_sizes, self.threshold)
+
+    def bound(self, confidence: float = CONFIDENCE) -> float | None:
+        """Upper bound, at this confidence, of the share of good images that are flagged; None without a rate."""
+        return None if self.false_alarm_rate is None else upper_bound(self.n_above, self.n_groups, confidence)
 
     def at_rate(self, false_alarm_rate: float) -> Decision:
         """Decide by another rate; one too low for so few good images becomes the lowest they can guarantee."""
@@ -175,13 +171,18 @@ class Decision:
         order = np.argsort(self.scores, kind="stable")
         below = np.cumsum(self.weights[order])
         rank = min(int(np.searchsorted(below, 1 - rate - 1e-9)), len(order) - 1)
-        return replace(self, threshold=float(self.scores[order[rank]]), false_alarm_rate=rate)
+        return replace(self, threshold=float(self.scores[order[rank]]), false_alarm_rate=rate, confidence=None)
+
+    def certified(self, false_alarm_rate: float, confidence: float = CONFIDENCE) -> Decision:
+        """Decide by a rate that holds with this confidence. Raises ParameterError for too few good images."""
+        certain = certified_threshold(self.scores, self.group_sizes, self.n_groups, false_alarm_rate, confidence)
+        return replace(self, threshold=certain, false_alarm_rate=float(false_alarm_rate), confidence=float(confidence))
 
     def at_value(self, threshold: float) -> Decision:
         """Decide by a score, which guarantees no rate."""
         if not _is_number(threshold):
             raise ParameterError(f"a threshold must be a finite number, got {threshold!r}")
-        return replace(self, threshold=float(threshold), false_alarm_rate=None)
+        return replace(self, threshold=float(threshold), false_alarm_rate=None, confidence=None)
 
     def at_pixel_rate(self, pixel_false_alarm_rate: float) -> Decision:
         """Set the share of good images' pixels above the pixel threshold."""
@@ -254,11 +255,12 @@ def judge(
     if scores is None:
         raise ParameterError("judge needs maps or scores, got neither")
     _check_finite(images, scores)
+    lost = [() if image.placement.pose is None or image.placement.pose.found else (LOST,) for image in images]
     own_maps = [None] * len(images) if maps is None else list(maps)
-    compare = (lambda _: ()) if good is None else good.compare
+    compare = (good or GoodPhotos()).compare
     return [
-        _prediction(image, anomaly_map, score, decision, (*image.remarks, *compare(image)))
-        for image, anomaly_map, score in zip(images, own_maps, scores.tolist(), strict=True)
+        _prediction(image, anomaly_map, score, decision, (*image.remarks, *compare(image), *unfound))
+        for image, anomaly_map, score, unfound in zip(images, own_maps, scores.tolist(), lost, strict=True)
     ]
 
 
@@ -290,13 +292,14 @@ def _prediction(
     if decision is None:
         return Prediction(image.path, score, anomaly_map, image.placement, remarks=remarks)
     mask = None if anomaly_map is None else decision.mask(anomaly_map)
+    is_found = image.placement.pose is None or image.placement.pose.found
     return Prediction(
         path=image.path,
         pred_score=score,
         anomaly_map=anomaly_map,
         placement=image.placement,
-        pred_label=decision.label(score),
-        p_value=decision.p_value(score),
+        pred_label=decision.label(score) if is_found else 1,
+        p_value=decision.p_value(score if is_found else MOST),
         pred_mask=mask,
         regions=() if mask is None or anomaly_map is None else find_regions(mask, anomaly_map, image.placement),
         remarks=remarks,
@@ -307,29 +310,42 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], plac
     """8-connected regions of a mask (H, W), in pixels of the original image, highest peak first."""
     labels = cc3d.connected_components(mask, connectivity=8)
     found = cc3d.statistics(labels)
-    scale = [placement.image_size[axis] / placement.resized_size[axis] for axis in (0, 1)]
+    on_photo = np.array(placement.on_photo)
+    (a, b, _), (c, d, _) = placement.on_photo
+    area = abs(a * d - b * c)
     regions = []
     for label in range(1, len(found["voxel_counts"])):
         rows, columns = found["bounding_boxes"][label][:2]
-        values = anomaly_map[rows, columns] * (labels[rows, columns] == label)
+        inside = labels[rows, columns] == label
+        values = anomaly_map[rows, columns] * inside
         row, column = np.unravel_index(int(values.argmax()), values.shape)
         centroid = found["centroids"][label] + 0.5
-        corners = [
-            (rows.start, columns.start),
-            (rows.stop, columns.stop),
-            (rows.start + row + 0.5, columns.start + column + 0.5),
-            (centroid[0], centroid[1]),
-        ]
-        (y0, x0), (y1, x1), at, centre = (
-            tuple(float((point[axis] + placement.offset[axis]) * scale[axis]) for axis in (0, 1)) for point in corners
-        )
+        corners = _moved(_corners(inside) + np.array([rows.start, columns.start]), on_photo)
+        points = np.array([(rows.start + row + 0.5, columns.start + column + 0.5), (centroid[0], centroid[1])])
+        peak_at, centre = _moved(points, on_photo).tolist()
+        (top, left), (bottom, right) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
         regions.append(
             Region(
-                box=(math.floor(y0), math.floor(x0), math.ceil(y1), math.ceil(x1)),
-                area=float(found["voxel_counts"][label] * scale[0] * scale[1]),
+                box=(
+                    *(math.floor(n + ROUNDING) for n in (top, left)),
+                    *(math.ceil(n - ROUNDING) for n in (bottom, right)),
+                ),
+                area=float(found["voxel_counts"][label] * area),
                 peak=float(values.max()),
-                peak_at=(at[0], at[1]),
+                peak_at=(peak_at[0], peak_at[1]),
                 centroid=(centre[0], centre[1]),
             )
         )
     return tuple(sorted(regions, key=lambda region: -region.peak))
+
+
+def _corners(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Corners (N, 2) of the pixels of a region."""
+    pixels = np.argwhere(inside)
+    return np.concatenate([pixels + corner for corner in ((0, 0), (0, 1), (1, 0), (1, 1))]).astype(np.float64)
+
+
+def _moved(points: NDArray[np.float64], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points (N, 2) where an affine (2, 3) takes them."""
+    moved: NDArray[np.float64] = points @ affine[:, :2].T + affine[:, 2]
+    return moved
