@@ -30,14 +30,14 @@ WINDOW = 32
 """How far apart in the order of capture neighbours may be: as many positions of a part may take turns."""
 FALSE_LINKS = 0.05
 """Share of the links between neighbours that may be due to chance."""
-LIKENESS = 0.1
-"""Least mean correlation within a group. One in a hundred pairs of images that are not neighbours reaches it."""
+CHANCE = 0.99
+"""Share of pairs farther apart that are less alike than the images of a series must be, on average."""
 LONGEST = 1024
 """Most images of a group, so that the time to find one is bounded."""
 N_LAGS = 256
 """Distances beyond the window at which images are compared, to know what chance does."""
-BLOCK = 1024
-"""Images that are compared with all others at a time."""
+MOST_COMPARED = 2**24
+"""Pairs of images that are compared at a time."""
 
 
 class PixelHistogram:
@@ -267,8 +267,9 @@ def near_duplicates(vectors: NDArray[np.float32], groups: Sequence[Hashable]) ->
     pairs = []
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     group = np.array([numbers[name] for name in groups])
-    for start in range(0, len(vectors), BLOCK):
-        stop = min(start + BLOCK, len(vectors))
+    step = max(1, MOST_COMPARED // max(1, len(vectors)))
+    for start in range(0, len(vectors), step):
+        stop = min(start + step, len(vectors))
         alike = vectors[start:stop] @ vectors[:stop].T
         later = np.arange(start, stop)[:, None] <= np.arange(stop)
         alike[later | (group[start:stop, None] == group[:stop])] = -np.inf
@@ -279,50 +280,68 @@ def near_duplicates(vectors: NDArray[np.float32], groups: Sequence[Hashable]) ->
 
 
 def find_groups(
-    vectors: NDArray[np.float32], names: Sequence[str], near: Sequence[tuple[int, int]] = ()
+    vectors: NDArray[np.float32],
+    strict: NDArray[np.float32] | None = None,
+    that_matter: Callable[[list[list[int]]], list[list[int]]] = lambda groups: groups,
 ) -> list[list[int]]:
-    """Groups, each of two images or more and ascending, of images with unit vectors (N, d) and these names.
+    """Groups, each of two images or more and ascending, of images with unit vectors (N, d) in the order of capture.
 
-    Images are linked if they are `near`-duplicates, or neighbours in the order of their names that are more alike than
-    chance allows (`link_neighbours`). Of images that hang together by links, the most alike are joined first, for as
-    long as the mean correlation within a group is at least `LIKENESS` (average linkage). A burst that drifts is so cut
-    where its ends are no longer alike, and no chain of links makes one group of everything.
+    Near-duplicates are groups, and so are neighbours that are more alike than chance allows (`link_neighbours`), of
+    whose groups a function gives those `that_matter`. Near-duplicates are told by the vectors `strict` (N, D), in which
+    chance is least, if there are any.
     """
+    strict = vectors if strict is None else strict
+    near = near_duplicates(strict, range(len(strict)))
+    links, chance = link_neighbours(vectors)
+    series = that_matter(_hang_together(vectors, [*near, *links], chance)) if links else []
+    taken = {index for group in series for index in group}
+    alone = [[index for index in group if index not in taken] for group in _hang_together(strict, near, NEAR / 2)]
+    return sorted([*series, *(group for group in alone if len(group) > 1)])
+
+
+def _hang_together(vectors: NDArray[np.float32], links: Sequence[tuple[int, int]], least: float) -> list[list[int]]:
+    """Groups of images that hang together by links, each ascending.
+
+    The most alike are joined first, for as long as the mean correlation within a group is at least `least` (average
+    linkage). A burst that drifts is so cut where its ends are no longer alike, and no chain of links makes one group of
+    everything.
+    """
+    if not links:
+        return []
     from scipy.cluster.hierarchy import fcluster, linkage  # takes a while to import, which a prediction need not wait
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    order = sorted(range(len(names)), key=lambda index: natural_key(names[index]))
-    ordered, place = vectors[order], np.argsort(order)
-    links = np.array([*((place[i], place[j]) for i, j in near), *link_neighbours(ordered)], np.int64)
-    if not len(links):
-        return []
-    graph = coo_array((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(len(order), len(order)))
+    ends, count = np.array(links, np.int64), len(vectors)
+    graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(count, count))
     component = connected_components(graph, directed=False)[1]
+    ordered = np.argsort(component, kind="stable")
     groups = []
-    for number in np.flatnonzero(np.bincount(component) > 1):
-        members = np.flatnonzero(component == number)
+    for members in np.split(ordered, np.flatnonzero(np.diff(component[ordered])) + 1):
         for part in (members[start : start + LONGEST] for start in range(0, len(members), LONGEST)):
-            apart = 1 - ordered[part] @ ordered[part].T
+            if len(part) == 1:
+                continue
+            apart = 1 - vectors[part] @ vectors[part].T
             upper = apart[np.triu_indices(len(part), 1)].clip(min=0)
-            label = fcluster(linkage(upper, "average"), 1 - LIKENESS, "distance") if len(part) > 1 else np.ones(1)
-            groups += [part[label == one] for one in np.unique(label)]
-    return sorted(sorted(order[i] for i in group) for group in groups if len(group) > 1)
+            label = fcluster(linkage(upper, "average"), 1 - least, "distance")
+            groups += [part[label == one].tolist() for one in np.unique(label)]
+    return [group for group in groups if len(group) > 1]
 
 
-def link_neighbours(vectors: NDArray[np.float32]) -> list[tuple[int, int]]:
-    """Pairs (earlier, later) of neighbours that are more alike than chance allows, of unit vectors (N, d) in order.
+def link_neighbours(vectors: NDArray[np.float32]) -> tuple[list[tuple[int, int]], float]:
+    """Pairs (earlier, later) of neighbours more alike than chance allows, of unit vectors (N, d) in order; and chance.
 
     At each distance up to `WINDOW`, pairs are linked from the least correlation at which at most `FALSE_LINKS` of the
     links are false. How many are false is known from pairs farther apart (Benjamini and Hochberg 1995). Where the order
     says nothing of likeness, pairs at every distance are alike, and none is linked: parts that look the same by chance
-    are no burst, since the next part may look like them too.
+    are no burst, since the next part may look like them too. Chance is the correlation that one in a hundred pairs
+    farther apart exceeds.
     """
     count = len(vectors)
     window = min(WINDOW, count // 4)
-    lags = np.unique(np.linspace(window + 1, count - 1, N_LAGS).astype(int)) if window else ()
+    lags = np.unique(np.linspace(window + 1, count - 1, N_LAGS).astype(int)) if count > 1 else ()
     if not len(lags):
-        return []
+        return [], 0.0
     far = np.sort(np.concatenate([_correlations(vectors, int(lag)) for lag in lags]))
     links = []
     for lag in range(1, window + 1):
@@ -332,7 +351,7 @@ def link_neighbours(vectors: NDArray[np.float32]) -> list[tuple[int, int]]:
         kept = np.flatnonzero(by_chance + 1 <= FALSE_LINKS * np.arange(1, len(falling) + 1))
         if len(kept):
             links += [(int(i), int(i) + lag) for i in np.flatnonzero(alike >= falling[kept[-1]])]
-    return links
+    return links, float(np.quantile(far, CHANCE))
 
 
 def _correlations(vectors: NDArray[np.float32], lag: int) -> NDArray[np.float32]:

@@ -6,17 +6,16 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Annotated, Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 
 from flawmap.backbones import NETWORKS, Policy, pick_device, plain_torch, size_step
 from flawmap.datasets import Dataset
-from flawmap.decision import FALSE_ALARM_RATE, Decision, GoodPhotos, changed, judge, label_batch
+from flawmap.decision import Decision, GoodPhotos, changed, judge, label_batch
 from flawmap.detectors.batches import Batch, batch_of_one, batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores, conclude
 from flawmap.detectors.canvas import canvas_size
@@ -32,17 +31,17 @@ from flawmap.detectors.document import (
     restore_decision,
 )
 from flawmap.detectors.good_images import GoodImages, GoodSources
-from flawmap.detectors.parameters import Bits, Canvas, DeviceName, Parametrised, Pixels, Seed, Share, Workers, check
+from flawmap.detectors.parameters import SharedParameters, check
 from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.images.alignment import AlignedPreprocessing, Aligner
 from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
-from flawmap.options import MIN_IMAGES, Aspect, Calibration, FactorDtype, Fdr, GraphDtype, OnBad
+from flawmap.options import MIN_IMAGES, Calibration, FactorDtype, Fdr, GraphDtype, OnBad
 from flawmap.prediction import Prediction, Size
 from flawmap.progress import Progress
 
 
-class Detector(Parametrised, ABC):
+class Detector(SharedParameters, ABC):
     """Learns from good images alone, then scores new ones; higher means more anomalous.
 
     A detector is a class with a `name`, and its parameters as annotated attributes. It writes what it learns
@@ -81,37 +80,12 @@ class Detector(Parametrised, ABC):
     calibrations: ClassVar[tuple[Calibration, ...]] = ("leave-one-out",)
     """Ways in which good images can get held-out scores."""
 
-    seed: Annotated[Seed, Field(description="Random seed.")] = 0
-    resize: Annotated[
-        Canvas,
-        Field(description='Size of the whole image: an int, (height, width), or a rule: "long:768", "short:512".'),
-    ] = 256
-    crop: Annotated[
-        Pixels, Field(description="Centre crop after that, an int or (height, width). The rest is not inspected.")
-    ] = None
-    aspect: Annotated[
-        Aspect, Field(description='"squash" fills `resize`; "letterbox" keeps the proportions and pads.')
-    ] = "squash"
-    bits: Annotated[
-        Bits, Field(description="Bits of each sample that images of 16 bits use, such as 12; None: all.")
-    ] = None
-    device: Annotated[DeviceName, Field(description='"auto": a GPU where there is one, else the CPU.')] = "auto"
-    calibrate: Annotated[
-        Calibration | None,
-        Field(description='How good images get held-out scores: "leave-one-out" or "holdout"; None: no threshold.'),
-    ] = "leave-one-out"
-    false_alarm_rate: Annotated[Share, Field(description="Share of good images that may be flagged.")] = (
-        FALSE_ALARM_RATE
-    )
-    workers: Annotated[
-        Workers, Field(description="Threads that read images; None: one per processor, at most eight.")
-    ] = None
-
     def __init__(self, **parameters: Any) -> None:  # noqa: ANN401 (typed by the class's annotations)
         super().__init__(**parameters)
         self.n_images_ = 0
         self.decision_: Decision | None = None
-        self.outliers_, self.copies_ = tuple[str, ...](), tuple[str, ...]()
+        self.outliers_: tuple[str, ...] = ()
+        self.copies_: tuple[str, ...] = ()
         self.duplicates_: tuple[tuple[str, str], ...] = ()
         self.groups_: tuple[tuple[str, ...], ...] = ()
         self.remarks_: dict[str, tuple[str, ...]] = {}

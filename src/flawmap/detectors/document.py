@@ -107,7 +107,7 @@ class ImagesRecord(Record):
     @classmethod
     def of(cls, good: GoodImages) -> ImagesRecord:
         """The record of the images that a fit has read."""
-        photos = good.photos
+        photos = good.replay.photos
         return cls(digests=good.digests(MAX_ROWS), sizes=photos.sizes(MAX_SIZES), bits=photos.bits)
 
     @property
@@ -123,16 +123,11 @@ class ImagesRecord(Record):
 
 
 class DecisionRecord(Record):
-    """What the model decides by; the scores themselves are a tensor.
-
-    Attributes:
-        n_groups: groups of images, of which single images are groups too; None in older files.
-    """
+    """What the model decides by; the scores themselves are a tensor."""
 
     method: Calibration
     grouped: bool
     n_scores: int = Field(ge=1)
-    n_groups: int | None = Field(default=None, ge=1)
     threshold: float
     false_alarm_rate: float | None = Field(gt=0, lt=1)
     confidence: float | None = Field(default=None, gt=0, lt=1)  # None if the rate holds on average
@@ -145,7 +140,6 @@ class DecisionRecord(Record):
             method=method or "leave-one-out",
             grouped=decision.group_sizes is not None,
             n_scores=len(decision.scores),
-            n_groups=decision.n_groups,
             threshold=decision.threshold,
             false_alarm_rate=decision.false_alarm_rate,
             confidence=decision.confidence,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain, islice, tee
+from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -17,10 +18,12 @@ from flawmap.backbones import COMPILE_FROM
 from flawmap.datasets import Dataset, training_data
 from flawmap.decision import has_proportions
 from flawmap.detectors.batches import Batch, check_size, in_batches, make_batch
-from flawmap.detectors.calibration import Grouping, HoldOut
+from flawmap.detectors.calibration import Grouping, HoldOut, natural_key
 from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, digest, stream
-from flawmap.images.alignment import MOST_IMAGES, AlignedPreprocessing, Aligner, Sample, learn_aligner
+from flawmap.images.alignment import AlignedPreprocessing, Aligner, Sample, learn_aligner, spread
+from flawmap.images.capture import EXIF_SUFFIXES, capture_times
+from flawmap.images.search import is_flat
 from flawmap.options import MAX_BITS, MIN_BITS, Alignment, Groups, OnBad
 from flawmap.prediction import Size
 from flawmap.progress import Progress, report_progress
@@ -48,7 +51,7 @@ class GoodSources(NamedTuple):
     @classmethod
     def find(cls, images: ImageInput | Dataset) -> Self:
         """The images meant by the argument of `Detector.fit`. Of an iterator the first ones are taken, and kept."""
-        if isinstance(images, (str, os.PathLike)) and not _is_flat(images):
+        if isinstance(images, (str, os.PathLike)) and not is_flat(images):
             images = training_data(images)
         clips = images.clips if isinstance(images, Dataset) else {}
         collection = collect(images.train if isinstance(images, Dataset) else images)
@@ -110,13 +113,7 @@ class GoodImages:
         """
         if kind == "none":
             return None
-        if isinstance(self._items, Sequence):
-            spread = np.linspace(0, len(self._items) - 1, min(MOST_IMAGES, len(self._items)))
-            some = [self._items[round(place)] for place in spread]
-        else:
-            rest = iter(self._items)
-            some = list(islice(rest, MOST_IMAGES))
-            self._items = chain(some, rest) if len(some) == MOST_IMAGES else some
+        some, self._items = spread(self._items)
         options: dict[str, Any] = {"on_bad": lambda _: None, "workers": self._workers, "whole": True}
         images = list(stream(some, self._preprocessing, **options))
         aligner = learn_aligner(Sample.of(images, self._preprocessing), kind) if len(images) > 1 else None
@@ -147,7 +144,7 @@ class GoodImages:
 
     def remarks(self, alone: str | None) -> dict[str, tuple[str, ...]]:
         """What is unusual, in words, with the names of the images; `alone` names a detector that takes no groups."""
-        found = self.photos.remarks(self._preprocessing)
+        found = self.replay.photos.remarks(self._preprocessing)
         if self.lost:
             found[LOST] = tuple(self.names[index] for index in self.lost)
         if alone is not None and (clips := self.grouping.clips):
@@ -157,11 +154,6 @@ class GoodImages:
             remark = "all good images fell into one group, so none can be left out: check groups (--groups)"
             found[remark] = tuple(self.names)
         return found
-
-    @property
-    def photos(self) -> Photos:
-        """What the photos that were read are like."""
-        return self.replay.photos
 
     def look_ahead(self, size: int) -> Iterator[Batch]:
         """All images, before the first pass; bad ones are left out without a word, since the first pass names them."""
@@ -206,6 +198,14 @@ class GoodImages:
         kept = [[index for index in group if index not in self.lost] for _, group in members]
         return [group for group in kept if group and again.issuperset(group)]
 
+    def in_order(self, indices: Sequence[int]) -> list[int]:
+        """Images of these indices in the order of capture: of their EXIF times if all have one, or else of names."""
+        named = sorted(indices, key=lambda index: natural_key(self.names[index]))
+        if not named or not self.names[named[0]].lower().endswith(EXIF_SUFFIXES):
+            return named
+        times = capture_times([self.replay.source(index) for index in named])
+        return [index for _, index in sorted(zip(times, named, strict=True), key=itemgetter(0))] if times else named
+
     def found(self) -> tuple[tuple[str, ...], ...]:
         """Names of the images of each group that neither the user nor the data set has named."""
         return tuple(tuple(self.names[index] for index in group) for group in self.grouping.found())
@@ -229,15 +229,6 @@ class GoodImages:
                 continue
             self.learnt.append(index)
             yield index, group, image
-
-
-def _is_flat(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a folder without folders in it: it holds images, and no data set."""
-    try:
-        with os.scandir(path) as entries:
-            return not any(entry.is_dir() for entry in entries)
-    except OSError:
-        return False
 
 
 class Replay:
@@ -314,6 +305,11 @@ class Replay:
         read = stream(to_read, self._preprocessing, workers=self._workers, whole=self._whole)
         for entry in wanted:
             yield entry if isinstance(entry, Loaded) else next(read)
+
+    def source(self, index: int) -> ImageSource | None:
+        """What an image of the first pass came from, if that is known."""
+        entry = self._again.get(index)
+        return entry.source if isinstance(entry, Loaded) else entry
 
     def reserve(self, n_bytes: int) -> NDArray[np.uint8] | None:
         """Memory out of the budget, for what else is to be kept for the second pass; None if there is not enough."""

@@ -18,10 +18,11 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from typing_extensions import dataclass_transform
 
+from flawmap.decision import FALSE_ALARM_RATE
 from flawmap.errors import ParameterError
 from flawmap.images import Preprocessing
 from flawmap.images.proportions import ProportionalSize
-from flawmap.options import MAX_BITS, MIN_BITS
+from flawmap.options import MAX_BITS, MIN_BITS, Aspect, Calibration
 
 MAX_CACHE_MB = 2**22
 
@@ -217,3 +218,33 @@ class Parametrised:
         """The parameters, checked. Raises ParameterError."""
         values = {name: getattr(self, name) for name in self.parameters_type.model_fields}
         return check(type(self).__name__, self.parameters_type, values)
+
+
+class SharedParameters(Parametrised):
+    """The parameters of every detector."""
+
+    seed: Annotated[Seed, Field(description="Random seed.")] = 0
+    resize: Annotated[
+        Canvas,
+        Field(description='Size of the whole image: an int, (height, width), or a rule: "long:768", "short:512".'),
+    ] = 256
+    crop: Annotated[
+        Pixels, Field(description="Centre crop after that, an int or (height, width). The rest is not inspected.")
+    ] = None
+    aspect: Annotated[
+        Aspect, Field(description='"squash" fills `resize`; "letterbox" keeps the proportions and pads.')
+    ] = "squash"
+    bits: Annotated[
+        Bits, Field(description="Bits of each sample that images of 16 bits use, such as 12; None: all.")
+    ] = None
+    device: Annotated[DeviceName, Field(description='"auto": a GPU where there is one, else the CPU.')] = "auto"
+    calibrate: Annotated[
+        Calibration | None,
+        Field(description='How good images get held-out scores: "leave-one-out" or "holdout"; None: no threshold.'),
+    ] = "leave-one-out"
+    false_alarm_rate: Annotated[Share, Field(description="Share of good images that may be flagged.")] = (
+        FALSE_ALARM_RATE
+    )
+    workers: Annotated[
+        Workers, Field(description="Threads that read images; None: one per processor, at most eight.")
+    ] = None

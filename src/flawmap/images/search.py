@@ -26,6 +26,15 @@ from flawmap.images.read import ImageSource
 EXPECTED = "expected files ending in .bmp, .jpg, .png, .tif, .webp, ..."
 
 
+def is_flat(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder without folders in it: it holds images, and no data set."""
+    try:
+        with os.scandir(path) as entries:
+            return not any(entry.is_dir() for entry in entries)
+    except OSError:
+        return False
+
+
 class Found(NamedTuple):
     """Images that are meant by one input, and files beside them that are none."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flawmap.backbones import Backbone
 from flawmap.detectors.batches import batch_size, check_finite
-from flawmap.detectors.calibration import HeldOutScores, find_groups, near_duplicates
+from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.padim.embedding import (
     Hierarchy,
@@ -24,14 +24,9 @@ from flawmap.detectors.padim.embedding import (
     shown_cells,
 )
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise
-from flawmap.detectors.padim.gaussian.leave_one_out import (
-    Probe,
-    Whitening,
-    choose_regularization,
-    strongest_regularization,
-)
+from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, principal_components, update
-from flawmap.detectors.padim.leave_one_out import Calibrator, KeptEmbeddings, is_large
+from flawmap.detectors.padim.leave_one_out import Calibrator, KeptEmbeddings, Likeness, is_large
 from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.options import MIN_IMAGES, Calibration
 from flawmap.prediction import Size
@@ -71,8 +66,13 @@ def learn(
     size = _step(input_size, hierarchy)
     kept = KeptEmbeddings(good.replay.reserve if calibrate == "leave-one-out" else None)
     probe = Probe(hierarchy)
-    moments = _learn_moments(good, backbone, hierarchy, size, probe=probe, kept=kept)
-    chosen, whitening, vectors = _compare(good, probe, moments, finds=calibrate != "holdout")
+    likeness = Likeness(probe.positions)
+    moments = _learn_moments(good, backbone, hierarchy, size, probe=probe, likeness=likeness, kept=kept)
+    likeness.learn(moments)
+    chosen = choose_regularization(moments, probe, good.grouping.groups)
+    if calibrate != "holdout" and (found := likeness.find(good.grouping.ungrouped, good.in_order, chosen)):
+        good.grouping.join(found)
+        chosen = choose_regularization(moments, probe, good.grouping.groups)
     regularization = chosen if regularization is None else regularization
     count, seen = moments.count, moments.seen
     groups = _groups_to_score(good, calibrate)
@@ -90,7 +90,7 @@ def learn(
         step=good.batch_size or size,
         kept=kept,
         seen=seen,
-        as_vectors=lambda columns, seen: whitening(probe.at_positions(columns, seen)),
+        take=lambda batch, seen: likeness.take(probe.at_positions(batch.embedding, seen), batch.indices),
         moments=moments if refits else None,
         refit_below=refit_below,
     )
@@ -98,50 +98,8 @@ def learn(
     with good.progress("Calibrating", sum(map(len, groups))) as advance:
         score = calibrator.held_out if calibrate == "holdout" else calibrator.left_out
         held_out = score(groups, advance)
-    held_out.duplicates = _duplicates(
-        good.grouping.groups,
-        [*probe.indices, *(sorted(held_out.indices) if calibrate == "holdout" else [])],
-        np.concatenate([vectors, *calibrator.vectors]),
-    )
+    held_out.duplicates = likeness.duplicates(good.grouping.groups)
     return Learnt(factor, regularization, held_out)
-
-
-def _compare(
-    good: GoodImages, probe: Probe, moments: Moments, *, finds: bool
-) -> tuple[Regularization, Whitening, NDArray[np.float32]]:
-    """Choose the regularisation by groups, found first if `finds`; and what tells near-duplicates: vectors (N, D)."""
-    chosen = choose_regularization(moments, probe, good.grouping.groups)
-    whitening = probe.whitening(moments, strongest_regularization(moments))
-    vectors = probe.vectors(whitening)
-    if finds and _join_alike(good, probe, probe.whitening(moments, chosen), vectors):
-        chosen = choose_regularization(moments, probe, good.grouping.groups)
-    return chosen, whitening, vectors
-
-
-def _join_alike(good: GoodImages, probe: Probe, whitening: Whitening, near: NDArray[np.float32]) -> bool:
-    """Find groups of images that have none; whether there are any.
-
-    Neighbours are compared by the model of all images, near-duplicates by the vectors `near` (N, D).
-    """
-    free = set(good.grouping.ungrouped)
-    rows = [row for row, index in enumerate(probe.indices) if index in free]
-    if not rows:
-        return False
-    indices = [probe.indices[row] for row in rows]
-    pairs = near_duplicates(near[rows], range(len(rows)))
-    found = find_groups(probe.vectors(whitening)[rows], [good.names[index] for index in indices], pairs)
-    good.grouping.join([[indices[i] for i in group] for group in found])
-    return bool(found)
-
-
-def _duplicates(
-    group_of: Sequence[Hashable], indices: Sequence[int], vectors: NDArray[np.float32]
-) -> list[tuple[int, int]]:
-    """Near-duplicates in different groups, by vectors (N, D) of images of these indices."""
-    order = sorted(range(len(vectors)), key=lambda row: indices[row])
-    ranked = [indices[row] for row in order]
-    pairs = near_duplicates(vectors[order], [group_of[index] for index in ranked])
-    return [(ranked[i], ranked[j]) for i, j in pairs]
 
 
 def _groups_to_score(good: GoodImages, calibrate: Calibration | None) -> list[list[int]]:
@@ -158,9 +116,16 @@ def _step(input_size: Size, hierarchy: Hierarchy) -> int:
 
 
 def _learn_moments(
-    good: GoodImages, backbone: Backbone, hierarchy: Hierarchy, size: int, *, probe: Probe, kept: KeptEmbeddings
+    good: GoodImages,
+    backbone: Backbone,
+    hierarchy: Hierarchy,
+    size: int,
+    *,
+    probe: Probe,
+    likeness: Likeness,
+    kept: KeptEmbeddings,
 ) -> Moments:
-    """Moments of all images; the probe and what is kept get every batch too."""
+    """Moments of all images; the probe, the likeness and what is kept get every batch too."""
     moments = Moments.empty(hierarchy, backbone.device, masked=good.aligned)
     pending: list[Sequence[Tensor]] = []
     masks: list[Tensor] = []
@@ -168,7 +133,9 @@ def _learn_moments(
         columns = embed(backbone, hierarchy, batch.pixels)
         check_finite(columns, batch)
         seen = shown_cells(batch.pixels, hierarchy, backbone.device)
-        probe.take(columns, batch.indices, seen)
+        picked = probe.at_positions(columns, seen)
+        probe.take(picked, batch.indices)
+        likeness.take(picked, batch.indices)
         kept.add(batch.indices, columns)
         pending.append(columns)
         masks += [] if seen is None else [seen]

@@ -7,7 +7,7 @@ import torch
 import naive
 from flawmap.detectors.padim.embedding import build_hierarchy, draw_channels
 from flawmap.detectors.padim.gaussian.factor import factorise, inner_products, squared_distances
-from flawmap.detectors.padim.gaussian.leave_one_out import leave_group_out, leave_one_out
+from flawmap.detectors.padim.gaussian.leave_one_out import leave_group_out, leave_one_out, leave_set_out
 from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, update
 
 
@@ -115,3 +115,15 @@ def test_copies_vouch_for_each_other_unless_they_are_left_out_together(learnt):
 def test_a_group_of_nearly_all_images_cannot_be_left_out():
     with pytest.raises(ValueError, match="fewer than 2"):
         leave_group_out(torch.zeros(1, 4, 4), 5)
+
+
+@pytest.mark.parametrize("sharing", [0.0, 0.2])
+def test_a_large_group_is_left_out_by_the_inverse_of_its_channels(sharing):
+    white = torch.randn(3, 12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for count in (40, torch.tensor([40.0, 30.0, 25.0])):
+        by_channels = leave_set_out(white, count, sharing=sharing)
+        by_images = leave_group_out(white @ white.transpose(1, 2), count, sharing=sharing)
+        np.testing.assert_allclose(by_channels, by_images, rtol=1e-4)
+    few = white[:, :2]
+    expected = leave_group_out(few @ few.transpose(1, 2), 40, sharing=sharing)
+    np.testing.assert_array_equal(leave_set_out(few, 40, sharing=sharing), expected)

@@ -6,16 +6,9 @@ import torch
 from scipy.stats import multivariate_normal
 
 import naive
-from flawmap.detectors.calibration import near_duplicates
 from flawmap.detectors.padim.embedding import build_hierarchy, draw_channels
 from flawmap.detectors.padim.gaussian import leave_one_out
-from flawmap.detectors.padim.gaussian.leave_one_out import (
-    FEWEST_POSITIONS,
-    Probe,
-    choose_regularization,
-    log_likelihoods,
-    strongest_regularization,
-)
+from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization, log_likelihoods
 from flawmap.detectors.padim.gaussian.moments import Moments, update
 
 GRIDS, CHANNELS = [(8, 8), (4, 4)], [6, 9]
@@ -28,7 +21,7 @@ def learn(features):
     columns = hierarchy.select([torch.from_numpy(maps) for maps in features])
     moments, probe = Moments.empty(hierarchy), Probe(hierarchy)
     update(moments, columns)
-    probe.take(columns, range(len(features[0])))
+    probe.take(probe.at_positions(columns), range(len(features[0])))
     return moments, probe, columns, naive.embed(features, channels)
 
 
@@ -106,29 +99,24 @@ def test_a_sample_of_grouped_images_is_judged_by_itself(monkeypatch):
     moments, probe, _, _ = learn(copied)
     grouped = choose_regularization(moments, probe, list(range(40)) * 4)
     fooled = choose_regularization(moments, probe)
-    assert len(probe.sample()) == 60
+    assert len(probe.indices) == 60
     assert (grouped.sharing, grouped.ridge) > (fooled.sharing, fooled.ridge)
 
 
-def test_a_probe_keeps_to_its_memory(monkeypatch):
-    monkeypatch.setattr(leave_one_out, "MOST_BYTES", 20_000)
-    monkeypatch.setattr(leave_one_out, "MOST_PROBED", 50)
-    _, probe, _, _ = learn(features(60))
-    assert probe.indices == list(range(50))
-    assert len(probe.positions) >= FEWEST_POSITIONS
-    assert probe.embeddings(range(50)).shape == (len(probe.positions), 50, 15)
-    assert 50 * len(probe.positions) * 15 * 4 <= 20_000 or len(probe.positions) < 2 * FEWEST_POSITIONS
+def test_the_likelihood_is_that_of_the_images_that_show_each_position():
+    rng = np.random.default_rng(3)
+    images = rng.normal(size=(1, 60, 4))
+    hidden = rng.random(60) < 0.3
+    groups = [list(range(start, start + 3)) for start in range(0, 60, 3)]
+    shown = [[i for i in group if not hidden[i]] for group in groups]
+    alone = np.cumsum(~hidden) - 1  # the rows that those images have among themselves
 
+    def likelihood(embeddings, groups, count):
+        own = torch.from_numpy(np.cov(images[0, ~hidden], rowvar=False))[None]
+        delta = torch.from_numpy(embeddings - images[:, ~hidden].mean(axis=1, keepdims=True))
+        return log_likelihoods(delta, own, own[0], count, [0.1], [0.2], groups)[0, 0]
 
-def test_near_duplicates_are_told_from_independent_images():
-    some = features(40)
-    rng = np.random.default_rng(1)
-    noisy = [
-        np.concatenate([maps, maps[5:8] + rng.normal(0, 0.1, maps[5:8].shape).astype(np.float32)]) for maps in some
-    ]
-    moments, probe, columns, _ = learn(noisy)
-    whitening = probe.whitening(moments, strongest_regularization(moments))
-    vectors = probe.vectors(whitening)
-    np.testing.assert_allclose(vectors, whitening(probe.at_positions(columns)), atol=1e-6)
-    assert near_duplicates(vectors, list(range(43))) == [(5, 40), (6, 41), (7, 42)]
-    assert near_duplicates(vectors, [*range(40), 5, 6, 42]) == [(7, 42)]
+    masked = np.where(hidden[:, None], np.nan, images)
+    got = likelihood(masked, groups, torch.tensor([float((~hidden).sum())]))
+    some = [[int(alone[i]) for i in group] for group in shown if group]
+    assert got == pytest.approx(likelihood(images[:, ~hidden], some, int((~hidden).sum())), rel=1e-9)

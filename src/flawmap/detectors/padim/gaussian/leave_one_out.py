@@ -26,10 +26,6 @@ every eps costs next to nothing.
 
 A group of images is left out as a whole there too: with B = M^(1/2) G M^(1/2) for the Gram matrix G of its members, the
 log-determinant loses log det(I - kappa B), and d2_without is as above, but for c.
-
-Near-duplicates are images that agree in what sets them apart from the rest. Whitened by the model, the embeddings of
-independent images are nearly uncorrelated, however alike the parts look; copies, burst frames and mild augmentations of
-one photo keep a correlation. It is taken over the positions at which the regularisation is chosen.
 """
 
 from __future__ import annotations
@@ -37,7 +33,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -65,12 +60,6 @@ N_POSITIONS = 64
 """Positions at which candidates are compared; fewer for embeddings of more than 200 channels, as each takes d^3."""
 N_IMAGES = 512
 """Images, at most, whose likelihood is taken: a sample of all."""
-MOST_BYTES = 64 * 2**20
-"""Memory from which on embeddings are kept at half as many positions."""
-FEWEST_POSITIONS = 8
-"""Positions that are kept in any case; fewer for embeddings of more than 600 channels."""
-MOST_PROBED = 20_000
-"""Images whose embeddings are kept: the first ones, so that memory does not grow without end."""
 
 
 def leave_one_out(squared: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
@@ -115,15 +104,32 @@ def leave_group_out(products: Tensor, count: int | Tensor, *, sharing: float = 0
     return squared.to(products.dtype)
 
 
-class Probe:
-    """Embeddings at a few positions of the images that pass by, whose groups may become known later.
+def leave_set_out(white: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
+    """Squared distances (P, m) of a group of any size from the model without it, from (P, m, d) whitened by all.
 
-    Memory is bounded: beyond `MOST_BYTES` half of the positions are dropped, beyond `MOST_PROBED` images no more are
-    taken.
+    `count` may differ by position (P,). Of many images it is the inverse of d x d that is taken, not of m x m.
+    """
+    m, d = white.shape[1:]
+    if 2 * m <= d:
+        return leave_group_out(white @ white.transpose(1, 2), count, sharing=sharing)
+    total = torch.as_tensor(count, dtype=white.dtype, device=white.device)[..., None, None]
+    total = total.clamp(min=m + MIN_IMAGES - 1)
+    rest = total - m
+    shifted = white + white.sum(dim=1, keepdim=True) / rest
+    taken = (1 - sharing) / (total - 1) * white.transpose(1, 2) @ shifted
+    left = (1 + SMALLEST) * torch.eye(d, dtype=white.dtype, device=white.device) - taken
+    factor = torch.linalg.cholesky_ex(left)[0]
+    inverse = torch.linalg.solve_triangular(factor, shifted.transpose(1, 2), upper=False)
+    squared: Tensor = inverse.square().sum(dim=1) * ((rest - 1) / (total - 1))[..., 0]
+    return squared
+
+
+class Probe:
+    """Embeddings at a few positions of some of the images that pass by, whose groups may become known later.
 
     Attributes:
         positions: of the finest grid.
-        indices: of the images in the training order.
+        indices: of a sample of at most `N_IMAGES`, in the training order.
     """
 
     def __init__(self, hierarchy: Hierarchy) -> None:
@@ -132,76 +138,31 @@ class Probe:
         self.indices: list[int] = []
         self._own = [list(level) for level in zip(*map(hierarchy.own_positions, self.positions), strict=True)]
         self._coarsest = [hierarchy.ancestors(position)[0] for position in self.positions]
+        self._rng = np.random.default_rng(0)
         self._kept: list[Tensor] = []
+        self._n_taken = 0
 
-    def take(self, columns: Sequence[Tensor], indices: Sequence[int], seen: Tensor | None = None) -> None:
-        """Take note of a batch of embeddings, per level (positions, B, d), and of the index of each image.
+    def take(self, batch: Tensor, indices: Sequence[int]) -> None:
+        """Take note of embeddings (P, B, d) at the positions, and of the index of each image."""
+        for embedding, index in zip(batch.unbind(1), indices, strict=True):
+            self._n_taken += 1
+            if len(self._kept) < N_IMAGES:
+                self._kept.append(embedding.clone())
+                self.indices.append(index)
+            elif (place := int(self._rng.integers(self._n_taken))) < N_IMAGES:
+                self._kept[place], self.indices[place] = embedding.clone(), index
+
+    def at_positions(self, columns: Sequence[Tensor], seen: Tensor | None = None) -> Tensor:
+        """Embeddings (P, B, d), channels coarse to fine, out of those per level (positions, B, d).
 
         `seen` as for `update`; where an image does not show a position, its embedding there is NaN.
         """
-        indices = indices[: MOST_PROBED - len(self.indices)]
-        if not indices:
-            return
-        batch = self.at_positions(columns, seen)
-        self._kept += [batch[:, i].clone() for i in range(len(indices))]
-        self.indices += indices
-        while len(self.positions) >= 2 * FEWEST_POSITIONS and len(self._kept) * self._kept[0].nbytes > MOST_BYTES:
-            self.positions, self._coarsest = self.positions[::2], self._coarsest[::2]
-            self._own = [own[::2] for own in self._own]
-            self._kept = [embedding[::2].clone() for embedding in self._kept]
-
-    def at_positions(self, columns: Sequence[Tensor], seen: Tensor | None = None) -> Tensor:
-        """Embeddings (P, B, d) at the probed positions, channels coarse to fine; NaN where an image shows nothing."""
         batch = torch.cat([column[own] for column, own in zip(columns, self._own, strict=True)], dim=2)
         return batch if seen is None else batch.masked_fill(seen[self._coarsest][..., None] == 0, math.nan)
 
-    def sample(self) -> list[int]:
-        """Which of the images, ascending, the regularisation is chosen by: at most `N_IMAGES`, at random."""
-        count = len(self.indices)
-        if count <= N_IMAGES:
-            return list(range(count))
-        return [int(i) for i in np.sort(np.random.default_rng(0).choice(count, N_IMAGES, replace=False))]
-
-    def embeddings(self, chosen: Sequence[int]) -> Tensor:
-        """Of some of the images: (positions, images, d) float64, channels coarse to fine."""
-        return torch.stack([self._kept[i] for i in chosen], dim=1).double()
-
-    def whitening(self, moments: Moments, regularization: Regularization) -> Whitening:
-        """What makes vectors of embeddings at the probed positions, by the model of these moments."""
-        mean, own, count = _moments_at(moments, self.positions)
-        shared = _assemble(shared_covariance(moments))
-        a, ridge = regularization.sharing, max(regularization.ridge, SMALLEST * float(shared.diagonal().mean()), TINY)
-        eye = torch.eye(len(shared), dtype=shared.dtype, device=shared.device)
-        known = known_cells(count, moments.count).double() if isinstance(count, Tensor) else None
-        return Whitening(mean, torch.linalg.cholesky((1 - a) * own + a * shared + ridge * eye), known)
-
-    def vectors(self, whitening: Whitening) -> NDArray[np.float32]:
-        """Unit vectors (N, positions * d) of all images."""
-        starts = range(0, len(self._kept), N_IMAGES)
-        parts = [whitening(self.embeddings(range(start, min(start + N_IMAGES, len(self._kept))))) for start in starts]
-        return np.concatenate(parts)
-
-
-@dataclass(frozen=True, eq=False)
-class Whitening:
-    """Makes unit vectors of images, whose products are correlations, of embeddings at a few positions.
-
-    Attributes:
-        mean: (P, d) of the embeddings.
-        factor: (P, d, d) lower Cholesky factors of the covariances.
-        known: (P,) 1 where enough images show the position, else 0; None for all.
-    """
-
-    mean: Tensor
-    factor: Tensor
-    known: Tensor | None = None
-
-    def __call__(self, embeddings: Tensor) -> NDArray[np.float32]:
-        """Vectors (B, P * d) of embeddings (P, B, d); what is NaN counts as the mean."""
-        delta = (embeddings.double() - self.mean[:, None]).nan_to_num(nan=0).transpose(1, 2)
-        white = torch.linalg.solve_triangular(self.factor, delta, upper=False).permute(2, 0, 1)
-        white = (white if self.known is None else white * self.known[:, None]).flatten(1)
-        return np.asarray(torch.nn.functional.normalize(white, dim=1).float().cpu().numpy(), np.float32)
+    def embeddings(self) -> Tensor:
+        """Of the sample: (positions, images, d) float64."""
+        return torch.stack(self._kept, dim=1).double()
 
 
 def choose_regularization(moments: Moments, probe: Probe, group_of: Sequence[Hashable] | None = None) -> Regularization:
@@ -210,15 +171,15 @@ def choose_regularization(moments: Moments, probe: Probe, group_of: Sequence[Has
     With the group of each image of the training order, groups are left out as a whole; too few are those that leave
     fewer than two images.
     """
-    chosen = probe.sample()
     is_grouped = group_of is not None and len(set(group_of)) < len(group_of)
-    delta, own, count = _statistics(moments, probe, chosen, of_sample=is_grouped and len(chosen) < moments.count)
+    of_sample = is_grouped and len(probe.indices) < moments.count
+    delta, own, count = _statistics(moments, probe, of_sample=of_sample)
     groups: dict[Hashable, list[int]] = defaultdict(list)
-    for row, i in enumerate(chosen):
-        groups[row if group_of is None else group_of[probe.indices[i]]].append(row)
-    most = (count if isinstance(count, int) else len(chosen)) - (MIN_IMAGES - 1)
+    for row, index in enumerate(probe.indices):
+        groups[row if group_of is None else group_of[index]].append(row)
+    most = (count if isinstance(count, int) else len(probe.indices)) - (MIN_IMAGES - 1)
     members = [group for group in groups.values() if len(group) <= most]
-    shared = _assemble(shared_covariance(moments))
+    shared = shared_at_all(moments)
     variance = float(shared.diagonal().mean())
     if not members or not len(own) or variance <= 0:  # identical images
         return PAPER
@@ -230,7 +191,7 @@ def choose_regularization(moments: Moments, probe: Probe, group_of: Sequence[Has
 
 def strongest_regularization(moments: Moments) -> Regularization:
     """The strongest candidate: chance is least under it, so that copies are alike, however few images there are."""
-    variance = float(_assemble(shared_covariance(moments)).diagonal().mean())
+    variance = float(shared_at_all(moments).diagonal().mean())
     return Regularization(ridge=RIDGES[-1] * variance, sharing=SHARINGS[-1])
 
 
@@ -281,7 +242,7 @@ def _left_out(white: Tensor, shown: Tensor, count: int | Tensor, sharing: float)
     ones = weight[..., None] * weight[..., None, :]
     root = identity + ((count / (count - m)).sqrt() - 1) / m.clamp(min=1) * ones
     rows = root @ white  # B is their Gram matrix
-    left = identity * (1 + SMALLEST) - kappa * rows @ rows.transpose(2, 3)
+    left = identity + SMALLEST * torch.diag_embed(weight) - kappa * rows @ rows.transpose(2, 3)
     factor = torch.linalg.cholesky_ex(left)[0]
     inverse = torch.linalg.solve_triangular(factor, root, upper=False)
     squared = (inverse.square().sum(dim=(2, 3)) - root.square().sum(dim=(2, 3))) / kappa[..., 0, 0]
@@ -290,31 +251,29 @@ def _left_out(white: Tensor, shown: Tensor, count: int | Tensor, sharing: float)
     return change
 
 
-def _statistics(
-    moments: Moments, probe: Probe, chosen: Sequence[int], *, of_sample: bool
-) -> tuple[Tensor, Tensor, int | Tensor]:
+def _statistics(moments: Moments, probe: Probe, *, of_sample: bool) -> tuple[Tensor, Tensor, int | Tensor]:
     """Embeddings less their mean (P, B, d), covariances (P, d, d), and the number of images they are of, or (P,).
 
-    Positions that too few images show are left out. `of_sample`: of the chosen images alone, since others of their
+    Positions that too few images show are left out. `of_sample`: of the probe's images alone, since others of their
     groups would vouch for them.
     """
-    embeddings = probe.embeddings(chosen)
+    embeddings = probe.embeddings()
     if of_sample:
         shown = (~embeddings[..., 0].isnan()).sum(dim=1)
         delta = embeddings - embeddings.nanmean(dim=1, keepdim=True)
         zeroed = delta.nan_to_num(nan=0)
         own = zeroed.transpose(1, 2) @ zeroed / (shown - 1).clamp(min=1)[:, None, None]
-        count: int | Tensor = len(chosen) if moments.seen is None else shown
+        count: int | Tensor = len(probe.indices) if moments.seen is None else shown
     else:
-        mean, own, count = _moments_at(moments, probe.positions)
+        mean, own, count = moments_at(moments, probe.positions)
         delta = embeddings - mean[:, None]
     if isinstance(count, int):
         return delta, own, count
-    known = known_cells(count, len(chosen) if of_sample else moments.count) > 0
+    known = known_cells(count, len(probe.indices) if of_sample else moments.count) > 0
     return delta[known], own[known], count[known]
 
 
-def _moments_at(moments: Moments, positions: Sequence[int]) -> tuple[Tensor, Tensor, int | Tensor]:
+def moments_at(moments: Moments, positions: Sequence[int]) -> tuple[Tensor, Tensor, int | Tensor]:
     """Means (P, d), covariances (P, d, d) at some positions, channels coarse to fine, of so many images, or (P,)."""
     rows = [moments.hierarchy.own_positions(position) for position in positions]
     mean = torch.stack([torch.cat([level[i] for level, i in zip(moments.mean, row, strict=True)]) for row in rows])
@@ -327,6 +286,11 @@ def _moments_at(moments: Moments, positions: Sequence[int]) -> tuple[Tensor, Ten
         return mean, scatter / (moments.count - 1), moments.count
     seen = moments.seen[[path[0] for path in cells]]
     return mean, scatter / (seen - 1).clamp(min=1)[:, None, None], seen
+
+
+def shared_at_all(moments: Moments) -> Tensor:
+    """The covariance (d, d) float64 that all positions share, channels coarse to fine."""
+    return _assemble(shared_covariance(moments))
 
 
 def _assemble(blocks: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
