@@ -2,9 +2,11 @@
 
 Fits the default detector on a data set's good images, once with `groups="auto"` and once with `groups=None`, and scores
 its test images. `--copies N` learns instead from N of the good images, each four times: as it is, and three times
-shifted by up to two pixels with noise; `--shuffle` gives these copies names in random order. Prints JSON, a line a fit.
+shifted by up to two pixels with noise; `--shuffle` gives these copies names in random order. `--clips` makes of every
+twentieth image a clip of 20 frames that moves by some two pixels a frame, with noise, and learns from these and every
+second one of the others. `--again` adds every sixteenth image once more, saved as JPEG. Prints JSON, a line a fit.
 
-    python benchmarks/groups.py DATASET [--copies 60 [--shuffle]]
+    python benchmarks/groups.py DATASET [--copies 60 [--shuffle] | --clips | --again]
 """
 
 from __future__ import annotations
@@ -45,6 +47,35 @@ def write_copies(images: Sequence[Path], folder: Path, *, shuffle: bool) -> list
     return written
 
 
+def write_clips(images: Sequence[Path], folder: Path) -> list[Path]:
+    """A clip of every twentieth image, and every second one of the others, grey; in the order of their names."""
+    rng = np.random.default_rng(0)
+    written = []
+    for number, path in enumerate(images):
+        n_frames = 20 if number % 20 == 0 else number % 2
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L")).astype(float)
+        place = np.zeros(2)
+        for frame in range(n_frames):
+            place += rng.normal(0, 2, 2)
+            moved = pixels
+            if n_frames > 1:
+                moved = np.roll(pixels, place.round().astype(int), (0, 1)) + rng.normal(0, 3, pixels.shape)
+            written.append(folder / f"{number:04}_{frame:02}.png")
+            Image.fromarray(moved.clip(0, 255).astype(np.uint8)).save(written[-1])
+    return written
+
+
+def write_again(images: Sequence[Path], folder: Path) -> list[Path]:
+    """All images, and every sixteenth again as JPEG."""
+    again = []
+    for path in images[::16]:
+        again.append(folder / f"{path.stem}.jpg")
+        with Image.open(path) as image:
+            image.convert("RGB").save(again[-1], quality=85)
+    return [*images, *again]
+
+
 def measure(data: Dataset, groups: str | None) -> dict[str, object]:
     """Figures of one fit."""
     model = PaDiM(groups=groups).fit(data)
@@ -79,6 +110,8 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("--copies", type=int, help="learn from copies of so many of the good images")
     parser.add_argument("--shuffle", action="store_true")
+    parser.add_argument("--clips", action="store_true", help="learn from clips and single images")
+    parser.add_argument("--again", action="store_true", help="learn from some images twice")
     options = parser.parse_args()
     data = open_dataset(options.dataset)
     with tempfile.TemporaryDirectory() as folder:
@@ -86,6 +119,9 @@ def main() -> None:
             step = max(1, len(data.train) // options.copies)
             chosen = data.train[::step][: options.copies]
             data = Dataset(data.name, tuple(write_copies(chosen, Path(folder), shuffle=options.shuffle)), data.test)
+        elif options.clips or options.again:
+            write = write_clips if options.clips else write_again
+            data = Dataset(data.name, tuple(write(data.train, Path(folder))), data.test)
         for groups in ("auto", None):
             print(json.dumps(measure(data, groups)), flush=True)
 

@@ -74,7 +74,7 @@ def folder(good_images, tmp_path_factory):
 def fitted(folder):
     """A model's file, and the walk that made it."""
     path = folder / "part.flawmap"
-    model = PaDiM(resize=64, n_features=20)
+    model = PaDiM(resize=64, n_features=20, align="none")
     return path, Walk(lambda: model.fit(folder / "good").save(path))
 
 

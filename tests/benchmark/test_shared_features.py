@@ -39,10 +39,10 @@ def maps_of(models, features):
     [
         {"n_features": 20, "regularization": "paper"},
         {"n_features": 20, "reduction": "pca", "regularization": "paper"},
-        {"n_features": 20, "regularization": "auto"},
+        {"n_features": 20, "regularization": "likelihood"},
         {"layers": ("layer2",), "regularization": "paper"},
     ],
-    ids=["draw", "pca", "auto", "one layer"],
+    ids=["draw", "pca", "likelihood", "one layer"],
 )
 def test_maps_are_those_of_a_padim_fitted_alone(parts, tmp_path, small_inputs, options, limit):
     images = open_class("mvtec_ad", parts / "screw")
@@ -69,7 +69,7 @@ def test_the_sum_is_that_of_the_three_models_maps(parts, tmp_path, small_inputs)
 
 
 @pytest.mark.parametrize("limit", [0, 10**9], ids=["nothing stored", "all"])
-@pytest.mark.parametrize("rule", ["paper", "auto", (0.1, 0.05)])
+@pytest.mark.parametrize("rule", ["paper", "likelihood", (0.1, 0.05)])
 def test_held_out_scores_are_those_of_a_padim_fitted_alone(parts, tmp_path, small_inputs, rule, limit):
     images = open_class("mvtec_ad", parts / "screw")
     options = {**PLAIN, **small_inputs, "n_features": 20, "regularization": rule}

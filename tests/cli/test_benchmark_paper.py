@@ -82,7 +82,7 @@ def paper(data, output, *arguments):
 
 
 def test_tables_plots_and_gallery_are_written_and_a_second_start_does_nothing(parts, tmp_path):
-    tables, settings = ["I", "II", "III", "V", "VI"], replace(SETTINGS, regularization="auto")
+    tables, settings = ["I", "II", "III", "V", "VI"], replace(SETTINGS, regularization="likelihood")
     options = {"settings": settings, "rd_seeds": 2, "draws": 2}
     done = benchmark(parts, tmp_path, tables, **options, plots=True)
     assert done.n_done == len(done.runs) == 11 + 4
@@ -254,7 +254,7 @@ def test_what_cannot_be_run_is_said_and_the_rest_goes_on(parts, tmp_path, monkey
         (["--dataset", "btad"], "mvtec_ad and stc, got 'btad'"),
         (["--draws", "0"], "1 to 1000"),
         (["--classes", "tile"], "holds no class of MVTec AD"),
-        (["--regularization", "some"], "auto, paper"),
+        (["--regularization", "some"], "auto, likelihood, paper"),
         (["--backbone", "resnet9000"], "unknown backbone"),
         (["--cache-gb", "nan"], "finite number of GB"),
         (["--cache-gb", "-5"], "finite number of GB"),

@@ -496,7 +496,9 @@ def test_near_duplicates_and_groups(good_folder, tmp_path):
     assert "--groups" in said
     said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT).stderr.replace("\n", " ")
     assert "8 images are alike, in 4 groups of up to 2, such as" in said
-    assert "12 groups can guarantee 7.7 % false alarms at the lowest; 16 single images could 5.9 %" in said
+    assert (
+        "12 groups can guarantee 7.7 % false alarms at the lowest; 16 independent images could guarantee 5.9 %" in said
+    )
     for groups in (r"(\d+)(_again)?\.png", "auto"):
         options = [*FIT, "--groups", groups, "--json", "-q"]
         fitted = json.loads(succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *options).stdout)

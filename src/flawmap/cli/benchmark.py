@@ -70,7 +70,7 @@ def paper(
     backbone: Annotated[str, option("Backbone in place of the paper's ResNet-18.")] = "resnet18",
     weights: Annotated[str | None, option("Weights of the backbone.", "PATH")] = None,
     random_weights: Annotated[bool, option("Random weights of all backbones.", None, "--random-weights")] = False,
-    regularization: Annotated[str, option("Regularization of every PaDiM.", "auto|paper|EPS|A,EPS")] = "paper",
+    regularization: Annotated[str, option("Regularization of every PaDiM.", "likelihood|paper|EPS|A,EPS")] = "paper",
     draws: Annotated[int, option("Number of draws of random channels.", "N")] = 10,
     rd_seeds: Annotated[int, option("Number of rotations of Rd-MVTec AD.", "N")] = 5,
     classes: Annotated[str, option("Classes or scenes.", "A,B", default="all")] = "",

@@ -81,7 +81,7 @@ def fit(
     ] = None,
     n_features: Annotated[int | None, option("Number of channels, drawn at random.", "N", default="all")] = None,
     regularization: Annotated[
-        str | None, option("Covariance regularization: auto, paper, EPS or A,EPS.", "RULE", default="auto")
+        str | None, option("Covariance regularization: auto, likelihood, paper, EPS or A,EPS.", "RULE", default="auto")
     ] = None,
     false_alarm_rate: Annotated[float, option("Share of good parts that may be flagged.", "Q")] = 0.01,
     calibrate: Annotated[
@@ -121,8 +121,12 @@ def fit(
             "Numbers it computes in, also of a training; auto: 16 bits if the CPU has them.", default="float32"
         ),
     ] = None,
+    score: Annotated[
+        str | None,
+        of_padim("Image score: the map's maximum, or mean of its top 0.2 % or SHARE.", "max|top|SHARE", default="top"),
+    ] = None,
     align: Annotated[
-        Alignment | None, of_padim("Turn and shift parts to lie alike; auto: if that helps.", default="none")
+        Alignment | None, of_padim("Turn and shift parts to lie alike; auto: if that helps.", default="auto")
     ] = None,
     reduction: Annotated[
         Literal["random", "pca"] | None, of_padim("Reduction to --n-features.", default="random")
@@ -211,6 +215,8 @@ def _parameters(given: dict[str, Any]) -> dict[str, Any]:
             found[name] = None if is_none else _parse_size(found[name], name)
     if "layers" in found:
         found["layers"] = tuple(name.strip() for name in found["layers"].split(","))
+    if "score" in found:
+        found["score"] = _parse_score(found["score"])
     if "regularization" in found:
         found["regularization"] = parse_regularization(found["regularization"])
     found |= {name: None for name in ("calibrate", "groups") if found.get(name) == "none"}
@@ -306,20 +312,20 @@ def _report(model: Detector, output: Path, seconds: float, *, asked: float) -> N
 
 
 def _tell_groups(model: Detector) -> None:
-    """Say which groups were found, and what they cost."""
-    if not model.groups_:
-        return
-    n_images, largest = sum(map(len, model.groups_)), max(model.groups_, key=len)
-    note(
-        f"{n_images} images are alike, in {len(model.groups_)} groups of up to {len(largest)}, such as {largest[0]} "
-        f"and {largest[1]}. Each group is left out as a whole and counts once. --groups none counts every image."
-    )
+    """Say which groups were found, and what all groups cost."""
+    if model.groups_:
+        n_images, largest = sum(map(len, model.groups_)), max(model.groups_, key=len)
+        note(
+            f"{n_images} images are alike, in {len(model.groups_)} groups of up to {len(largest)}, such as "
+            f"{largest[0]} and {largest[1]}. Each group is left out as a whole and counts once. --groups none counts "
+            f"every image."
+        )
     decision = model.decision_
     if decision is not None and decision.group_sizes is not None:
+        n_images = len(decision.scores)
         note(
             f"{decision.n_groups} groups can guarantee {100 * decision.lowest_rate:.2g} % false alarms at the lowest; "
-            f"{len(decision.scores)} single images could {100 / (len(decision.scores) + 1):.2g} %, but they vouch for "
-            f"each other."
+            f"{n_images} independent images could guarantee {100 / (n_images + 1):.2g} %."
         )
 
 
@@ -334,15 +340,23 @@ def _parse_size(text: str, name: str) -> int | Size | str:
     return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
+def _parse_score(text: str) -> str | float:
+    """`max`, `top` or a share as `PaDiM` expects it."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def parse_regularization(text: str) -> str | float | tuple[float, ...]:
-    """`auto`, `paper`, `0.1` or `0.1,0.5` as `PaDiM` expects it."""
-    if text in ("auto", "paper"):
+    """`auto`, `likelihood`, `paper`, `0.1` or `0.1,0.5` as `PaDiM` expects it."""
+    if text in ("auto", "likelihood", "paper"):
         return text
     try:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ParameterError(
-            f"--regularization must be auto, paper, EPS or A,EPS such as 0.1,0.5; got '{text}'"
+            f"--regularization must be auto, likelihood, paper, EPS or A,EPS such as 0.1,0.5; got '{text}'"
         ) from None
     return numbers[0] if len(numbers) == 1 else numbers
 

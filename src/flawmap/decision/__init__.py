@@ -6,11 +6,15 @@ from flawmap.decision.decision import (
     MOST,
     PIXEL_FALSE_ALARM_RATE,
     PIXEL_RATES,
+    STRIDE,
+    TOP_SHARE,
     Decision,
     GoodPhotos,
     find_regions,
     has_proportions,
     judge,
+    map_score,
+    n_highest,
 )
 from flawmap.decision.discovery import discover, fewest_discoveries, label_batch
 from flawmap.decision.guarantee import CONFIDENCE, images_needed, upper_bound
@@ -21,6 +25,8 @@ __all__ = [
     "MOST",
     "PIXEL_FALSE_ALARM_RATE",
     "PIXEL_RATES",
+    "STRIDE",
+    "TOP_SHARE",
     "Decision",
     "GoodPhotos",
     "changed",
@@ -31,5 +37,7 @@ __all__ = [
     "images_needed",
     "judge",
     "label_batch",
+    "map_score",
+    "n_highest",
     "upper_bound",
 ]

@@ -41,6 +41,10 @@ SAME_PROPORTIONS = 1.02
 """Ratio up to which two proportions are alike."""
 MUCH_SMALLER, ENLARGED = 2, 4
 """How many times the smallest good image is as high or wide as an image that is too small, or the model's input is."""
+TOP_SHARE = 0.002
+"""Part of a map whose mean is the score."""
+STRIDE = 4
+"""Every so many rows and columns of a map count: it is smooth over so many pixels."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,7 @@ def judge(
     scores: NDArray[np.floating[Any]] | None,
     decision: Decision | None,
     *,
+    top_share: float = 0.0,
     good: GoodPhotos | None = None,
 ) -> list[Prediction]:
     """Predictions of a batch, with labels, p-values, masks and regions if the model was calibrated.
@@ -242,8 +247,9 @@ def judge(
         images: the batch.
         maps: (N, H, W) anomaly maps at the model's input size; the padding of letterboxes becomes 0, in place. None
             from an image-level detector.
-        scores: (N,) image scores; None if an image's score is the highest value of its map.
+        scores: (N,) image scores; None if they are those of the maps (`flawmap.decision.map_score`).
         decision: thresholds and held-out scores; None if the model was not calibrated.
+        top_share: part of a map whose mean is its score; 0 for its highest value.
         good: what the images are compared with, for remarks; None if that is not known.
 
     Raises ModelFileError for a score or map that is not finite: NaN would be labelled good.
@@ -251,7 +257,7 @@ def judge(
     if maps is not None:
         _check_finite(images, maps)
         _blank_padding(maps, images)
-        scores = maps.max(axis=(1, 2)) if scores is None else scores
+        scores = _map_scores(maps, images, top_share) if scores is None else scores
     if scores is None:
         raise ParameterError("judge needs maps or scores, got neither")
     _check_finite(images, scores)
@@ -262,6 +268,34 @@ def judge(
         _prediction(image, anomaly_map, score, decision, (*image.remarks, *compare(image), *unfound))
         for image, anomaly_map, score, unfound in zip(images, own_maps, scores.tolist(), lost, strict=True)
     ]
+
+
+def map_score(anomaly_map: NDArray[np.floating[Any]], top_share: float) -> float:
+    """Mean of the highest `top_share` of a map (H, W); of less than two values, and of a share of 0, its highest value.
+
+    PaDiM takes the highest value (section III-C). One odd patch of a good image then decides, and the few good images
+    that have one set the threshold; the mean of a few is steadier (`docs/decision.md` has the figures). Values are
+    taken at every fourth row and column.
+    """
+    count = n_highest(anomaly_map.shape[0], anomaly_map.shape[1], top_share)
+    if count < 2:
+        return float(anomaly_map.max())
+    values = anomaly_map[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].ravel()
+    return float(np.partition(values, -count)[-count:].mean(dtype=np.float64))
+
+
+def n_highest(height: int, width: int, top_share: float) -> int:
+    """How many values of a map of this size the score is the mean of; below 2, it is the highest of all."""
+    return round(top_share * len(range(STRIDE // 2, height, STRIDE)) * len(range(STRIDE // 2, width, STRIDE)))
+
+
+def _map_scores(maps: NDArray[np.float32], images: Sequence[Loaded], top_share: float) -> NDArray[np.float32]:
+    """Scores (N,) of maps (N, H, W), from what is no padding."""
+    scores = np.empty(len(images), np.float32)
+    for i, image in enumerate(images):
+        top, left, bottom, right = image.placement.content
+        scores[i] = map_score(maps[i, top:bottom, left:right], top_share)
+    return scores
 
 
 def _blank_padding(maps: NDArray[np.float32], images: Sequence[Loaded]) -> None:

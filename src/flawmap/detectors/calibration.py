@@ -11,7 +11,7 @@ from pathlib import PurePath
 import numpy as np
 from numpy.typing import NDArray
 
-from flawmap.decision import MOST, PIXEL_RATES, Decision
+from flawmap.decision import MOST, PIXEL_RATES, Decision, map_score
 from flawmap.errors import ParameterError
 from flawmap.options import AUTO
 from flawmap.prediction import Placement
@@ -77,6 +77,7 @@ class HeldOutScores:
         groups: the group of each image; empty if every image stands alone.
         pixels: how often the values of their anomaly maps occur.
         duplicates: pairs of indices of near-duplicates in different groups, the earlier first.
+        top_share: part of a map whose mean is its score; 0 for its highest value.
 
     Example:
         >>> held_out = HeldOutScores()
@@ -90,6 +91,7 @@ class HeldOutScores:
     groups: list[int] = field(default_factory=list)
     pixels: PixelHistogram = field(default_factory=PixelHistogram)
     duplicates: list[tuple[int, int]] = field(default_factory=list)
+    top_share: float = 0.0
 
     def add(self, index: int, score: float, *, group: int | None = None) -> None:
         """Add a good image by its score."""
@@ -101,14 +103,14 @@ class HeldOutScores:
     def add_map(
         self, index: int, anomaly_map: NDArray[np.float32], placement: Placement, *, group: int | None = None
     ) -> None:
-        """Add a good image by its map (H, W): its score is the highest value outside the padding of a letterbox."""
+        """Add a good image by its map (H, W), of which the padding of a letterbox does not count."""
         self.add(index, self.count(anomaly_map, placement), group=group)
 
     def count(self, anomaly_map: NDArray[np.float32], placement: Placement) -> float:
-        """Count the values of a good image's map (H, W), without the padding; gives the highest one."""
+        """Count the values of a good image's map (H, W), without the padding; gives its score."""
         top, left, bottom, right = placement.content
         self.pixels.add(anomaly_map[top:bottom, left:right])
-        return float(anomaly_map[top:bottom, left:right].max())
+        return map_score(anomaly_map[top:bottom, left:right], self.top_share)
 
     def in_order(self) -> tuple[list[int], Decision]:
         """Indices, ascending, and the undecided decision by their scores."""

@@ -58,6 +58,7 @@ class Detector(SharedParameters, ABC):
         remarks_: what is unusual about good images, in words, and the names of those. The last five are not saved.
         aligner_: brings the part of every image to the same place; None where nothing is aligned.
         resize_: (height, width) of the canvas, where `resize` is a rule such as "long:768"; else None.
+        top_share_: part of an anomaly map whose mean is the image's score; 0 for its highest value.
         good_photos_: sizes and depth of the good images, with which later ones are compared; None in older files.
 
     Example:
@@ -82,10 +83,9 @@ class Detector(SharedParameters, ABC):
 
     def __init__(self, **parameters: Any) -> None:  # noqa: ANN401 (typed by the class's annotations)
         super().__init__(**parameters)
-        self.n_images_ = 0
+        self.n_images_, self.top_share_ = 0, 0.0
         self.decision_: Decision | None = None
-        self.outliers_: tuple[str, ...] = ()
-        self.copies_: tuple[str, ...] = ()
+        self.outliers_, self.copies_ = tuple[str, ...](), tuple[str, ...]()
         self.duplicates_: tuple[tuple[str, str], ...] = ()
         self.groups_: tuple[tuple[str, ...], ...] = ()
         self.remarks_: dict[str, tuple[str, ...]] = {}
@@ -148,10 +148,9 @@ class Detector(SharedParameters, ABC):
         held_out = self._learn(good)
         if len(good.learnt) < 2:
             raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
-        self._stored_dtype, self.n_images_ = "float32", len(good.learnt)
-        self.copies_, self.groups_ = good.copies(), good.found()
+        self.n_images_, self.copies_, self.groups_ = len(good.learnt), good.copies(), good.found()
         alone = self.name if self.calibrate and not hasattr(self, "groups") else None
-        self._images, self.remarks_ = ImagesRecord.of(good), good.remarks(alone)
+        self._stored_dtype, self._images, self.remarks_ = "float32", ImagesRecord.of(good), good.remarks(alone)
         found = conclude(held_out, good.names, self.false_alarm_rate, lost=good.lost)
         self.decision_, self.outliers_, self.duplicates_ = found
         self._prepare()
@@ -260,7 +259,7 @@ class Detector(SharedParameters, ABC):
         if "runtime" in known:  # one that this device does not have is no damage of the file
             Policy.choose(device, known["runtime"], "float32", n_images=document.n_images)
         try:
-            model = cls(**{**document.parameters, **known})
+            model = cls(**{**cls.before, **document.parameters, **known})
             model.resize_ = document.resize
             model._check()
             stored = Stored(file, document, device, cls.localises, {})
@@ -272,8 +271,7 @@ class Detector(SharedParameters, ABC):
             file.check()
             raise
         file.check()
-        model.n_images_, model._stored_dtype = document.n_images, document.factor_dtype
-        model._images = document.images
+        model.n_images_, model._images, model._stored_dtype = document.n_images, document.images, document.factor_dtype
         model.decision_ = restore_decision(file.path, document.decision, stored.tensors)
         model._prepare()
         model._make_ready()
@@ -282,7 +280,7 @@ class Detector(SharedParameters, ABC):
     def network(self, *, for_graph: bool = False) -> nn.Module:  # noqa: ARG002 (for those that have one)
         """Images (B, h, w, 3) uint8, the model's input, to anomaly maps (B, h, w), if there are any, and scores (B,).
 
-        Of a detector that makes maps, a score is the highest value of its map. `for_graph` asks for a network of its
+        Of a detector that makes maps, a score is that of its map (`top_share_`). `for_graph` asks for a network of its
         own on the CPU, for a graph format. Raises ParameterError for a detector that is no network.
         """
         raise ParameterError(f"{self.name} has no network that a graph format could hold, and cannot be exported")
@@ -304,7 +302,7 @@ class Detector(SharedParameters, ABC):
         return {}
 
     def _score(self, batch: Batch) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
-        """Anomaly maps (B, h, w), if any, and scores (B,); None for the highest value of each map."""
+        """Anomaly maps (B, h, w), if any, and scores (B,); None for those of the maps."""
         if self._network is None:
             self._network = self.network().eval()
         with NETWORKS, torch.inference_mode():
@@ -391,7 +389,7 @@ class Detector(SharedParameters, ABC):
         """What the detector says of some images, and what the decision says of that."""
         with plain_torch() if _is_changed() else nullcontext():
             maps, scores = self._score(batch)
-        return judge(batch.images, maps, scores, self.decision_, good=self.good_photos_)
+        return judge(batch.images, maps, scores, self.decision_, top_share=self.top_share_, good=self.good_photos_)
 
 
 def _is_changed() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from flawmap.decision import PIXEL_FALSE_ALARM_RATE, PIXEL_RATES, Decision, Good
 from flawmap.detectors.format_1 import upgrade
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.parameters import explain
-from flawmap.errors import WeightsError
+from flawmap.errors import ParameterError, WeightsError
 from flawmap.images import Preprocessing
 from flawmap.model_file import MAX_ROWS, ModelFile, damaged
 from flawmap.options import (
@@ -38,6 +39,8 @@ from flawmap.prediction import Size
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 FileSize = tuple[Side, Side]
 PhotoSide = Annotated[int, Field(ge=1, le=2**31)]
+MAX_POSITIONS = 2**22
+"""Finest grid that a model file may ask for."""
 MAX_SIZES = 16
 """Sizes of photos that a model file names."""
 SCORES, PIXEL_QUANTILES, GROUP_SIZES = (f"calibration.{name}" for name in ("scores", "pixel_quantiles", "group_sizes"))
@@ -298,6 +301,15 @@ class Stored:
     device: torch.device
     localises: bool
     tensors: dict[str, Tensor]
+
+    def shapes(self, input_size: Size) -> list[tuple[int, Size]]:
+        """Channels and grid of each of the backbone's layers. Raises ParameterError for what cannot be."""
+        record = self.document.backbone
+        if record is None or not len(record.grids) == len(record.n_channels) == len(record.layers):
+            raise ParameterError("layers, grids and channel counts differ in number")
+        if any(math.prod(grid) > min(MAX_POSITIONS, math.prod(input_size)) for grid in record.grids):
+            raise ParameterError("a grid is finer than the images")
+        return list(zip(record.n_channels, record.grids, strict=True))
 
     def learnt(self, kind: type[R]) -> R:
         """What the document keeps, checked. Raises ModelFileError."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -30,9 +29,6 @@ from flawmap.detectors.parameters import LayerNames, WeightsPath
 from flawmap.errors import NotFittedError, ParameterError
 from flawmap.options import PrecisionChoice, Runtime
 from flawmap.prediction import Size
-
-MAX_POSITIONS = 2**22
-"""Finest grid that a model file may ask for."""
 
 
 class FeatureDetector(Detector):
@@ -131,11 +127,9 @@ class FeatureDetector(Detector):
     def _compile(self) -> None:
         with NETWORKS:
             if self._may_compile and self._input is not None:
-                backbone, size = self.backbone_, self._input.input_size
-                network = FeatureNetwork(
-                    backbone.from_pixels, self._head(for_graph=True), masked=self.aligner_ is not None
-                )
-                self._graph = backbone.policy.compile(network, size, backbone.name)
+                backbone, head = self.backbone_, self._head(for_graph=True)
+                network = FeatureNetwork(backbone.from_pixels, head, masked=self.aligner_ is not None)
+                self._graph = backbone.policy.compile(network, self._input.input_size, backbone.name)
                 self._may_compile = False
 
     def _prepare(self) -> None:
@@ -160,13 +154,8 @@ class FeatureDetector(Detector):
 
     def _restore(self, stored: Stored) -> None:
         """The file's tensors first, checked against its description; then the backbone with its very weights."""
-        record = stored.document.backbone
-        if record is None or not len(record.grids) == len(record.n_channels) == len(record.layers):
-            raise ParameterError("layers, grids and channel counts differ in number")
         input_size = self.preprocessing.input_size
-        if any(math.prod(grid) > min(MAX_POSITIONS, math.prod(input_size)) for grid in record.grids):
-            raise ParameterError("a grid is finer than the images")
-        self.shapes_ = list(zip(record.n_channels, record.grids, strict=True))
+        self.shapes_ = stored.shapes(input_size)
         self._unpack(stored)
         self._backbone = matching_backbone(stored, self.weights, self.runtime, Claim(input_size, self.shapes_))
 

@@ -113,7 +113,7 @@ class GoodImages:
         """
         if kind == "none":
             return None
-        some, self._items = spread(self._items)
+        some, self._items = spread(self._items, COMPILE_FROM)  # so many are held anyway
         options: dict[str, Any] = {"on_bad": lambda _: None, "workers": self._workers, "whole": True}
         images = list(stream(some, self._preprocessing, **options))
         aligner = learn_aligner(Sample.of(images, self._preprocessing), kind) if len(images) > 1 else None
@@ -127,6 +127,11 @@ class GoodImages:
         if self._replay is None:
             self._replay = Replay(self._items, self._preprocessing, **self._replay_options)  # type: ignore[arg-type]
         return self._replay
+
+    @property
+    def readable(self) -> list[int]:
+        """Indices, ascending, of the images to learn from that can be read again."""
+        return sorted(set(self.learnt) & set(self.replay.again))
 
     @property
     def names(self) -> list[str]:
@@ -212,8 +217,8 @@ class GoodImages:
 
     def copies(self) -> tuple[str, ...]:
         """Names of images that equal an earlier one of another group."""
-        group_of = self.grouping.groups
-        return tuple(self.names[later] for earlier, later in self.replay.copies if group_of[earlier] != group_of[later])
+        group = self.grouping.groups
+        return tuple(self.names[later] for earlier, later in self.replay.copies if group[earlier] != group[later])
 
     def _entries(self, advance: Callable[[int], None]) -> Iterator[tuple[int, Hashable, Loaded]]:
         """Index, group and image of each image to learn from."""
@@ -370,10 +375,8 @@ class Photos:
             resized = preprocessing.place(size).resized_size
             small += names if resized[0] > size[0] or resized[1] > size[1] else []
         height, width = preprocessing.resize
-        remark = (
-            f"it is smaller than {height} x {width} (height x width), to which it is enlarged: a smaller --resize will "
-            f"do"
-        )
+        remark = f"it is smaller than {height} x {width} (height x width), to which it is enlarged: "
+        remark += "a smaller --resize will do"
         return {remark: tuple(small)} if small else {}
 
     def _squashed(self) -> dict[str, tuple[str, ...]]:

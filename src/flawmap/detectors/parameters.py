@@ -192,6 +192,8 @@ class Parametrised:
     """The pydantic model of the parameters."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Parameters by the name of a preset."""
+    before: ClassVar[Mapping[str, Any]] = {}
+    """Values of parameters that model files of older versions do not name."""
     __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls) -> None:

@@ -85,6 +85,7 @@ def export_model(
                 map_size=preprocessing.input_size,
                 preprocessing=plain,
                 map_scale=model.map_scale,
+                top_share=model.top_share_,
                 graph=GraphMetadata(format=format, dtype=dtype, resize_inside=resize_inside, files=files),
                 images=model.good_photos_,
                 alignment=None if aligner is None else AlignmentRecord.of(aligner),

@@ -180,8 +180,14 @@ class Inspector:
     def _judge(self, batch: list[Loaded]) -> list[Prediction]:
         """Predictions of images that hold their canvas: the graph crops."""
         maps, scores = self._run(np.stack([image.pixels for image in batch]))
-        # the score of a graph with maps is the highest value of the map, of a letterbox its padding included
-        return judge(batch, maps, scores if maps is None else None, self.decision_, good=self.metadata.images)
+        return judge(
+            batch,
+            maps,
+            scores if maps is None else None,  # the graph's count the padding of a letterbox
+            self.decision_,
+            top_share=self.metadata.top_share,
+            good=self.metadata.images,
+        )
 
     def _run(self, images: NDArray[np.uint8]) -> Result:
         """What the graph says of images (N, H, W, 3), checked. Raises ModelFileError."""

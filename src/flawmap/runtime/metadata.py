@@ -150,6 +150,7 @@ class Metadata(_Record):
         map_scale: map values to show as coolest and hottest; None for a detector that makes no maps, whose graph has
             no output for them.
         graph: its files.
+        top_share: part of a map whose mean is its score; 0 for its highest value.
         images: sizes and depth of the good images' photos; None in older exports.
         alignment: how images are aligned before the graph sees them, by the pictures of alignment.safetensors; or None.
         model: what was exported, for the record: class, backbone, layers, number of good images, versions.
@@ -163,6 +164,7 @@ class Metadata(_Record):
     preprocessing: Preprocessing
     map_scale: tuple[float, float] | None
     graph: GraphMetadata
+    top_share: float = Field(default=0.0, ge=0, lt=1)
     images: GoodPhotos | None = None
     alignment: AlignmentRecord | None = None
     model: dict[str, Any]

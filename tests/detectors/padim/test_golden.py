@@ -32,6 +32,8 @@ def fitted(request, shared, screw, resnet18_weights, tmp_path_factory):
         crop=224,
         groups=None,
         regularization=0.01,
+        score="max",
+        align="none",
     ).fit(screw / "train" / "good")
     path = tmp_path_factory.mktemp("golden") / "screw.flawmap"
     model.save(path)

@@ -12,7 +12,14 @@ from flawmap.detectors.padim.gaussian.factor import squared_distances
 from flawmap.errors import ModelFileError
 from flawmap.images import stream
 
-SMALL = {"backbone": "resnet10t", "pretrained": False, "calibrate": None, "resize": 64, "n_features": 40}
+SMALL = {
+    "backbone": "resnet10t",
+    "pretrained": False,
+    "calibrate": None,
+    "resize": 64,
+    "n_features": 40,
+    "align": "none",
+}
 
 
 @pytest.fixture(scope="module")

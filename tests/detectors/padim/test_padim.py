@@ -18,6 +18,7 @@ from flawmap.evaluation.evaluate import evaluate
 from flawmap.openvino_module import has_bfloat16
 
 SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64, "regularization": "paper", "refit_below": 0}
+SMALL |= {"align": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -464,7 +465,7 @@ def test_auto_on_identical_images_and_on_two_is_the_papers(good_images):
 
 @pytest.mark.parametrize("value", ["best", (1.5, 0.1), (0.1,), (0.1, -1), (0.1, math.inf), None, "0.1"])
 def test_regularization_that_cannot_be_meant_is_refused(value, good_images):
-    with pytest.raises(ParameterError, match="regularization must be 'auto', 'paper'"):
+    with pytest.raises(ParameterError, match="regularization must be 'auto', 'likelihood', 'paper'"):
         PaDiM(**FEW | {"regularization": value}).fit(good_images)
 
 

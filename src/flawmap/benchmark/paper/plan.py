@@ -93,6 +93,8 @@ class Plan:
 
     def _check_settings(self) -> None:
         Regularization.of(self.settings.regularization)
+        if self.settings.regularization == "auto":
+            raise ParameterError("the systems share features, onto which no defect can be pasted; give 'likelihood'")
         if self.settings.weights is not None and not self.settings.pretrained:
             raise ParameterError("--weights and --random-weights exclude each other; give one or the other")
         if not (math.isfinite(self.limit_gb) and self.limit_gb >= 0):

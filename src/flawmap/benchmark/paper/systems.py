@@ -44,7 +44,7 @@ class Settings:
         weights: its weights file; None to look for it on this machine. Such a file may end with the last layer that
             PaDiM uses: SPADE and MahalanobisAD then use PaDiM's layers.
         pretrained: False for random weights, of every backbone.
-        regularization: "paper", "auto", or any other value of `PaDiM`.
+        regularization: "paper", "likelihood", or any other value of `PaDiM` but "auto".
         stride: use every `stride`-th image of each clip, or of the class.
         budget: minutes for which each trained system may train on a class; None for its paper's schedule, which needs
             a GPU: without either they are left out.
@@ -92,7 +92,7 @@ def systems(settings: Settings, *, n_neighbors: int | None = None) -> dict[str, 
     """All systems, by name; `n_neighbors` is SPADE's K, None for that of MVTec AD."""
     layers = _layers(settings)
     plain: dict[str, Any] = {"pretrained": settings.pretrained}
-    regularized = {**plain, "regularization": settings.regularization}
+    regularized = {**plain, "regularization": settings.regularization, "score": "max", "align": "none"}
     own = {"backbone": settings.backbone, "weights": settings.weights}
     padim = {**own, **regularized}
     # a weights file may end with PaDiM's last layer

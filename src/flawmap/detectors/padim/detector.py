@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from flawmap.backbones import plain_torch
+from flawmap.decision import TOP_SHARE
 from flawmap.detectors.batches import batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import Record, Stored
@@ -38,7 +39,9 @@ KNOWN = "alignment.known"
 """Tensor (cells,) of the coarsest level: 1 where enough good images show a cell."""
 COMPONENTS = "pca.components"
 """Tensor (channels, n_features) of a model reduced by principal components."""
-_PAPER_IMAGES: dict[str, Any] = {"resize": 256, "crop": 224, "regularization": 0.01}
+SCORES = {"max": 0.0, "top": TOP_SHARE}
+"""Parts of a map whose mean is its score."""
+_PAPER_IMAGES: dict[str, Any] = {"score": "max", "align": "none", "resize": 256, "crop": 224, "regularization": 0.01}
 
 
 class RegularizationRecord(Record):
@@ -59,6 +62,14 @@ class LearntRecord(Record):
 def _check_regularization(value: object) -> object:
     Regularization.of(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _check_score(value: object) -> object:
+    if isinstance(value, str) and value in SCORES:
+        return value
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and 0 <= value < 1:
+        return float(value)
+    raise ValueError(f"must be 'max', 'top' or a share from 0 to 1, got {value!r}")
 
 
 def _check_channels(value: object) -> object:
@@ -105,6 +116,7 @@ class PaDiM(FeatureDetector):
         # Of no paper: block 8 of 12 alone, of patches of 14 pixels (32 x 32 of them, 384 channels).
         "padim-dinov2-s": {"backbone": "vit_small_patch14_dinov2", "layers": ("blocks.8",), "resize": 448},
     }
+    before: ClassVar = {"score": "max", "align": "none"}
     factor_dtypes = get_args(FactorDtype)
     calibrations = get_args(Calibration)
 
@@ -123,24 +135,33 @@ class PaDiM(FeatureDetector):
         Field(description="Indices into the concatenated layers, in place of a draw."),
     ] = None
     regularization: Annotated[
-        Literal["auto", "paper"] | float | tuple[float, float],
+        Literal["auto", "likelihood", "paper"] | float | tuple[float, float],
         BeforeValidator(_check_regularization),
         Field(
-            description='Covariance regularization: "auto" by leave-one-out likelihood; "paper" adds 0.01 to every '
-            "variance; a number adds that; (a, eps) also shrinks towards the mean covariance of all patches, by a."
+            description='Covariance regularization: "likelihood" by leave-one-out likelihood; "auto" by pasted defects '
+            'too; "paper" adds 0.01 to every variance; a number adds that; (a, eps) also shrinks towards the mean '
+            "covariance of all patches, by a."
         ),
     ] = "auto"
     precision: Annotated[
         PrecisionChoice,
         Field(description='Of the backbone. "bfloat16" is twice as fast where the processor has it; "auto": there.'),
     ] = "float32"
+    score: Annotated[
+        Literal["max", "top"] | float,
+        BeforeValidator(_check_score),
+        Field(
+            description='An image\'s score: "max", the highest value of its anomaly map (the paper); "top", the mean '
+            "of the highest 0.2 %; or of another share from 0 to 1."
+        ),
+    ] = "top"
     align: Annotated[
         Alignment,
         Field(
             description='Whether parts are turned and shifted to lie alike: "none", "shift", "rigid", "similarity"; '
             '"auto" takes what helps on the good images.'
         ),
-    ] = "none"
+    ] = "auto"
     groups: Annotated[
         GroupRule,
         Field(
@@ -208,13 +229,24 @@ class PaDiM(FeatureDetector):
             regularization=Regularization.of(self.regularization),
             calibrate=self.calibrate,
             refit_below=self.refit_below,
+            top_share=self._asked_share,
+            trial_seed=self.seed if self.regularization == "auto" else None,
         )
         self._backbone, self.channels_ = backbone, channels
         self.factor_, self.regularization_ = learnt.factor, learnt.regularization
         return learnt.held_out
 
+    @property
+    def _asked_share(self) -> float:
+        return SCORES[self.score] if isinstance(self.score, str) else float(self.score)
+
     def _head(self, *, for_graph: bool = False) -> nn.Module:
-        return PaDiMHead(self.factor_, self.preprocessing.input_size, for_graph=for_graph)
+        size = self.preprocessing.input_size
+        return PaDiMHead(self.factor_, size, top_share=self.top_share_, for_graph=for_graph)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.top_share_ = self._asked_share * self.factor_.inspected
 
     def _head_bytes(self) -> int:
         return sum(part.nbytes for part in (*self.factor_.own, *self.factor_.cross))

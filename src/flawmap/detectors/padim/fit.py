@@ -27,6 +27,7 @@ from flawmap.detectors.padim.gaussian.factor import Factor, factorise
 from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, principal_components, update
 from flawmap.detectors.padim.leave_one_out import Calibrator, KeptEmbeddings, Likeness, is_large
+from flawmap.detectors.padim.sharing import FEWEST_IMAGES, choose_sharing
 from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.options import MIN_IMAGES, Calibration
 from flawmap.prediction import Size
@@ -57,11 +58,14 @@ def learn(
     regularization: Regularization | None,
     calibrate: Calibration | None,
     refit_below: int,
+    top_share: float,
+    trial_seed: int | None = None,
 ) -> Learnt:
     """Learn from good images, with an embedding that is on the backbone's device.
 
-    `regularization` None: it is chosen by the leave-one-out likelihood. Of fewer than `refit_below` images each is left
-    out by a refit.
+    `regularization` None: it is chosen by the leave-one-out likelihood, and with `trial_seed` its sharing by pasted
+    defects, drawn by that seed, if there are enough images that can be read again. Of fewer than `refit_below` images
+    each is left out by a refit. `top_share` is the part of a map whose mean is its score, if all of it is inspected.
     """
     size = _step(input_size, hierarchy)
     kept = KeptEmbeddings(good.replay.reserve if calibrate == "leave-one-out" else None)
@@ -69,11 +73,16 @@ def learn(
     likeness = Likeness(probe.positions)
     moments = _learn_moments(good, backbone, hierarchy, size, probe=probe, likeness=likeness, kept=kept)
     likeness.learn(moments)
-    chosen = choose_regularization(moments, probe, good.grouping.groups)
-    if calibrate != "holdout" and (found := likeness.find(good.grouping.ungrouped, good.in_order, chosen)):
+    likely = choose_regularization(moments, probe, good.grouping.groups)
+    rule = regularization or likely
+    if calibrate != "holdout" and (found := likeness.find(good.grouping.ungrouped, good.in_order, rule)):
         good.grouping.join(found)
-        chosen = choose_regularization(moments, probe, good.grouping.groups)
-    regularization = chosen if regularization is None else regularization
+        likely = choose_regularization(moments, probe, good.grouping.groups)
+    if regularization is None and trial_seed is not None and len(good.readable) >= FEWEST_IMAGES:
+        regularization = choose_sharing(
+            moments, likely, good, backbone, input_size, kept=kept, top_share=top_share, seed=trial_seed
+        )
+    regularization = regularization or likely
     count, seen = moments.count, moments.seen
     groups = _groups_to_score(good, calibrate)
     refits = calibrate == "leave-one-out" and any(is_large(len(group), count, refit_below) for group in groups)
@@ -93,6 +102,7 @@ def learn(
         take=lambda batch, seen: likeness.take(probe.at_positions(batch.embedding, seen), batch.indices),
         moments=moments if refits else None,
         refit_below=refit_below,
+        top_share=top_share * factor.inspected,
     )
     del moments
     with good.progress("Calibrating", sum(map(len, groups))) as advance:

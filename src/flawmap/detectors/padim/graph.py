@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from flawmap.decision import STRIDE, n_highest
 from flawmap.detectors.anomaly_map import smoothing_operator
 from flawmap.detectors.padim.embedding import Level, Projection, finest_grid, nearest_positions, seen_cells
 from flawmap.detectors.padim.gaussian.factor import Factor
@@ -25,11 +26,13 @@ class PaDiMHead(nn.Module):
     Args:
         factor: the Gaussians. Without `for_graph` the head shares their memory.
         input_size: (height, width) of the maps.
+        top_share: part of a map whose mean is its score; 0 for its highest value.
         for_graph: keep constants on the CPU, laid out as graph formats store them.
     """
 
-    def __init__(self, factor: Factor, input_size: Size, *, for_graph: bool = False) -> None:
+    def __init__(self, factor: Factor, input_size: Size, *, top_share: float = 0.0, for_graph: bool = False) -> None:
         super().__init__()
+        self.n_highest = n_highest(*input_size, top_share)
         grid = factor.hierarchy.grid
         device = torch.device("cpu") if for_graph else factor.mean[0].device
         self.distances = _Distances(factor, for_graph)
@@ -50,7 +53,15 @@ class PaDiMHead(nn.Module):
             seen = seen if self.known is None else seen * self.known
             distances = distances * interpolate(seen, size=self.grid, mode="nearest")[:, 0]
         maps = self.rows @ distances @ self.columns
-        return maps, maps.flatten(1).amax(dim=1)
+        return maps, _scores(maps, self.n_highest)
+
+
+def _scores(maps: Tensor, count: int) -> Tensor:
+    """`flawmap.decision.map_score` of maps (N, H, W), as the mean of so many values."""
+    if count < 2:
+        return maps.flatten(1).amax(dim=1)
+    sampled = maps[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].flatten(1)
+    return sampled.topk(count, dim=1, sorted=False).values.mean(dim=1)
 
 
 class _Distances(nn.Module):

@@ -225,7 +225,8 @@ class Calibrator:
     """Scores good images by the model without them, which was fitted on `count` images.
 
     `moments` are those of all images that were learnt, for groups that are large; they are as they were afterwards.
-    `take` gets batches of images that were not learnt, and what they show.
+    `take` gets batches of images that were not learnt, and what they show. `top_share` is the part of a map whose mean
+    is its score.
     """
 
     def __init__(
@@ -243,6 +244,7 @@ class Calibrator:
         take: Callable[[Batch, Tensor | None], None],
         moments: Moments | None = None,
         refit_below: int = REFIT_BELOW,
+        top_share: float = 0.0,
     ) -> None:
         self._backbone, self._factor, self._regularization, self._count = backbone, factor, regularization, count
         self._good, self._input_size, self._step, self._moments = good, input_size, step, moments
@@ -251,7 +253,7 @@ class Calibrator:
         if seen is not None:
             self._counts = factor.hierarchy.to_finest(seen)
         self._take = take
-        self._result = HeldOutScores()
+        self._result = HeldOutScores(top_share=top_share)
 
     def held_out(self, groups: Sequence[Sequence[int]], advance: Callable[[int], None]) -> HeldOutScores:
         """Scores of images that were not learnt, given the indices of each group's."""

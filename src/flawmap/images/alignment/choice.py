@@ -30,6 +30,12 @@ LEAST_GAIN = 0.3
 """Part of what images and their mean do not share that alignment must take away."""
 LEAST_KIND = 0.1
 """The same that an angle, or a scale, must take away beyond a simpler kind."""
+WORST = 0.05
+"""Part of the good images that counts as the worst ones."""
+N_SCREENED = 24
+"""Good images by which a kind is chosen, before it is learnt from all: most parts lie still, and need no more."""
+KINDS: tuple[AlignmentKind, ...] = ("shift", "rigid", "similarity")
+"""The simplest first."""
 FAR_OUT = 3.0
 """Interquartile ranges below the first quartile (Tukey 1977) at which a match is no longer that of a good part."""
 LEAST_RANGE = 0.05
@@ -65,13 +71,13 @@ class Sample:
         return cls(greys, colours, frame.proportions, frame.size)
 
 
-def spread(items: Iterable[ImageSource]) -> tuple[list[ImageSource], Iterable[ImageSource]]:
-    """Images to learn an aligner from, spread over all, or the first of an iterator; and all images, still unread."""
+def spread(items: Iterable[ImageSource], n_first: int) -> tuple[list[ImageSource], Iterable[ImageSource]]:
+    """Images to learn an aligner from, spread over all, or `n_first` of an iterator; and all images, still unread."""
     if isinstance(items, Sequence):
         return [items[round(place)] for place in np.linspace(0, len(items) - 1, min(MOST_IMAGES, len(items)))], items
     rest = iter(items)
-    some = list(islice(rest, MOST_IMAGES))
-    return some, chain(some, rest) if len(some) == MOST_IMAGES else some
+    some = list(islice(rest, n_first))
+    return some, chain(some, rest) if len(some) == n_first else some
 
 
 def learn_aligner(sample: Sample, kind: Alignment) -> Aligner | None:
@@ -80,18 +86,37 @@ def learn_aligner(sample: Sample, kind: Alignment) -> Aligner | None:
         return None
     if kind != "auto":
         return _aligner(sample, learn_reference(sample.greys, kind, sample.proportions))
-    missed = 1 - float(np.median(match_unaligned(sample.greys)))
-    if missed <= 1 - STILL:
-        return None
+    spread = np.linspace(0, len(sample.greys) - 1, min(N_SCREENED, len(sample.greys))).round().astype(int)
+    screened = [sample.greys[i] for i in spread]
+    chosen = _best_kind(screened, KINDS, sample.proportions)
+    if chosen is not None and len(screened) < len(sample.greys):
+        chosen = _best_kind(sample.greys, (chosen.reference.kind,), sample.proportions)
+    return None if chosen is None else _aligner(sample, chosen)
+
+
+def _best_kind(
+    greys: Sequence[Grey], kinds: Sequence[AlignmentKind], proportions: tuple[float, float]
+) -> Learnt | None:
+    """What a kind of alignment makes of images, of the simplest kind that helps; None if none does.
+
+    It must help the usual image and the worst ones: one that loses some of them is no gain.
+    """
+    missed = _missed(match_unaligned(greys))
     best: Learnt | None = None
-    kinds: tuple[AlignmentKind, ...] = ("shift", "rigid", "similarity")
-    for name in kinds:
-        learnt = learn_reference(sample.greys, name, sample.proportions)
-        median = float(np.median(learnt.matches))
+    if missed[0] <= 1 - STILL:
+        return None
+    for kind in kinds:
+        learnt = learn_reference(greys, kind, proportions)
+        left = _missed(learnt.matches)
         needed = LEAST_GAIN if best is None else LEAST_KIND
-        if median >= LEAST_MEDIAN and 1 - median <= (1 - needed) * missed:
-            best, missed = learnt, 1 - median
-    return None if best is None else _aligner(sample, best)
+        if 1 - left[0] >= LEAST_MEDIAN and (left <= (1 - needed) * missed).all():
+            best, missed = learnt, left
+    return best
+
+
+def _missed(matches: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What images and their mean do not share (2,): of the usual image, and of the worst ones."""
+    return 1 - np.quantile(matches, [0.5, WORST])
 
 
 def _aligner(sample: Sample, learnt: Learnt) -> Aligner:

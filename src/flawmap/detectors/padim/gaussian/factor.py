@@ -45,10 +45,22 @@ class Factor:
     own: list[Tensor]
     known: Tensor | None = None
 
+    @property
+    def inspected(self) -> float:
+        """Part of the images that is inspected."""
+        return 1.0 if self.known is None else float(self.known.mean())
 
-def factorise(moments: Moments, *, regularization: Regularization, in_place: bool = False) -> Factor:
+
+def factorise(
+    moments: Moments,
+    *,
+    regularization: Regularization,
+    shared: Sequence[tuple[Tensor, Tensor]] | None = None,
+    in_place: bool = False,
+) -> Factor:
     """Factor the regularised covariance of every cell, in float64, stored in float32.
 
+    `shared` is what all positions share (`shared_covariance`), for moments of some of them; None: it is computed.
     `in_place` takes the memory of the moments' scatter for it, and leaves them without: half of what is needed else.
 
     Source: PaDiM section III-B, equation 1. Raises TrainingSetError for fewer than two images, or where a covariance is
@@ -61,7 +73,7 @@ def factorise(moments: Moments, *, regularization: Regularization, in_place: boo
     levels = moments.hierarchy.levels
     known = None if moments.seen is None else known_cells(moments.seen, moments.count)
     factor = Factor(moments.hierarchy, [mean.float() for mean in moments.mean], [], [], known)
-    shared = shared_covariance(moments)
+    shared = shared_covariance(moments) if shared is None else shared
     counts = None if moments.seen is None else [moments.seen[index] for index in moments.hierarchy.coarsest_of_cells]
     for depth, (level, cross, own) in enumerate(zip(levels, moments.cross, moments.own, strict=True)):
         factor.cross.append(cross if in_place else torch.empty_like(cross))

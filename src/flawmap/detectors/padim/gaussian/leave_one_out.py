@@ -78,6 +78,25 @@ def leave_one_out(squared: Tensor, count: int | Tensor, *, sharing: float = 0.0)
     return (count / (count - 1)) ** 2 / c * squared / remaining
 
 
+def leave_one_out_with_copies(products: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
+    """Squared distances (..., 1 + m) of training images, and of changed copies of them, from the model without each.
+
+    From inner products (..., 1 + m, 1 + m) of an image and its copies under the model of all. With x the image's and y
+    a copy's embedding less the mean, the copy lies y + x / (N - 1) from the mean without the image, and the inverse
+    covariance without it is that of Sherman and Morrison. `count` and `sharing` as for `leave_one_out`.
+    """
+    if isinstance(count, Tensor):
+        count = count.to(products.dtype).clamp(min=MIN_IMAGES)[..., None]
+    weight = 1 / (count - 1)
+    image, both, own = products[..., :1, 0], products[..., 0, :], products.diagonal(dim1=-2, dim2=-1)
+    k = (1 - sharing) * count * weight**2
+    remaining = (1 - k * image).clamp(min=SMALLEST)
+    # the image is its own copy y = x
+    distance, along = own + 2 * weight * both + weight**2 * image, both + weight * image
+    squared: Tensor = (distance + k * along.square() / remaining).clamp(min=0) * ((count - 2) * weight)
+    return squared
+
+
 def leave_group_out(products: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
     """Squared distances (..., m) of a group from the model without it, from inner products (..., m, m) under all.
 

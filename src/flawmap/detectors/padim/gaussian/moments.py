@@ -183,6 +183,10 @@ def _add_outer(moments: Moments, columns: Sequence[Tensor], sign: int = 1) -> No
             grouped[groups].baddbmm_(mine, level.coarser(parents, groups), alpha=sign)
 
 
+CHOSEN = ("auto", "likelihood")
+"""Rules that choose the regularization by the good images."""
+
+
 @dataclass(frozen=True)
 class Regularization:
     """How covariances are regularised.
@@ -197,8 +201,11 @@ class Regularization:
 
     @classmethod
     def of(cls, value: object) -> Regularization | None:
-        """From what a user gives: "paper", a ridge, or a pair (sharing, ridge); None for "auto". ParameterError."""
-        if value == "auto":
+        """From what a user gives: "paper", a ridge, or a pair (sharing, ridge); None for "auto" and "likelihood".
+
+        Raises ParameterError.
+        """
+        if isinstance(value, str) and value in CHOSEN:
             return None
         if value == "paper":
             return PAPER
@@ -208,7 +215,7 @@ class Regularization:
             if 0 <= sharing <= 1 and ridge >= 0:
                 return cls(ridge, sharing)
         raise ParameterError(
-            f"regularization must be 'auto', 'paper', a finite number >= 0, or a pair (sharing from 0 to 1, "
+            f"regularization must be 'auto', 'likelihood', 'paper', a finite number >= 0, or a pair (sharing 0 to 1, "
             f"number >= 0); got {value!r}"
         )
 

@@ -1,0 +1,188 @@
+"""How much of their covariance patches share, chosen by defects that are pasted onto good images.
+
+The likelihood asks what describes good images best, and shares little. What finds defects best is another question:
+with many images each patch learns every way in which good parts vary, and is blind to defects that look like it. So
+defects are pasted onto some good images. Each image, and two copies of it with a defect each, are scored by the
+Gaussians without the image, exactly (`leave_one_out_with_copies`), in a quarter of the positions, in blocks. The area
+under the ROC curve of copies against images says how well a sharing tells them apart.
+
+The likelihood's sharing gives way to the one of the greatest area among those that are better beyond doubt: by more
+than twice the standard error of the difference (DeLong, DeLong and Clarke-Pearson 1988). `docs/regularisation.md` has
+the study.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flawmap.backbones import Backbone
+from flawmap.decision import map_score
+from flawmap.detectors.anomaly_map import anomaly_maps
+from flawmap.detectors.good_images import GoodImages
+from flawmap.detectors.padim.embedding import SHOWN, embed, shown_cells
+from flawmap.detectors.padim.gaussian.factor import Factor, factorise, inner_products
+from flawmap.detectors.padim.gaussian.leave_one_out import leave_one_out_with_copies
+from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, shared_covariance
+from flawmap.detectors.padim.leave_one_out import KeptEmbeddings
+from flawmap.detectors.padim.part import Part
+from flawmap.images.pasted import paste_defect
+from flawmap.prediction import Size
+
+SHARINGS = (0.0, 0.3, 0.5, 0.8)
+"""Candidates beside the likelihood's."""
+MOST_IMAGES = 96
+"""Good images, at most, onto which defects are pasted."""
+FEWEST_IMAGES = 20
+"""Fewer do not tell one sharing from another."""
+N_BLOCKS = 8
+"""The image is divided into so many blocks a side, of which every second one in every second row counts."""
+MOST_BYTES = 128 * 2**20
+"""Memory of embeddings, unless that of 20 images takes more."""
+DOUBT = 2.0
+"""Standard errors by which another sharing must be better."""
+N_COPIES = 2
+"""Of each image, with one defect each."""
+STEP = 8
+"""Images that are embedded, and scored, at a time."""
+CHANNELS = 3
+"""Of an image that is not aligned; a fourth says what an aligned one shows."""
+
+Content = tuple[int, int, int, int]
+"""(top, left, bottom, right) of what an image shows, in pixels."""
+
+
+def choose_sharing(
+    moments: Moments,
+    likely: Regularization,
+    good: GoodImages,
+    backbone: Backbone,
+    input_size: Size,
+    *,
+    kept: KeptEmbeddings,
+    top_share: float,
+    seed: int,
+) -> Regularization:
+    """The likelihood's choice, or the same ridge with the sharing that finds pasted defects better beyond doubt.
+
+    At least 20 of the images must be there to be read again. `kept` holds embeddings that are known; `top_share` is the
+    part of a map whose mean is its score.
+    """
+    trial = _Trial(moments, input_size, top_share)
+    indices = good.readable
+    most = min(len(indices), MOST_IMAGES, max(FEWEST_IMAGES, MOST_BYTES // trial.bytes_per_image))
+    chosen = [indices[i] for i in np.linspace(0, len(indices) - 1, most).round().astype(int)]
+    trial.embed(good, chosen, backbone, kept, seed)
+    usual = _told_apart(*trial.scores(likely))
+    best, highest = likely, 0.0
+    for sharing in SHARINGS:
+        gain = _told_apart(*trial.scores(replace(likely, sharing=sharing))) - usual
+        if gain.mean() > max(highest, DOUBT * gain.std(ddof=1) / math.sqrt(len(gain))):
+            best, highest = replace(likely, sharing=sharing), float(gain.mean())
+    return best
+
+
+def _told_apart(images: NDArray[np.float64], copies: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What each image adds (N,) to the area under the ROC curve of copies (N, 2) against images (N,), their mean."""
+    higher = np.sign(copies[..., None] - images) / 2 + 0.5  # (N, 2, N)
+    told: NDArray[np.float64] = higher.mean(axis=(1, 2)) + higher.mean(axis=(0, 1)) - higher.mean()
+    return told
+
+
+class _Trial:
+    """Images and their copies with defects, to be scored by different Gaussians."""
+
+    def __init__(self, moments: Moments, input_size: Size, top_share: float) -> None:
+        whole = moments.hierarchy
+        self._blocks = _blocks(whole.coarsest_grid)
+        self._part = Part.of(whole, torch.from_numpy(self._blocks.ravel()).to(moments.mean[0].device))
+        self._moments, self._shared = self._part.moments(moments), shared_covariance(moments)
+        self._grid, self._size = whole.grid, input_size
+        self._share = top_share * len(self._part.positions) / (whole.grid[0] * whole.grid[1])
+        self._whole = whole
+        self._embedded: list[tuple[list[Tensor], Tensor | None, list[Content]]] = []
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Memory that the embeddings of an image and its copies take."""
+        levels = zip(self._part.cells, self._whole.levels, strict=True)
+        return max(1, (1 + N_COPIES) * 4 * sum(len(cells) * level.n_channels for cells, level in levels))
+
+    def embed(
+        self, good: GoodImages, indices: Sequence[int], backbone: Backbone, kept: KeptEmbeddings, seed: int
+    ) -> None:
+        """Embed good images of these indices, and copies of each with a defect."""
+        rng = np.random.default_rng(seed)
+        for batch in good.again(indices, STEP):
+            contents = [image.placement.content for image in batch.images]
+            copies = [
+                paste_defect(pixels, self._allowed(pixels, content), rng)
+                for _ in range(N_COPIES)
+                for pixels, content in zip(batch.pixels, contents, strict=True)
+            ]
+            images = kept.get(batch.indices, backbone.device) or embed(backbone, self._whole, batch.pixels)
+            changed = embed(backbone, self._whole, np.stack(copies))
+            seen = shown_cells(batch.pixels, self._whole, backbone.device)
+            seen = None if seen is None else seen[self._part.cells[0]]
+            columns = [
+                torch.cat([one[own], other[own]], dim=1)
+                for one, other, own in zip(images, changed, self._part.own, strict=True)
+            ]
+            self._embedded.append((columns, seen, contents))
+
+    def scores(self, regularization: Regularization) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Scores of the images (N,) and of their copies (N, 2), by the Gaussians without the image."""
+        factor = factorise(self._moments, regularization=regularization, shared=self._shared)
+        found: list[list[float]] = [[] for _ in range(1 + N_COPIES)]
+        for columns, seen, contents in self._embedded:
+            squared = self._squared(factor, columns, seen, regularization.sharing)
+            for scores, part in zip(found, squared, strict=True):
+                maps = part.new_zeros(len(part), self._grid[0] * self._grid[1])
+                maps[:, self._part.positions] = part.sqrt()
+                smooth = anomaly_maps(maps.view(-1, *self._grid), self._size).cpu().numpy()
+                for anomaly_map, (top, left, bottom, right) in zip(smooth, contents, strict=True):
+                    scores.append(map_score(anomaly_map[top:bottom, left:right], self._share))
+        return np.array(found[0]), np.array(found[1:]).T
+
+    def _squared(self, factor: Factor, columns: Sequence[Tensor], seen: Tensor | None, sharing: float) -> list[Tensor]:
+        """Squared distances (1 + copies) x (B, positions) of a batch of images, and of their copies."""
+        n_images = columns[0].shape[1] // (1 + N_COPIES)
+        products = inner_products(factor, columns).view(-1, 1 + N_COPIES, n_images, 1 + N_COPIES, n_images)
+        products = products.diagonal(dim1=2, dim2=4).movedim(3, 1)  # (positions, B, 1 + copies, 1 + copies)
+        count: int | Tensor = self._moments.count
+        if self._moments.seen is not None:
+            count = self._spread(self._moments.seen)[:, None]
+        squared = leave_one_out_with_copies(products, count, sharing=sharing).float()
+        shown = None if seen is None or factor.known is None else self._spread(seen * factor.known[:, None])
+        squared = squared if shown is None else squared * shown[..., None]
+        return list(squared.permute(2, 1, 0))
+
+    def _spread(self, per_cell: Tensor) -> Tensor:
+        """Values (cells, ...) of the coarsest level at each of the positions."""
+        hierarchy = self._part.hierarchy
+        return hierarchy.to_positions(per_cell[hierarchy.coarsest_of_cells[-1]])
+
+    def _allowed(self, pixels: NDArray[np.uint8], content: Content) -> NDArray[np.bool_]:
+        """Pixels (H, W) of an image on which a defect may lie: in the blocks, and shown."""
+        height, width = pixels.shape[:2]
+        rows = np.arange(height) * len(self._blocks) // height
+        columns = np.arange(width) * self._blocks.shape[1] // width
+        top, left, bottom, right = content
+        allowed: NDArray[np.bool_] = np.zeros((height, width), bool)
+        allowed[top:bottom, left:right] = self._blocks[rows[top:bottom, None], columns[left:right]]
+        if pixels.shape[2] > CHANNELS:
+            allowed &= pixels[..., CHANNELS] == SHOWN
+        return allowed
+
+
+def _blocks(grid: Size) -> NDArray[np.bool_]:
+    """Cells of a grid (h, w) that count: every second block of every second row of blocks."""
+    rows, columns = (np.arange(n) // math.ceil(n / N_BLOCKS) % 2 == 0 for n in grid)
+    chosen: NDArray[np.bool_] = np.logical_and.outer(rows, columns)
+    return chosen
