@@ -35,7 +35,7 @@ from flawmap.cli.app import app
 from flawmap.folders import recover_folder
 from flawmap.runtime.export_files import read_export
 
-FIT = ("--backbone", "resnet10t", "--random-weights", "--resize", "64", "--n-features", "8", "-q")
+FIT = ("--backbone", "resnet10t", "--random-weights", "--resize", "64", "--n-features", "8", "--align", "none", "-q")
 PAPER = (
     "--tables",
     "I",

@@ -14,6 +14,8 @@ FIT = [
     "64",
     "--refit-below",
     "0",
+    "--align",
+    "none",
     "--regularization",
     "paper",
 ]

@@ -51,3 +51,5 @@ MAX_LAYERS = 64
 """Most layers of a backbone that a model may read."""
 MIN_BITS, MAX_BITS = 8, 16
 """Fewest and most bits that the samples of a deep image can use."""
+SAME_PROPORTIONS = 1.02
+"""Ratio up to which two proportions are alike."""

@@ -14,8 +14,6 @@ __all__ = ["Placement", "Pose", "Prediction", "Region", "Size"]
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
-
-
 Affine = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Takes (row, column, 1) to (row, column); a pixel's middle lies at half a pixel."""
 
@@ -29,7 +27,7 @@ class Pose:
         scale: how many times larger it is.
         shift: (y, x) of the reference's middle from the photo's, in pixels of the photo.
         match: correlation of part and reference, -1 to 1.
-        found: whether that is as high as good parts have it.
+        found: whether that is as high as good parts have it, and the photo shows as much of the part as theirs do.
 
     Example:
         >>> Pose(angle=90.0, scale=1.0, shift=(0.0, 12.0), match=0.97, found=True).found
@@ -58,7 +56,9 @@ class Placement:
         input_size: (height, width) of the window.
         affine: from (row, column) of the window to those of the original image; None where nothing was aligned.
         pose: the same for people, and how well it was found; None where nothing was aligned.
-        content: part of the window that shows image and not padding: (top, left, bottom, right) in input pixels.
+        roi: (h, w), pixels of the window that are inspected; None for all.
+        content: part of the window that shows image and not padding: (top, left, bottom, right) in input pixels; all
+            of it where the image was aligned.
 
         on_photo: from (row, column) of the window to those of the original image, aligned or not.
 
@@ -74,6 +74,7 @@ class Placement:
     input_size: Size
     affine: Affine | None = None
     pose: Pose | None = None
+    roi: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
     content: tuple[int, int, int, int] = field(init=False, compare=False, repr=False)
     on_photo: Affine = field(init=False, compare=False, repr=False)
 
@@ -81,7 +82,8 @@ class Placement:
         (height, width), (top, left) = self.input_size, self.offset
         resized_height, resized_width = self.resized_size
         bottom, right = min(height, resized_height - top), min(width, resized_width - left)
-        object.__setattr__(self, "content", (max(0, -top), max(0, -left), bottom, right))
+        plain_content = (max(0, -top), max(0, -left), bottom, right)
+        object.__setattr__(self, "content", plain_content if self.affine is None else (0, 0, height, width))
         tall, wide = (self.image_size[axis] / self.resized_size[axis] for axis in (0, 1))
         plain = (tall, 0.0, top * tall), (0.0, wide, left * wide)
         object.__setattr__(self, "on_photo", self.affine or plain)
@@ -102,8 +104,17 @@ class Placement:
 
     @property
     def unaligned(self) -> Placement:
-        """The window as it would lie without alignment."""
-        return replace(self, affine=None, pose=None)
+        """The window as it would lie without alignment, with what is inspected of it."""
+        plain = replace(self, affine=None, pose=None)
+        if self.affine is None or self.roi is None:
+            return plain
+        return replace(plain, roi=self._resample(self.roi, plain.on_photo, self.input_size, 0) > 0.5)
+
+    def inspected(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values (n,) of those pixels of a window (H, W) that show image and lie in the region of interest."""
+        top, left, bottom, right = self.content
+        shown = window[top:bottom, left:right]
+        return shown.ravel() if self.roi is None else shown[self.roi[top:bottom, left:right]]
 
     def on(self, image_size: Size) -> Placement:
         """The same window on a larger or smaller picture of the original image."""
@@ -120,7 +131,7 @@ class Placement:
         return self._resample(window, self.unaligned.on_photo, self.input_size, outside)
 
     def _resample(
-        self, window: NDArray[np.float32], to_photo: Affine, size: Size, outside: float
+        self, window: NDArray[np.generic], to_photo: Affine, size: Size, outside: float
     ) -> NDArray[np.float32]:
         """A window on pixels (h, w) that `to_photo` takes to the original image, bilinear."""
         last = (0.0, 0.0, 1.0)
@@ -194,7 +205,8 @@ class Prediction:
     Attributes:
         path: the image file, or None for an image that came from memory.
         pred_score: image score (a distance, >= 0); of PaDiM, the maximum of the anomaly map.
-        anomaly_map: (H, W) float32 at the model's input size, 0 in the padding of a letterbox; or None.
+        anomaly_map: (H, W) float32 at the model's input size, 0 in the padding of a letterbox and outside the region of
+            interest; or None.
         placement: where the model's input lies on the original image.
         pred_label: 1 if anomalous, 0 if good.
         p_value: share of good images that would score as high.

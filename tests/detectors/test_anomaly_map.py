@@ -6,7 +6,13 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn.functional import interpolate
 
-from flawmap.detectors.anomaly_map import anomaly_maps, image_scores
+from flawmap.detectors.anomaly_map import anomaly_maps, cells_of, image_scores
+
+
+def smoothed(distances, size):
+    """Maps (B, H, W), one step after the other, in float64."""
+    upsampled = interpolate(distances[:, None].double(), size=size, mode="bilinear", align_corners=False)[:, 0]
+    return np.stack([gaussian_filter(one.numpy(), sigma=4, mode="reflect", truncate=4) for one in upsampled])
 
 
 @pytest.mark.parametrize(
@@ -15,8 +21,7 @@ from flawmap.detectors.anomaly_map import anomaly_maps, image_scores
 )
 def test_one_product_equals_up_sampling_then_smoothing(grid, size):
     distances = torch.rand(3, *grid) * 20
-    upsampled = interpolate(distances[:, None].double(), size=size, mode="bilinear", align_corners=False)[:, 0]
-    expected = np.stack([gaussian_filter(one.numpy(), sigma=4, mode="reflect", truncate=4) for one in upsampled])
+    expected = smoothed(distances, size)
     maps = anomaly_maps(distances, size)
     np.testing.assert_allclose(maps.numpy(), expected, rtol=1e-5)
     np.testing.assert_allclose(image_scores(maps), expected.max(axis=(1, 2)), rtol=1e-5)
@@ -25,3 +30,22 @@ def test_one_product_equals_up_sampling_then_smoothing(grid, size):
 def test_a_flat_map_stays_flat():
     maps = anomaly_maps(torch.full((1, 14, 14), 3.5), (112, 112))
     torch.testing.assert_close(maps, torch.full((1, 112, 112), 3.5))
+
+
+def test_a_map_in_a_region_is_the_weighted_mean_of_its_cells():
+    rng = np.random.default_rng(2)
+    roi = np.zeros((32, 40), bool)
+    roi[3:17, 6:22] = roi[20:31, 30:] = True
+    distances = torch.from_numpy(rng.uniform(1, 2, (2, 8, 10)).astype(np.float32))
+    cells = cells_of(roi, (8, 10))
+    naive_cells = [[roi[4 * y : 4 * y + 4, 4 * x : 4 * x + 4].any() for x in range(10)] for y in range(8)]
+    assert np.array_equal(cells, naive_cells)
+    spoilt = distances.clone()
+    spoilt[:, ~torch.from_numpy(cells)] = 1e6  # nothing of it may be smoothed in
+    maps = anomaly_maps(spoilt, roi.shape, roi=roi).numpy()
+    kept = torch.from_numpy(cells)[None]
+    total, weight = (smoothed(part, roi.shape) for part in (distances * kept, kept))
+    np.testing.assert_allclose(maps[:, roi], (total / weight)[:, roi], rtol=1e-5)
+    assert not maps[:, ~roi].any()
+    even = anomaly_maps(torch.full((1, 8, 10), 3.0), roi.shape, roi=roi).numpy()[0]
+    np.testing.assert_allclose(even[roi], 3, rtol=1e-5)  # also at the region's border

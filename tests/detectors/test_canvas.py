@@ -32,7 +32,9 @@ def photos(count=6, size=(48, 96), seed=0):
 
 
 def make(resize="long:64", **changes):
-    return PaDiM(**{**RESNET, "layers": ["layer1"], "n_features": 4, "refit_below": 0, **changes}, resize=resize)
+    return PaDiM(
+        **{**RESNET, "layers": ["layer1"], "n_features": 4, "refit_below": 0, "align": "none", **changes}, resize=resize
+    )
 
 
 def write(folder, images):

@@ -15,7 +15,7 @@ from flawmap.decision import GoodPhotos, has_proportions
 from flawmap.detectors.document import MAX_SIZES, ImagesRecord
 from flawmap.errors import ImageError, ParameterError
 
-SMALL = {"backbone": "efficientnet_lite0", "layers": ["blocks.1"], "resize": 32, "n_features": 4}
+SMALL = {"backbone": "efficientnet_lite0", "layers": ["blocks.1"], "resize": 32, "n_features": 4, "align": "none"}
 
 
 def photos(count=6, size=(48, 64), high=256, dtype=np.uint8, seed=0):

@@ -117,7 +117,8 @@ def test_masks_outside_the_crop_and_unusual_masks_are_said(small_model, parts):
         Image.fromarray(np.roll(SHAPE, i, axis=0) // 255 + np.uint8(1)).save(masks / f"{i}_mask.png")
     usual = evaluate(small_model, without_learnt(parts))
     assert usual.warnings == (
-        f"1 of 3 masks mark nothing that the model sees, after resize and crop: first {masks / '0_mask.png'}",
+        f"1 of 3 masks mark nothing that the model sees, after resize, crop and region of interest: first "
+        f"{masks / '0_mask.png'}",
         f"{masks / '1_mask.png'} and 1 more masks: holds 1, 2 and no 0; 1 is taken for good, the rest for anomalous",
     )
 

@@ -70,6 +70,8 @@ def test_the_way_back_agrees_with_a_naive_resampling(image_size, resize, crop, l
         for x in range(image_size[1]):
             v = (y + 0.5) * placement.resized_size[0] / image_size[0] - placement.offset[0]
             u = (x + 0.5) * placement.resized_size[1] / image_size[1] - placement.offset[1]
+            if min(abs(v - top), abs(v - bottom), abs(u - left), abs(u - right)) < 1e-9:
+                continue  # on the border, where rounding decides
             if not (top < v < bottom and left < u < right):
                 assert back[y, x] == -1
                 continue

@@ -172,6 +172,7 @@ class _Bench:
     side: int
 
     def measure(self, name: str, backbone: str, n_features: int | None) -> SpeedCase:
+        """Fit a case, and time all that scores its images in turn."""
         options = {"backbone": backbone, "n_features": n_features, "pretrained": False}
         case, model = self._fit(name, options)
         self.tell(f"{name}: exporting and compiling")

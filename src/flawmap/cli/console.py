@@ -178,6 +178,9 @@ def explain_promise(decision: Decision, asked: float) -> None:
         note(
             f"To guarantee {100 * asked:g} % you need at least {needed} {what}; there are {decision.n_groups}. Until "
             f"then the threshold is the highest score of a good image."
+            if needed > decision.n_groups
+            else f"To guarantee {100 * asked:g} % the part must be found in more of the good images. Until then the "
+            f"threshold is the highest score of those in which it was."
         )
 
 

@@ -73,6 +73,17 @@ def fit(
     ] = None,
     crop: Annotated[str | None, option("Centre crop after that.", "N|HxW|none", default="none")] = None,
     aspect: Annotated[Aspect, option("Photos of other proportions: stretch or pad them.")] = "squash",
+    roi: Annotated[
+        str | None,
+        option(
+            "Region of interest: a mask (0 is not inspected), or polygons (.json) in pixels of a photo.",
+            "FILE",
+            default="everything",
+        ),
+    ] = None,
+    roi_photo: Annotated[
+        str | None, option("Photo that the region was drawn on.", "PHOTO", default="the first of GOOD")
+    ] = None,
     bits: Annotated[
         int | None,
         option(
@@ -265,6 +276,7 @@ def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> d
         "false_alarm_rate": decision.false_alarm_rate if decision else None,
         "false_alarm_bound_95": decision.bound() if decision else None,
         "resize": list(model.preprocessing.resize),
+        "inspected": None if model.roi_ is None else round(float(model.roi_.mean()), 4),
         "bytes": output.stat().st_size,
         "seconds": round(seconds, 3),
         "outliers": list(model.outliers_),
@@ -285,6 +297,9 @@ def _report(model: Detector, output: Path, seconds: float, *, asked: float) -> N
     if model.resize_ is not None:
         height, width = model.resize_
         say(f"Photos are resized to {height} x {width} (height x width), by --resize {model.resize}.")
+    if model.roi_ is not None:
+        share = f"{model.roi_.mean():.0%} of the model's input"
+        say(f"Inspected: {share}, by {model.roi}, as it lies on {model.roi_photo_}.")
     say(f"Next: flawmap predict {shlex.quote(str(output))} IMAGES -o OUT")
     if isinstance(summary := model.describe().get("training"), dict):
         say(

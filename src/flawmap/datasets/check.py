@@ -110,12 +110,15 @@ class _Findings:
     notes: dict[Problem, None] = field(default_factory=dict)
 
     def problem(self, path: Path | str, reason: str) -> None:
+        """Add what is wrong with a file or folder."""
         self.problems[Problem(str(path), reason)] = None
 
     def note(self, path: Path | str, reason: str) -> None:
+        """Add what is only unusual about it."""
         self.notes[Problem(str(path), reason)] = None
 
     def compare(self, layout: Layout, path: Path, found: Counts, published: Counts) -> None:
+        """Add each count that differs from the published one."""
         for figure in fields(Counts):
             expected, got = getattr(published, figure.name), getattr(found, figure.name)
             if expected is not None and got != expected:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from flawmap.decision.guarantee import CONFIDENCE, certified_threshold, groups_above, upper_bound
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Loaded
+from flawmap.options import SAME_PROPORTIONS
 from flawmap.prediction import Placement, Prediction, Region, Size
 
 FALSE_ALARM_RATE = 0.01
@@ -37,8 +38,6 @@ LOST = "the part was not found, and counts as anomalous"
 """Remark on an image whose part does not match the reference."""
 ROUNDING = 1e-6
 """Pixels by which a corner may miss a whole one."""
-SAME_PROPORTIONS = 1.02
-"""Ratio up to which two proportions are alike."""
 MUCH_SMALLER, ENLARGED = 2, 4
 """How many times the smallest good image is as high or wide as an image that is too small, or the model's input is."""
 TOP_SHARE = 0.002
@@ -83,12 +82,6 @@ class GoodPhotos:
                 f"--aspect letterbox"
             )
         return tuple(remarks)
-
-
-def has_proportions(size: Size, other: Size) -> bool:
-    """Whether two sizes (height, width) have the same proportions, to within 2 %."""
-    tall, wide = size[0] * other[1], size[1] * other[0]
-    return max(tall, wide) <= SAME_PROPORTIONS * min(tall, wide)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +148,23 @@ class Decision:
 
     @property
     def lowest_rate(self) -> float:
-        """Lowest false-alarm rate that so many good images, or groups of them, can guarantee, 1 / (K + 1)."""
+        """Lowest false-alarm rate that so many good images, or groups of them, can guarantee.
+
+        That is 1 / (K + 1), and more where the part of some good images was not found: these are flagged at any
+        threshold. It is also the smallest p-value.
+        """
+        return self._one_more + float(self.weights[self._lost].sum())
+
+    @property
+    def _one_more(self) -> float:
+        """Weight of the image that is judged."""
         return 1 / (self.n_groups + 1)
+
+    @property
+    def _lost(self) -> NDArray[np.bool_]:
+        """Which good images (N,) count as higher than any score."""
+        lost: NDArray[np.bool_] = self.scores >= MOST
+        return lost
 
     @property
     def n_above(self) -> int:
@@ -168,7 +176,7 @@ class Decision:
         return None if self.false_alarm_rate is None else upper_bound(self.n_above, self.n_groups, confidence)
 
     def at_rate(self, false_alarm_rate: float) -> Decision:
-        """Decide by another rate; one too low for so few good images becomes the lowest they can guarantee."""
+        """Decide by another rate; one too low for these good images becomes the lowest they can guarantee."""
         if not (_is_number(false_alarm_rate) and 0 < false_alarm_rate < 1):
             raise ParameterError(f"false_alarm_rate must lie between 0 and 1, got {false_alarm_rate!r}")
         rate = max(false_alarm_rate, self.lowest_rate)
@@ -180,6 +188,12 @@ class Decision:
     def certified(self, false_alarm_rate: float, confidence: float = CONFIDENCE) -> Decision:
         """Decide by a rate that holds with this confidence. Raises ParameterError for too few good images."""
         certain = certified_threshold(self.scores, self.group_sizes, self.n_groups, false_alarm_rate, confidence)
+        if certain >= MOST:
+            raise ParameterError(
+                f"the part of {np.count_nonzero(self._lost)} of {len(self.scores)} good images was not found: these "
+                f"alone are too many to certify {100 * false_alarm_rate:g} % false alarms with {100 * confidence:g} % "
+                f"confidence. Remove them and fit again, or give a higher rate"
+            )
         return replace(self, threshold=certain, false_alarm_rate=float(false_alarm_rate), confidence=float(confidence))
 
     def at_value(self, threshold: float) -> Decision:
@@ -203,7 +217,7 @@ class Decision:
         """Share of good images that score as high: uniform for good images, small for anomalous ones."""
         if self.group_sizes is None:  # the quotient of two counts, without what sums of shares round
             return float((1 + np.count_nonzero(self.scores >= score)) / (1 + len(self.scores)))
-        return float(self.lowest_rate + self.weights[self.scores >= score].sum())
+        return float(self._one_more + self.weights[self.scores >= score].sum())
 
     def outliers(self) -> NDArray[np.intp]:
         """Indices, in training order, of good images that score far beyond the rest, highest first.
@@ -232,6 +246,12 @@ def _is_number(value: Any) -> bool:  # noqa: ANN401 (whatever a user gives)
     return is_number and bool(abs(value) <= MOST)
 
 
+def has_proportions(size: Size, other: Size) -> bool:
+    """Whether two sizes (height, width) have the same proportions, to within 2 %."""
+    tall, wide = size[0] * other[1], size[1] * other[0]
+    return max(tall, wide) <= SAME_PROPORTIONS * min(tall, wide)
+
+
 def judge(
     images: Sequence[Loaded],
     maps: NDArray[np.float32] | None,
@@ -245,8 +265,8 @@ def judge(
 
     Args:
         images: the batch.
-        maps: (N, H, W) anomaly maps at the model's input size; the padding of letterboxes becomes 0, in place. None
-            from an image-level detector.
+        maps: (N, H, W) anomaly maps at the model's input size; the padding of letterboxes, and what lies outside the
+            region of interest, becomes 0, in place. None from an image-level detector.
         scores: (N,) image scores; None if they are those of the maps (`flawmap.decision.map_score`).
         decision: thresholds and held-out scores; None if the model was not calibrated.
         top_share: part of a map whose mean is its score; 0 for its highest value.
@@ -256,17 +276,16 @@ def judge(
     """
     if maps is not None:
         _check_finite(images, maps)
-        _blank_padding(maps, images)
+        _blank_uninspected(maps, images)
         scores = _map_scores(maps, images, top_share) if scores is None else scores
     if scores is None:
         raise ParameterError("judge needs maps or scores, got neither")
     _check_finite(images, scores)
-    lost = [() if image.placement.pose is None or image.placement.pose.found else (LOST,) for image in images]
     own_maps = [None] * len(images) if maps is None else list(maps)
     compare = (good or GoodPhotos()).compare
     return [
-        _prediction(image, anomaly_map, score, decision, (*image.remarks, *compare(image), *unfound))
-        for image, anomaly_map, score, unfound in zip(images, own_maps, scores.tolist(), lost, strict=True)
+        _prediction(image, anomaly_map, score, decision, (*image.remarks, *compare(image)))
+        for image, anomaly_map, score in zip(images, own_maps, scores.tolist(), strict=True)
     ]
 
 
@@ -291,19 +310,19 @@ def n_highest(height: int, width: int, top_share: float) -> int:
 
 def _map_scores(maps: NDArray[np.float32], images: Sequence[Loaded], top_share: float) -> NDArray[np.float32]:
     """Scores (N,) of maps (N, H, W), from what is no padding."""
-    scores = np.empty(len(images), np.float32)
-    for i, image in enumerate(images):
-        top, left, bottom, right = image.placement.content
-        scores[i] = map_score(maps[i, top:bottom, left:right], top_share)
-    return scores
+    contents = [image.placement.content for image in images]
+    crops = [one[top:bottom, left:right] for one, (top, left, bottom, right) in zip(maps, contents, strict=True)]
+    return np.array([map_score(crop, top_share) for crop in crops], np.float32)
 
 
-def _blank_padding(maps: NDArray[np.float32], images: Sequence[Loaded]) -> None:
-    """Zero the padding of letterboxes in maps (N, H, W), in place: no part lies there."""
+def _blank_uninspected(maps: NDArray[np.float32], images: Sequence[Loaded]) -> None:
+    """Zero the padding of letterboxes in maps (N, H, W), in place, and what lies outside the region of interest."""
     for image, anomaly_map in zip(images, maps, strict=True):
         top, left, bottom, right = image.placement.content
         anomaly_map[:top], anomaly_map[bottom:] = 0, 0
         anomaly_map[:, :left], anomaly_map[:, right:] = 0, 0
+        if image.placement.roi is not None:
+            anomaly_map[~image.placement.roi] = 0
 
 
 def _check_finite(images: Sequence[Loaded], values: NDArray[np.floating[Any]]) -> None:
@@ -323,10 +342,11 @@ def _prediction(
     decision: Decision | None,
     remarks: tuple[str, ...],
 ) -> Prediction:
+    is_found = image.placement.pose is None or image.placement.pose.found
+    remarks = remarks if is_found else (*remarks, LOST)
     if decision is None:
         return Prediction(image.path, score, anomaly_map, image.placement, remarks=remarks)
     mask = None if anomaly_map is None else decision.mask(anomaly_map)
-    is_found = image.placement.pose is None or image.placement.pose.found
     return Prediction(
         path=image.path,
         pred_score=score,
@@ -354,7 +374,8 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], plac
         values = anomaly_map[rows, columns] * inside
         row, column = np.unravel_index(int(values.argmax()), values.shape)
         centroid = found["centroids"][label] + 0.5
-        corners = _moved(_corners(inside) + np.array([rows.start, columns.start]), on_photo)
+        pixels = np.argwhere(inside)[:, None] + np.array([rows.start, columns.start])
+        corners = _moved((pixels + np.array([(0, 0), (0, 1), (1, 0), (1, 1)])).reshape(-1, 2), on_photo)
         points = np.array([(rows.start + row + 0.5, columns.start + column + 0.5), (centroid[0], centroid[1])])
         peak_at, centre = _moved(points, on_photo).tolist()
         (top, left), (bottom, right) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
@@ -371,12 +392,6 @@ def find_regions(mask: NDArray[np.bool_], anomaly_map: NDArray[np.float32], plac
             )
         )
     return tuple(sorted(regions, key=lambda region: -region.peak))
-
-
-def _corners(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Corners (N, 2) of the pixels of a region."""
-    pixels = np.argwhere(inside)
-    return np.concatenate([pixels + corner for corner in ((0, 0), (0, 1), (1, 0), (1, 1))]).astype(np.float64)
 
 
 def _moved(points: NDArray[np.float64], affine: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from flawmap.detectors.document import Document, describe_document, read_decisio
 from flawmap.detectors.feature_detector import FeatureDetector
 from flawmap.detectors.mahalanobis_ad import MahalanobisAD
 from flawmap.detectors.padim import PaDiM
+from flawmap.detectors.restoring import restore_detector
 from flawmap.detectors.spade import SPADE
 from flawmap.detectors.trained import ITAE, VAE, GANomaly, PatchSVDD, TrainedDetector
 from flawmap.errors import ParameterError
@@ -114,7 +115,7 @@ def load(
     if weights is not None and "weights" not in kind.parameters_type.model_fields:
         raise ParameterError(f"{path}: holds the network that was trained, and needs no other weights")
     settings = {"weights": weights, "device": device, "runtime": runtime, "workers": workers}
-    return kind.from_document(file, document, **settings)
+    return restore_detector(kind, file, document, **settings)
 
 
 def describe_file(path: str | os.PathLike[str]) -> dict[str, Any]:

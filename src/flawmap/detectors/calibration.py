@@ -103,13 +103,15 @@ class HeldOutScores:
     def add_map(
         self, index: int, anomaly_map: NDArray[np.float32], placement: Placement, *, group: int | None = None
     ) -> None:
-        """Add a good image by its map (H, W), of which the padding of a letterbox does not count."""
+        """Add a good image by its map (H, W), of which only the pixels that are inspected count."""
         self.add(index, self.count(anomaly_map, placement), group=group)
 
     def count(self, anomaly_map: NDArray[np.float32], placement: Placement) -> float:
-        """Count the values of a good image's map (H, W), without the padding; gives its score."""
+        """Count those values of a good image's map (H, W) that are inspected; gives its score."""
+        self.pixels.add(placement.inspected(anomaly_map))
+        if placement.roi is not None:
+            anomaly_map = anomaly_map * placement.roi
         top, left, bottom, right = placement.content
-        self.pixels.add(anomaly_map[top:bottom, left:right])
         return map_score(anomaly_map[top:bottom, left:right], self.top_share)
 
     def in_order(self) -> tuple[list[int], Decision]:
@@ -359,8 +361,3 @@ def link_neighbours(vectors: NDArray[np.float32]) -> tuple[list[tuple[int, int]]
 def _correlations(vectors: NDArray[np.float32], lag: int) -> NDArray[np.float32]:
     """Correlation (N - lag,) of each image with the one so much later."""
     return np.asarray(np.einsum("nd,nd->n", vectors[:-lag], vectors[lag:]), np.float32)
-
-
-def natural_key(name: str) -> list[tuple[bool, int, str]]:
-    """What names are sorted by so that numbers in them count as numbers: photo 9 before photo 10."""
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]

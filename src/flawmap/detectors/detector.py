@@ -6,19 +6,21 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
-from flawmap.backbones import NETWORKS, Policy, pick_device, plain_torch, size_step
+from flawmap.backbones import NETWORKS, pick_device, plain_torch, size_step
 from flawmap.datasets import Dataset
-from flawmap.decision import Decision, GoodPhotos, changed, judge, label_batch
+from flawmap.decision import FALSE_ALARM_RATE, GoodPhotos, judge, label_batch
 from flawmap.detectors.batches import Batch, batch_of_one, batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores, conclude
 from flawmap.detectors.canvas import canvas_size
+from flawmap.detectors.deciding import Decided
 from flawmap.detectors.document import (
     BackboneRecord,
     DecisionRecord,
@@ -28,20 +30,31 @@ from flawmap.detectors.document import (
     decision_tensors,
     describe_document,
     library_versions,
-    restore_decision,
 )
 from flawmap.detectors.good_images import GoodImages, GoodSources
-from flawmap.detectors.parameters import SharedParameters, check
-from flawmap.errors import ImageError, ModelFileError, NotFittedError, ParameterError, TrainingSetError
+from flawmap.detectors.parameters import (
+    Bits,
+    Canvas,
+    DeviceName,
+    Parametrised,
+    Pixels,
+    Roi,
+    Seed,
+    Share,
+    Workers,
+    are_equal,
+)
+from flawmap.errors import ImageError, NotFittedError, ParameterError, TrainingSetError
 from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, load_image, stream
 from flawmap.images.alignment import AlignedPreprocessing, Aligner
-from flawmap.model_file import ModelFile, Streamed, damaged, write_model_file
-from flawmap.options import MIN_IMAGES, Calibration, FactorDtype, Fdr, GraphDtype, OnBad
+from flawmap.images.roi import RoiPreprocessing, RoiRecord, place_roi, read_roi
+from flawmap.model_file import Streamed, write_model_file
+from flawmap.options import Aspect, Calibration, FactorDtype, Fdr, GraphDtype, OnBad
 from flawmap.prediction import Prediction, Size
 from flawmap.progress import Progress
 
 
-class Detector(SharedParameters, ABC):
+class Detector(Parametrised, Decided, ABC):
     """Learns from good images alone, then scores new ones; higher means more anomalous.
 
     A detector is a class with a `name`, and its parameters as annotated attributes. It writes what it learns
@@ -57,6 +70,8 @@ class Detector(SharedParameters, ABC):
         groups_: names of the images of each group that was found.
         remarks_: what is unusual about good images, in words, and the names of those. The last five are not saved.
         aligner_: brings the part of every image to the same place; None where nothing is aligned.
+        roi_: (h, w) bool, the pixels of the model's input that are inspected; None for all.
+        roi_photo_: name of the photo on which the region of interest was taken to lie; not saved.
         resize_: (height, width) of the canvas, where `resize` is a rule such as "long:768"; else None.
         top_share_: part of an anomaly map whose mean is the image's score; 0 for its highest value.
         good_photos_: sizes and depth of the good images, with which later ones are compared; None in older files.
@@ -68,8 +83,8 @@ class Detector(SharedParameters, ABC):
     """
 
     name: ClassVar[str]
-    localises: ClassVar[bool] = True
-    """Whether it makes anomaly maps."""
+    takes_roi: ClassVar[bool] = True
+    """Whether it can inspect a region of interest alone: its score is the highest value of its map."""
     reads_whole: ClassVar[bool] = False
     """Whether `fit` gets images before their crop."""
     factor_dtypes: ClassVar[tuple[FactorDtype, ...]] = ()
@@ -78,21 +93,59 @@ class Detector(SharedParameters, ABC):
     """Numbers in which a graph of it can store constants."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Further packages whose versions a model file names."""
-    calibrations: ClassVar[tuple[Calibration, ...]] = ("leave-one-out",)
-    """Ways in which good images can get held-out scores."""
+    before: ClassVar[dict[str, Any]] = {}
+    """Values of parameters that files of older versions do not name."""
+
+    seed: Annotated[Seed, Field(description="Random seed.")] = 0
+    resize: Annotated[
+        Canvas,
+        Field(description='Size of the whole image: an int, (height, width), or a rule: "long:768", "short:512".'),
+    ] = 256
+    crop: Annotated[
+        Pixels, Field(description="Centre crop after that, an int or (height, width). The rest is not inspected.")
+    ] = None
+    aspect: Annotated[
+        Aspect, Field(description='"squash" fills `resize`; "letterbox" keeps the proportions and pads.')
+    ] = "squash"
+    roi: Annotated[
+        Roi,
+        Field(
+            description="Region of interest, outside of which nothing is inspected: a mask image, a bool array, a "
+            ".json file of polygons, polygons in pixels of the photo, or {'include': ..., 'exclude': ..., 'size': ...}."
+        ),
+    ] = None
+    roi_photo: Annotated[
+        Any, Field(exclude=True, description="Photo that the region was drawn on; None: the first good one.")
+    ] = None
+    bits: Annotated[
+        Bits, Field(description="Bits of each sample that images of 16 bits use, such as 12; None: all.")
+    ] = None
+    device: Annotated[DeviceName, Field(description='"auto": a GPU where there is one, else the CPU.')] = "auto"
+    calibrate: Annotated[
+        Calibration | None,
+        Field(description='How good images get held-out scores: "leave-one-out" or "holdout"; None: no threshold.'),
+    ] = "leave-one-out"
+    false_alarm_rate: Annotated[Share, Field(description="Share of good images that may be flagged.")] = (
+        FALSE_ALARM_RATE
+    )
+    workers: Annotated[
+        Workers, Field(description="Threads that read images; None: one per processor, at most eight.")
+    ] = None
 
     def __init__(self, **parameters: Any) -> None:  # noqa: ANN401 (typed by the class's annotations)
         super().__init__(**parameters)
-        self.n_images_, self.top_share_ = 0, 0.0
-        self.decision_: Decision | None = None
+        Decided.__init__(self)
+        self.n_images_ = 0
         self.outliers_, self.copies_ = tuple[str, ...](), tuple[str, ...]()
-        self.duplicates_: tuple[tuple[str, str], ...] = ()
-        self.groups_: tuple[tuple[str, ...], ...] = ()
+        self.duplicates_, self.groups_ = tuple[tuple[str, str], ...](), tuple[tuple[str, ...], ...]()
         self.remarks_: dict[str, tuple[str, ...]] = {}
         self.good_photos_: GoodPhotos | None = None
         self.aligner_: Aligner | None = None
+        self.roi_: NDArray[np.bool_] | None = None
+        self.roi_photo_ = ""
         self.resize_: Size | None = None
         self._images: ImagesRecord | None = None
+        self.top_share_ = 0.0
         self._input: Preprocessing | None = None
         self._fitted: dict[str, Any] = {}
         self._digests: frozenset[bytes] = frozenset()
@@ -103,7 +156,8 @@ class Detector(SharedParameters, ABC):
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the model's input; ParameterError for a rule of `resize` before it met photos."""
         plain = Preprocessing.of(self.resize_ or self.resize, self.crop, self.aspect, self.bits)
-        return plain if self.aligner_ is None else AlignedPreprocessing.of_aligner(plain, self.aligner_)
+        whole = plain if self.aligner_ is None else AlignedPreprocessing.of_aligner(plain, self.aligner_)
+        return whole if self.roi_ is None else RoiPreprocessing.of_roi(whole, self.roi_)
 
     @plain_torch()
     def fit(
@@ -125,7 +179,8 @@ class Detector(SharedParameters, ABC):
 
         Raises ParameterError for a parameter it cannot use, TrainingSetError for images it cannot learn from.
         """
-        self.resize_, self.aligner_ = None, None
+        self.resize_, self.aligner_, self.roi_ = None, None, None
+        drawing = None if self.roi is None else read_roi(self.roi)
         if not isinstance(self.resize, str):
             self._check()
         sources = GoodSources.find(images)
@@ -145,13 +200,21 @@ class Detector(SharedParameters, ABC):
             workers=self.workers,
             progress=progress,
         )
+        self.aligner_ = good.align(getattr(self, "align", "none"), in_part=drawing is not None)
+        placed = None
+        if drawing is not None:
+            placed = place_roi(drawing, self.roi_photo, sources.first, self.preprocessing, on_bad=on_bad)
+            self.roi_, self.roi_photo_ = placed.roi, placed.photo
+            good.inspect(placed.roi)
         held_out = self._learn(good)
         if len(good.learnt) < 2:
             raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
-        self.n_images_, self.copies_, self.groups_ = len(good.learnt), good.copies(), good.found()
+        self._stored_dtype, self.n_images_, self.copies_ = "float32", len(good.learnt), good.copies()
         alone = self.name if self.calibrate and not hasattr(self, "groups") else None
-        self._stored_dtype, self._images, self.remarks_ = "float32", ImagesRecord.of(good), good.remarks(alone)
-        found = conclude(held_out, good.names, self.false_alarm_rate, lost=good.lost)
+        self._images, self.remarks_, self.groups_ = ImagesRecord.of(good), good.remarks(alone), good.found()
+        if placed is not None:
+            self.remarks_ |= placed.remarks(good.photos.sizes(2))
+        found = conclude(held_out, good.names, self.false_alarm_rate, lost=good.flagged)
         self.decision_, self.outliers_, self.duplicates_ = found
         self._prepare()
         return self
@@ -196,39 +259,6 @@ class Detector(SharedParameters, ABC):
         found = self._predict(collection, on_bad, 1 if live and batch_size is None else batch_size, live=live)
         return found if fdr is None else label_batch(found, fdr)
 
-    @property
-    def leave_one_out_scores_(self) -> NDArray[np.float32]:
-        """Held-out score (N,) of each good image, in the training order."""
-        return self._calibrated().scores
-
-    @property
-    def threshold_(self) -> float:
-        """Image scores above it are labelled anomalous."""
-        return self._calibrated().threshold
-
-    def set_threshold(
-        self,
-        *,
-        false_alarm_rate: float | None = None,
-        value: float | None = None,
-        certify: float | None = None,
-        pixel_false_alarm_rate: float | None = None,
-    ) -> Self:
-        """Decide by another rate, by one that holds with a confidence (`certify`), or by a score without a guarantee.
-
-        The model is not fitted again. Arguments as of `flawmap.decision.changed`.
-        """
-        given = {"value": value, "certify": certify, "pixel_false_alarm_rate": pixel_false_alarm_rate}
-        self.decision_ = changed(self._calibrated(), false_alarm_rate=false_alarm_rate, **given)
-        return self
-
-    @property
-    def map_scale(self) -> tuple[float, float] | None:
-        """Map values that pictures show as coolest and hottest, the same for every image; None without maps."""
-        if not self.localises:
-            return None
-        return self._usual_scale() if self.decision_ is None else self.decision_.map_scale
-
     def describe(self) -> dict[str, Any]:
         """What the model is and what it was fitted on, as plain JSON values."""
         self._check_fitted()
@@ -248,34 +278,6 @@ class Detector(SharedParameters, ABC):
         stored = dtype or self._stored_dtype
         tensors = {**self._tensors(stored), **decision_tensors(self.decision_)}
         write_model_file(path, self._document(stored).model_dump(mode="json"), tensors)
-
-    @classmethod
-    @plain_torch()
-    def from_document(cls, file: ModelFile, document: Document, **settings: Any) -> Self:  # noqa: ANN401
-        """The model of an opened file; `settings` are parameters of this machine. Raises ModelFileError."""
-        known = {name: value for name, value in settings.items() if name in cls.parameters_type.model_fields}
-        check(cls.__name__, cls.parameters_type, known)
-        device = pick_device(known.get("device", "auto"))
-        if "runtime" in known:  # one that this device does not have is no damage of the file
-            Policy.choose(device, known["runtime"], "float32", n_images=document.n_images)
-        try:
-            model = cls(**{**cls.before, **document.parameters, **known})
-            model.resize_ = document.resize
-            model._check()
-            stored = Stored(file, document, device, cls.localises, {})
-            model._restore(stored)
-        except ParameterError as error:
-            file.check()  # of a damaged file that says more
-            raise damaged(file.path, error) from error
-        except ModelFileError:
-            file.check()
-            raise
-        file.check()
-        model.n_images_, model._images, model._stored_dtype = document.n_images, document.images, document.factor_dtype
-        model.decision_ = restore_decision(file.path, document.decision, stored.tensors)
-        model._prepare()
-        model._make_ready()
-        return model
 
     def network(self, *, for_graph: bool = False) -> nn.Module:  # noqa: ARG002 (for those that have one)
         """Images (B, h, w, 3) uint8, the model's input, to anomaly maps (B, h, w), if there are any, and scores (B,).
@@ -310,16 +312,21 @@ class Detector(SharedParameters, ABC):
         *maps, scores = (output.cpu().numpy() for output in outputs)
         return (maps[0], None) if maps else (None, scores)
 
-    def _usual_scale(self) -> tuple[float, float]:
-        """`map_scale` of a model that was not calibrated. Raises ParameterError for a detector without one."""
-        raise ParameterError(f"{self.name} has no scale for pictures without a threshold; write _usual_scale")
-
     def _check(self) -> None:
         """Raise ParameterError for parameters that `fit` cannot use, before anything is read."""
         _ = self.parameters, self.preprocessing
         if self.calibrate not in (*self.calibrations, None):
             choices = " or ".join(repr(choice) for choice in (*self.calibrations, None))
             raise ParameterError(f"calibrate must be {choices}, got {self.calibrate!r}")
+        if (self.roi is not None or self.roi_ is not None) and not (self.localises and self.takes_roi):
+            raise ParameterError(
+                f"roi is not for {self.name}, whose score is of the whole image. Use crop (--crop), or a detector "
+                f"whose score is of its map, such as padim (--detector padim)"
+            )
+        if self.roi is None and self.roi_photo is not None:
+            raise ParameterError(
+                "roi_photo (--roi-photo) names the photo of a region of interest; give roi (--roi) too"
+            )
 
     def _image_cache(self) -> float:
         """Megabytes of good images that `fit` keeps between its passes."""
@@ -327,7 +334,9 @@ class Detector(SharedParameters, ABC):
 
     def _prepare(self) -> None:
         """Make ready to score, after a fit or a load."""
-        names = [name for name, field in self.parameters_type.model_fields.items() if not field.exclude]
+        names = [
+            name for name, field in self.parameters_type.model_fields.items() if not field.exclude or name == "roi"
+        ]
         self._fitted = {name: getattr(self, name) for name in ("resize_", *names)}
         self._input, self._network = self.preprocessing, None
         self.good_photos_ = None if self._images is None else self._images.photos(self.aspect)
@@ -348,6 +357,7 @@ class Detector(SharedParameters, ABC):
             detector=self.name,
             parameters=self.parameters.model_dump(mode="json"),
             resize=self.resize_,
+            roi=None if self.roi_ is None else RoiRecord.of(self.roi_),
             backbone=self._backbone_record(),
             learnt=self._learnt(),
             factor_dtype=dtype,
@@ -365,17 +375,9 @@ class Detector(SharedParameters, ABC):
             )
         for name, value in self._fitted.items():
             now = getattr(self, name)
-            if now is not value and not np.array_equal(np.asarray(now, object), np.asarray(value, object)):
-                raise ParameterError(f"{name} was changed after the fit, from {value!r} to {now!r}; fit again")
-
-    def _calibrated(self) -> Decision:
-        self._check_fitted()
-        if self.decision_ is None:
-            raise NotFittedError(
-                f"this {type(self).__name__} was not calibrated: fit it with calibrate={self.calibrations[0]!r} on at "
-                f"least {MIN_IMAGES} good images"
-            )
-        return self.decision_
+            if now is not value and not are_equal(now, value):
+                change = "" if name == "roi" else f", from {value!r} to {now!r}"  # which may be a whole mask
+                raise ParameterError(f"{name} was changed after the fit{change}; fit again")
 
     def _predict(
         self, collection: ImageCollection, on_bad: OnBad | None, size: int | None, *, live: bool = False

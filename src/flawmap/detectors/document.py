@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from flawmap.backbones import Backbone, Claim, load_backbone
 from flawmap.decision import PIXEL_FALSE_ALARM_RATE, PIXEL_RATES, Decision, GoodPhotos
 from flawmap.detectors.format_1 import upgrade
 from flawmap.detectors.good_images import GoodImages
-from flawmap.detectors.parameters import explain
-from flawmap.errors import ParameterError, WeightsError
+from flawmap.detectors.parameters import Seed, explain
+from flawmap.errors import WeightsError
 from flawmap.images import Preprocessing
+from flawmap.images.roi import RoiRecord
 from flawmap.model_file import MAX_ROWS, ModelFile, damaged
 from flawmap.options import (
     MAX_BITS,
@@ -39,8 +39,6 @@ from flawmap.prediction import Size
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 FileSize = tuple[Side, Side]
 PhotoSide = Annotated[int, Field(ge=1, le=2**31)]
-MAX_POSITIONS = 2**22
-"""Finest grid that a model file may ask for."""
 MAX_SIZES = 16
 """Sizes of photos that a model file names."""
 SCORES, PIXEL_QUANTILES, GROUP_SIZES = (f"calibration.{name}" for name in ("scores", "pixel_quantiles", "group_sizes"))
@@ -66,7 +64,7 @@ class BackboneRecord(Record):
     name: str = Field(min_length=1, max_length=200)
     layers: tuple[str, ...] = Field(min_length=1, max_length=MAX_LAYERS)
     pretrained: bool
-    seed: int
+    seed: Seed
     weights: str | None
     weights_path: str | None
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -110,7 +108,7 @@ class ImagesRecord(Record):
     @classmethod
     def of(cls, good: GoodImages) -> ImagesRecord:
         """The record of the images that a fit has read."""
-        photos = good.replay.photos
+        photos = good.photos
         return cls(digests=good.digests(MAX_ROWS), sizes=photos.sizes(MAX_SIZES), bits=photos.bits)
 
     @property
@@ -157,6 +155,7 @@ class Document(Record):
         detector: its name in the register.
         parameters: what the detector is made from; those that belong to a machine are not stored.
         resize: (height, width) of the canvas, where the parameter is a rule such as "long:768"; else None.
+        roi: what of the model's input is inspected; None for all.
         backbone: None for a detector without one.
         learnt: what the detector keeps beside its tensors.
         factor_dtype: how factors are stored; they are float32 once read.
@@ -169,6 +168,7 @@ class Document(Record):
     detector: str = Field(min_length=1, max_length=200)
     parameters: dict[str, Any]
     resize: FileSize | None = None
+    roi: RoiRecord | None = None
     backbone: BackboneRecord | None
     learnt: dict[str, Any]
     factor_dtype: FactorDtype = "float32"
@@ -281,6 +281,8 @@ def describe_document(document: Document, decision: Decision | None) -> dict[str
     preprocessing = {"resize": list(sizes.resize), "crop": sizes.crop and list(sizes.crop), "aspect": sizes.aspect}
     if size is not None:
         preprocessing["resize_rule"] = rule
+    if document.roi is not None:
+        content["roi"] = document.roi.summary(sizes.input_size)
     return {**parameters, **learnt, **content, "preprocessing": preprocessing}
 
 
@@ -301,15 +303,6 @@ class Stored:
     device: torch.device
     localises: bool
     tensors: dict[str, Tensor]
-
-    def shapes(self, input_size: Size) -> list[tuple[int, Size]]:
-        """Channels and grid of each of the backbone's layers. Raises ParameterError for what cannot be."""
-        record = self.document.backbone
-        if record is None or not len(record.grids) == len(record.n_channels) == len(record.layers):
-            raise ParameterError("layers, grids and channel counts differ in number")
-        if any(math.prod(grid) > min(MAX_POSITIONS, math.prod(input_size)) for grid in record.grids):
-            raise ParameterError("a grid is finer than the images")
-        return list(zip(record.n_channels, record.grids, strict=True))
 
     def learnt(self, kind: type[R]) -> R:
         """What the document keeps, checked. Raises ModelFileError."""

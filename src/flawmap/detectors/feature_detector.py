@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -29,6 +30,9 @@ from flawmap.detectors.parameters import LayerNames, WeightsPath
 from flawmap.errors import NotFittedError, ParameterError
 from flawmap.options import PrecisionChoice, Runtime
 from flawmap.prediction import Size
+
+MAX_POSITIONS = 2**22
+"""Finest grid that a model file may ask for."""
 
 
 class FeatureDetector(Detector):
@@ -91,7 +95,10 @@ class FeatureDetector(Detector):
         return FeatureNetwork(features, self._head(for_graph=True), masked=self.aligner_ is not None)
 
     def _head(self, *, for_graph: bool = False) -> nn.Module:  # noqa: ARG002 (for those that have one)
-        """Feature maps (B, C, h, w) of each layer to anomaly maps, if any, and scores; see `network`."""
+        """Feature maps (B, C, h, w) of each layer to anomaly maps, if any, and scores; see `network`.
+
+        A head may also have `maps`, of the same arguments, that leaves out the scores.
+        """
         raise ParameterError(f"{self.name} has no network that a graph format could hold, and cannot be exported")
 
     def _load_backbone(
@@ -119,17 +126,23 @@ class FeatureDetector(Detector):
             head = self._network = self._network or self._head().eval()
             features = self.backbone_.features(batch.pixels)
             shown = batch.pixels[..., 3:].squeeze(-1) if self.aligner_ is not None else None
+            given = (features,) if shown is None else (features, torch.from_numpy(shown.copy()))
+            maps_alone = getattr(head, "maps", None)
             with torch.inference_mode():
-                outputs = list(head(features) if shown is None else head(features, torch.from_numpy(shown.copy())))
+                if maps_alone is not None:
+                    return maps_alone(*given).cpu().numpy(), None
+                outputs = list(head(*given))
         *maps, scores = (output.cpu().numpy() for output in outputs)
         return (maps[0], None) if maps else (None, scores)
 
     def _compile(self) -> None:
         with NETWORKS:
             if self._may_compile and self._input is not None:
-                backbone, head = self.backbone_, self._head(for_graph=True)
-                network = FeatureNetwork(backbone.from_pixels, head, masked=self.aligner_ is not None)
-                self._graph = backbone.policy.compile(network, self._input.input_size, backbone.name)
+                backbone, size = self.backbone_, self._input.input_size
+                network = FeatureNetwork(
+                    backbone.from_pixels, self._head(for_graph=True), masked=self.aligner_ is not None
+                )
+                self._graph = backbone.policy.compile(network, size, backbone.name)
                 self._may_compile = False
 
     def _prepare(self) -> None:
@@ -154,8 +167,13 @@ class FeatureDetector(Detector):
 
     def _restore(self, stored: Stored) -> None:
         """The file's tensors first, checked against its description; then the backbone with its very weights."""
+        record = stored.document.backbone
+        if record is None or not len(record.grids) == len(record.n_channels) == len(record.layers):
+            raise ParameterError("layers, grids and channel counts differ in number")
         input_size = self.preprocessing.input_size
-        self.shapes_ = stored.shapes(input_size)
+        if any(math.prod(grid) > min(MAX_POSITIONS, math.prod(input_size)) for grid in record.grids):
+            raise ParameterError("a grid is finer than the images")
+        self.shapes_ = list(zip(record.n_channels, record.grids, strict=True))
         self._unpack(stored)
         self._backbone = matching_backbone(stored, self.weights, self.runtime, Claim(input_size, self.shapes_))
 

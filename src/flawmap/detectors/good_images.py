@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain, islice, tee
-from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -18,30 +17,25 @@ from flawmap.backbones import COMPILE_FROM
 from flawmap.datasets import Dataset, training_data
 from flawmap.decision import has_proportions
 from flawmap.detectors.batches import Batch, check_size, in_batches, make_batch
-from flawmap.detectors.calibration import Grouping, HoldOut, natural_key
+from flawmap.detectors.calibration import Grouping, HoldOut
 from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, digest, stream
 from flawmap.images.alignment import AlignedPreprocessing, Aligner, Sample, learn_aligner, spread
-from flawmap.images.capture import EXIF_SUFFIXES, capture_times
-from flawmap.images.search import is_flat
+from flawmap.images.roi import RoiPreprocessing
+from flawmap.images.search import capture_order, is_flat
 from flawmap.options import MAX_BITS, MIN_BITS, Alignment, Groups, OnBad
 from flawmap.prediction import Size
 from flawmap.progress import Progress, report_progress
 
 LOST = "its part was not found, and it was not learnt; its like will be flagged"
 """Remark on a good image that could not be aligned."""
+ONE_GROUP = "all good images fell into one group, so none can be left out: check groups (--groups)"
 ALIGNMENT = 64
 """Bytes to a multiple of which each part of the memory is rounded up, as vector instructions like it."""
 
 
 class GoodSources(NamedTuple):
-    """Good images that were found and not yet read.
-
-    Attributes:
-        first: of the items, as many as decide how the networks run.
-        n_images: how many there are; None if unknown.
-        clips: the group that the data set gives an image, by its name.
-    """
+    """Good images not yet read, the first of them, how many (None: unknown), and the data set's group by name."""
 
     items: Iterable[ImageSource]
     first: Sequence[ImageSource]
@@ -53,8 +47,8 @@ class GoodSources(NamedTuple):
         """The images meant by the argument of `Detector.fit`. Of an iterator the first ones are taken, and kept."""
         if isinstance(images, (str, os.PathLike)) and not is_flat(images):
             images = training_data(images)
-        clips = images.clips if isinstance(images, Dataset) else {}
-        collection = collect(images.train if isinstance(images, Dataset) else images)
+        images, clips = (images.train, images.clips) if isinstance(images, Dataset) else (images, {})
+        collection = collect(images)
         rest = iter(collection.items)
         first = list(islice(rest, COMPILE_FROM))
         unread = collection.items if collection.count is not None else chain(first, rest)
@@ -72,6 +66,7 @@ class GoodImages:
         at_least: the same, or how many there are at least.
         learnt: indices in the training order of the images to learn from.
         lost: indices of those whose part was not found, which are not learnt.
+        flagged: those of them that would be scored, if it had been found.
         grouping: the group of each image that was read.
     """
 
@@ -98,25 +93,31 @@ class GoodImages:
         self._held_out = None if hold_out is None else HoldOut(hold_out)
         self._replay_options = {"cache_mb": cache_mb, "on_bad": on_bad, "workers": workers, "whole": whole}
         self._replay: Replay | None = None
-        self.learnt: list[int] = []
-        self.lost: list[int] = []
+        self.learnt, self.lost, self.flagged = list[int](), list[int](), list[int]()
 
     @property
     def aligned(self) -> bool:
         """Whether the images come aligned, and so may not show every position."""
-        return isinstance(self._preprocessing, AlignedPreprocessing)
+        return self._preprocessing.n_channels > 3
 
-    def align(self, kind: Alignment) -> Aligner | None:
+    def inspect(self, roi: NDArray[np.bool_]) -> None:
+        """Inspect only a region (h, w) of the images; before the first pass, and after `align`."""
+        self._preprocessing = RoiPreprocessing.of_roi(self._preprocessing, roi)
+
+    def align(self, kind: Alignment, *, in_part: bool = False) -> Aligner | None:
         """Learn an aligner from some of the images, before the first pass, and align all; None where none is used.
 
-        Bad images are left out without a word, since the first pass names them.
+        Bad images are left out without a word, since the first pass names them. `in_part` if only a region of the
+        images will be inspected.
         """
         if kind == "none":
             return None
         some, self._items = spread(self._items, COMPILE_FROM)  # so many are held anyway
         options: dict[str, Any] = {"on_bad": lambda _: None, "workers": self._workers, "whole": True}
         images = list(stream(some, self._preprocessing, **options))
-        aligner = learn_aligner(Sample.of(images, self._preprocessing), kind) if len(images) > 1 else None
+        if len(images) < 2:
+            return None
+        aligner = learn_aligner(Sample.of(images, self._preprocessing), kind, in_part=in_part)
         if aligner is not None:
             self._preprocessing = AlignedPreprocessing.of_aligner(self._preprocessing, aligner)
         return aligner
@@ -149,16 +150,20 @@ class GoodImages:
 
     def remarks(self, alone: str | None) -> dict[str, tuple[str, ...]]:
         """What is unusual, in words, with the names of the images; `alone` names a detector that takes no groups."""
-        found = self.replay.photos.remarks(self._preprocessing)
+        found = self.photos.remarks(self._preprocessing)
         if self.lost:
             found[LOST] = tuple(self.names[index] for index in self.lost)
         if alone is not None and (clips := self.grouping.clips):
             remark = f"{alone} leaves out single images, and not their clips or series: expect more false alarms"
             found[remark] = tuple(clips)
         if self.grouping.is_one:
-            remark = "all good images fell into one group, so none can be left out: check groups (--groups)"
-            found[remark] = tuple(self.names)
+            found[ONE_GROUP] = tuple(self.names)
         return found
+
+    @property
+    def photos(self) -> Photos:
+        """What the photos that were read are like."""
+        return self.replay.photos
 
     def look_ahead(self, size: int) -> Iterator[Batch]:
         """All images, before the first pass; bad ones are left out without a word, since the first pass names them."""
@@ -189,9 +194,7 @@ class GoodImages:
 
     def progress(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
         """Reports progress: a context that gives a function to call with the number of images just done."""
-        if not self._progress:
-            return nullcontext(lambda _: None)
-        return report_progress(self._progress, description, total)
+        return report_progress(self._progress, description, total) if self._progress else nullcontext(lambda _: None)
 
     def groups(self, *, held_out: bool = False) -> list[list[int]]:
         """Indices of the images of each group that can be read again: whole groups, or what is left of one held out."""
@@ -204,12 +207,9 @@ class GoodImages:
         return [group for group in kept if group and again.issuperset(group)]
 
     def in_order(self, indices: Sequence[int]) -> list[int]:
-        """Images of these indices in the order of capture: of their EXIF times if all have one, or else of names."""
-        named = sorted(indices, key=lambda index: natural_key(self.names[index]))
-        if not named or not self.names[named[0]].lower().endswith(EXIF_SUFFIXES):
-            return named
-        times = capture_times([self.replay.source(index) for index in named])
-        return [index for _, index in sorted(zip(times, named, strict=True), key=itemgetter(0))] if times else named
+        """Images of these indices in the order of capture."""
+        sources = [self.replay.source(index) for index in indices]
+        return [indices[place] for place in capture_order([self.names[index] for index in indices], sources)]
 
     def found(self) -> tuple[tuple[str, ...], ...]:
         """Names of the images of each group that neither the user nor the data set has named."""
@@ -225,11 +225,11 @@ class GoodImages:
         for index, image in enumerate(self.replay.first()):
             copies = self.replay.copies
             group = self.grouping.add(image.name, copies[-1][0] if copies and copies[-1][1] == index else None)
-            if image.placement.pose is not None and not image.placement.pose.found:
-                self.lost.append(index)
-                advance(1)
-                continue
-            if self._held_out is not None and self._held_out(group):
+            is_held = self._held_out is not None and self._held_out(group)
+            is_lost = image.placement.pose is not None and not image.placement.pose.found
+            self.lost += [index] if is_lost else []
+            self.flagged += [index] if is_lost and (is_held or self._held_out is None) else []
+            if is_lost or is_held:
                 advance(1)
                 continue
             self.learnt.append(index)
@@ -352,8 +352,7 @@ class Photos:
 
     def sizes(self, most: int) -> tuple[Size, ...]:
         """Distinct sizes (height, width), most frequent first."""
-        ranked = sorted(self._by_size, key=lambda size: -len(self._by_size[size]))
-        return tuple(ranked[:most])
+        return tuple(sorted(self._by_size, key=lambda size: -len(self._by_size[size]))[:most])
 
     def remarks(self, preprocessing: Preprocessing) -> dict[str, tuple[str, ...]]:
         """What is unusual, in words, with the names of the photos; as it matters to this preprocessing."""
@@ -375,8 +374,8 @@ class Photos:
             resized = preprocessing.place(size).resized_size
             small += names if resized[0] > size[0] or resized[1] > size[1] else []
         height, width = preprocessing.resize
-        remark = f"it is smaller than {height} x {width} (height x width), to which it is enlarged: "
-        remark += "a smaller --resize will do"
+        enlarged = f"it is smaller than {height} x {width} (height x width), to which it is enlarged"
+        remark = f"{enlarged}: a smaller --resize will do"
         return {remark: tuple(small)} if small else {}
 
     def _squashed(self) -> dict[str, tuple[str, ...]]:

@@ -18,11 +18,11 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from typing_extensions import dataclass_transform
 
-from flawmap.decision import FALSE_ALARM_RATE
 from flawmap.errors import ParameterError
 from flawmap.images import Preprocessing
 from flawmap.images.proportions import ProportionalSize
-from flawmap.options import MAX_BITS, MIN_BITS, Aspect, Calibration
+from flawmap.images.roi import read_roi
+from flawmap.options import MAX_BITS, MIN_BITS
 
 MAX_CACHE_MB = 2**22
 
@@ -92,6 +92,13 @@ def _check_device(value: object) -> object:
     return value
 
 
+def _check_roi(value: object) -> object:
+    """Polygons and masks at once; files are read by `fit`."""
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        read_roi(value)
+    return value
+
+
 def _check_groups(value: object) -> object:
     if not (value is None or isinstance(value, str) or callable(value)):
         raise ValueError(f"must be 'auto', a regular expression, 'folder', a function or None, got {value!r}")
@@ -120,6 +127,8 @@ Workers = Annotated[int | None, Field(exclude=True)]
 """Threads that read images."""
 LayerNames = Annotated[Sequence[str] | None, BeforeValidator(_check_layers)]
 """Module names of a backbone."""
+Roi = Annotated[Any, BeforeValidator(_check_roi), Field(exclude=True)]
+"""A region of interest: a mask image or its bool array, a .json file of polygons, or polygons."""
 GroupRule = Annotated[str | Callable[[str], Hashable] | None, BeforeValidator(_check_groups), Field(exclude=True)]
 """Which images belong together."""
 
@@ -192,8 +201,6 @@ class Parametrised:
     """The pydantic model of the parameters."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Parameters by the name of a preset."""
-    before: ClassVar[Mapping[str, Any]] = {}
-    """Values of parameters that model files of older versions do not name."""
     __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls) -> None:
@@ -222,31 +229,9 @@ class Parametrised:
         return check(type(self).__name__, self.parameters_type, values)
 
 
-class SharedParameters(Parametrised):
-    """The parameters of every detector."""
-
-    seed: Annotated[Seed, Field(description="Random seed.")] = 0
-    resize: Annotated[
-        Canvas,
-        Field(description='Size of the whole image: an int, (height, width), or a rule: "long:768", "short:512".'),
-    ] = 256
-    crop: Annotated[
-        Pixels, Field(description="Centre crop after that, an int or (height, width). The rest is not inspected.")
-    ] = None
-    aspect: Annotated[
-        Aspect, Field(description='"squash" fills `resize`; "letterbox" keeps the proportions and pads.')
-    ] = "squash"
-    bits: Annotated[
-        Bits, Field(description="Bits of each sample that images of 16 bits use, such as 12; None: all.")
-    ] = None
-    device: Annotated[DeviceName, Field(description='"auto": a GPU where there is one, else the CPU.')] = "auto"
-    calibrate: Annotated[
-        Calibration | None,
-        Field(description='How good images get held-out scores: "leave-one-out" or "holdout"; None: no threshold.'),
-    ] = "leave-one-out"
-    false_alarm_rate: Annotated[Share, Field(description="Share of good images that may be flagged.")] = (
-        FALSE_ALARM_RATE
-    )
-    workers: Annotated[
-        Workers, Field(description="Threads that read images; None: one per processor, at most eight.")
-    ] = None
+def are_equal(one: object, other: object) -> bool:
+    """Whether two values of a parameter are equal; those that numpy cannot compare, such as polygons, are not."""
+    try:
+        return np.array_equal(np.asarray(one, object), np.asarray(other, object))
+    except ValueError:
+        return False

@@ -96,8 +96,8 @@ class Doubts:
             )
         if self.unseen:
             yield (
-                f"{len(self.unseen)} of {self.n_masks} masks mark nothing that the model sees, after resize and crop: "
-                f"first {self.unseen[0]}"
+                f"{len(self.unseen)} of {self.n_masks} masks mark nothing that the model sees, after resize, crop "
+                f"and region of interest: first {self.unseen[0]}"
             )
         for remark, names in self.remarks.items():
             others = "" if len(names) == 1 else f" and {len(names) - 1} more masks"

@@ -56,9 +56,10 @@ def evaluate(
 ) -> Evaluation:
     """Score labelled images, or the test images of a data set, and compare with their labels and masks, in one pass.
 
-    Masks are resized (nearest) and cropped as the images. Pixel figures leave out anomalous images whose mask is
-    missing or marks nothing, with a warning, and are None if there is no mask at all. `on_bad` is called with each
-    image and each mask that cannot be used; None raises ImageError. An image with such a mask counts as one without.
+    Masks are resized (nearest) and cropped as the images. Pixel figures leave out what lies outside a region of
+    interest, and, with a warning, anomalous images whose mask is missing or marks nothing; they are None if there is no
+    mask at all. `on_bad` is called with each image and each mask that cannot be used; None raises ImageError. An image
+    with such a mask counts as one without.
     """
     remarks: tuple[str, ...] = ()
     if isinstance(samples, Dataset):
@@ -70,19 +71,28 @@ def evaluate(
     for sample, prediction in score_samples(model, samples, "Evaluating", progress=progress, on_bad=on_bad):
         group = types.setdefault(sample.type, ImageGroup(is_anomalous=True)) if sample.is_anomalous else good
         doubts.add(sample, prediction)
-        anomaly_map, truth = prediction.anomaly_map, None
+        anomaly_map, truth, inspected = prediction.anomaly_map, None, None
         if anomaly_map is not None:
             if prediction.placement.affine is not None:  # pixels count where they lie in the photo
                 anomaly_map = prediction.placement.straighten(anomaly_map)
-            top, left, bottom, right = prediction.placement.content
+            top, left, bottom, right = prediction.placement.unaligned.content
             anomaly_map = anomaly_map[top:bottom, left:right]  # the padding of a letterbox is no part of the image
+            roi = prediction.placement.unaligned.roi
+            inspected = None if roi is None else roi[top:bottom, left:right]
             truth = _truth(model, sample, prediction, on_bad)
         if truth is None:
-            group.add(prediction.pred_score, anomaly_map, None)
+            group.add(prediction.pred_score, anomaly_map, None, inspected=inspected, found=prediction.found)
         else:
             doubts.add_mask(sample, truth)
             group.n_empty += truth.mask is None
-            group.add(prediction.pred_score, anomaly_map, truth.mask, truth.defects)
+            group.add(
+                prediction.pred_score,
+                anomaly_map,
+                truth.mask,
+                truth.defects,
+                inspected=inspected,
+                found=prediction.found,
+            )
         if prediction.pred_label is not None:
             group.labels.append(prediction.pred_label)
         if prediction.p_value is not None:
@@ -90,6 +100,9 @@ def evaluate(
         for remark in prediction.remarks:
             unusual.setdefault(remark, []).append(str(sample.path))
     result = _summarise(good, types, promising_threshold(model.decision_))
+    if model.roi_ is not None:
+        outside = f"{1 - float(model.roi_.mean()):.0%} of the model's input lies outside its region of interest"
+        remarks = (*remarks, f"{outside}: it is not inspected, and the pixel figures leave it out")
     said = (*doubts.of_masks(), *doubts.of_labels(model.decision_, result.reliability))
     of_images = {remark: tuple(paths) for remark, paths in unusual.items()}
     return replace(result, warnings=(*result.warnings, *remarks, *said), remarks=of_images)

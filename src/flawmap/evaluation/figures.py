@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -26,7 +27,8 @@ class Figures:
         pro_score: per-region overlap, integrated up to a false-positive rate of 0.3.
         spro_score: saturated per-region overlap, integrated up to 0.05; None of data without saturation thresholds.
         found_at_5: share of the anomalous images above the threshold that promises 5 % false alarms, from held-out
-            scores; None of a model that was not calibrated, or on too few good images to promise that.
+            scores, those whose part was not found included; None of a model that was not calibrated, or on too few good
+            images to promise that.
         flagged_at_5: share of the good images above that threshold; None likewise.
 
     Example:
@@ -106,10 +108,12 @@ class ImageGroup:
         n_without_mask: anomalous images without a mask, those with an empty one included.
         n_empty: anomalous images with a mask that marks nothing.
         n_without_map: images without an anomaly map.
+        judged: the scores that labels come from, infinite of an image whose part was not found.
     """
 
     is_anomalous: bool
     scores: list[float] = field(default_factory=list)
+    judged: list[float] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     p_values: list[float] = field(default_factory=list)
     pixels: PixelScores = field(default_factory=PixelScores)
@@ -128,15 +132,23 @@ class ImageGroup:
         anomaly_map: NDArray[np.float32] | None,
         mask: NDArray[np.bool_] | None,
         defects: Sequence[Defect] = (),
+        *,
+        found: bool = True,
+        inspected: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Add an image. Pixel figures leave out an anomalous image without a mask; `defects` are for sPRO."""
+        """Add an image. Pixel figures leave out an anomalous image without a mask; `defects` are for sPRO.
+
+        `inspected` (H, W) are the pixels that count; None for all.
+        """
         self.scores.append(score)
+        self.judged.append(score if found else math.inf)
         if anomaly_map is None:
             self.n_without_map += 1
         elif self.is_anomalous and mask is None:
             self.n_without_mask += 1
         else:
-            self.pixels.add(anomaly_map, mask if self.is_anomalous else None, defects=defects)
+            mask = mask if self.is_anomalous else None
+            self.pixels.add(anomaly_map, mask, defects=defects, inspected=inspected)
 
 
 def promising_threshold(decision: Decision | None) -> float | None:
@@ -159,8 +171,8 @@ def group_figures(
         pixel_auroc=good.pixels.auroc(masked) if masked else None,
         pro_score=good.pixels.pro(masked) if masked else None,
         spro_score=good.pixels.spro(masked) if masked else None,
-        found_at_5=_share_above(scores, threshold),
-        flagged_at_5=_share_above(good.scores, threshold),
+        found_at_5=_share_above([score for group in anomalous for score in group.judged], threshold),
+        flagged_at_5=_share_above(good.judged, threshold),
     )
 
 

@@ -19,6 +19,8 @@ from flawmap.prediction import Placement, Prediction
 class Truth:
     """The ground truth of an anomalous image, in the part of the model's input that shows image and not padding.
 
+    Nothing outside the region of interest is marked.
+
     Attributes:
         mask: (h, w), True where anomalous; None if the file marks nothing.
         defects: those parts of it that have a saturation, and the pixels of each that must be found.
@@ -57,9 +59,11 @@ class Truth:
 
 
 def _seen(mask: NDArray[np.bool_], placement: Placement, preprocessing: Preprocessing) -> NDArray[np.bool_]:
-    """A mask (H, W) of the photo in the content of the model's input."""
+    """A mask (H, W) of the photo in the content of the model's input, as far as that is inspected."""
     top, left, bottom, right = placement.content
-    return preprocessing.apply_mask(mask, placement)[top:bottom, left:right]
+    seen = preprocessing.apply_mask(mask, placement)
+    seen = seen if placement.roi is None else seen & placement.roi
+    return seen[top:bottom, left:right]
 
 
 def _defects(parts: Defects, placement: Placement, preprocessing: Preprocessing) -> list[Defect]:

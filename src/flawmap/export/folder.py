@@ -18,6 +18,7 @@ from flawmap.files import expand_home
 from flawmap.folders import replace_folder_atomically
 from flawmap.images import Preprocessing
 from flawmap.images.alignment import AlignmentRecord, pictures
+from flawmap.images.roi import RoiRecord
 from flawmap.options import GraphDtype, GraphFormat
 from flawmap.runtime.graphs import JUDGEMENTS, OUTPUTS
 from flawmap.runtime.metadata import (
@@ -64,7 +65,9 @@ def export_model(
     decision = None if model.aspect == "letterbox" or aligner is not None else model.decision_
     described = model.describe()
     described.get("backbone", {}).pop("weights_path", None)  # a path on this machine
-    network = GraphNetwork(model.network(for_graph=True), preprocessing.window, decision)
+    network = GraphNetwork(
+        model.network(for_graph=True), preprocessing.window, decision, roi=model.roi_, top_share=model.top_share_
+    )
     try:
         _check_folder(target)
         with replace_folder_atomically(target, check=lambda: _check_folder(target)) as temporary:
@@ -89,6 +92,7 @@ def export_model(
                 graph=GraphMetadata(format=format, dtype=dtype, resize_inside=resize_inside, files=files),
                 images=model.good_photos_,
                 alignment=None if aligner is None else AlignmentRecord.of(aligner),
+                roi=None if model.roi_ is None else RoiRecord.of(model.roi_),
                 model=described,
             ).write(temporary)
     except OSError as error:

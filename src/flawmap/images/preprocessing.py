@@ -58,6 +58,11 @@ class Preprocessing:
         return self.crop or self.resize
 
     @property
+    def n_channels(self) -> int:
+        """Channels of the model's input."""
+        return 3
+
+    @property
     def window(self) -> tuple[slice, slice]:
         """Rows and columns of the canvas, the image after resize or letterbox, that the crop keeps."""
         (canvas_height, canvas_width), (height, width) = self.resize, self.input_size

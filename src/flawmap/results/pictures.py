@@ -18,6 +18,8 @@ MARGIN = 12
 CAPTION = 22
 HEADING = 34
 INK = (32, 32, 32)
+OUTLINE = (255, 0, 255)
+"""Colour of the outline of a region of interest: none of the map's."""
 TURBO = np.frombuffer(
     bytes.fromhex(
         "30123b 3f3e9c 4666dd 458cfd 2fb2f4 1ad4d0 22ebaa 52fa7a 8bff4b "
@@ -34,8 +36,8 @@ def overlay(
     """The image (H, W, 3), made smaller if need be, with its anomaly map laid over it.
 
     `scale` is the model's fixed (coolest, hottest) map value: below the first the image shows as it is, from the second
-    on it is covered in red. The scale is the same for all images of a model, so a good part never glows. ParameterError
-    for a prediction without a map.
+    on it is covered in red. The scale is the same for all images of a model, so a good part never glows. A region of
+    interest is outlined. ParameterError for a prediction without a map.
     """
     factor = min(1.0, max_side / max(rgb.shape[:2]))
     height, width = max(1, round(rgb.shape[0] * factor)), max(1, round(rgb.shape[1] * factor))
@@ -47,7 +49,17 @@ def overlay(
     colours = np.stack([np.interp(strength, knots, channel) for channel in TURBO.T], axis=-1)
     opacity = 0.55 * np.sqrt(strength)[..., None]
     blend: NDArray[np.uint8] = np.round(np.asarray(picture) * (1 - opacity) + colours * opacity).astype(np.uint8)
+    if shown.placement.roi is not None:
+        blend[_outline(shown.placement.to_original(shown.placement.roi.astype(np.float32)) > 0.5)] = OUTLINE
     return blend
+
+
+def _outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels (H, W) of a region that touch a pixel outside it; the border of the picture is no outline."""
+    padded = np.pad(inside, 1, mode="edge")
+    beside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    outline: NDArray[np.bool_] = inside & ~beside
+    return outline
 
 
 @dataclass(frozen=True)

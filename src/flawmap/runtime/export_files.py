@@ -23,6 +23,7 @@ from flawmap.files import open_file
 from flawmap.folders import recover_folder
 from flawmap.images import Preprocessing
 from flawmap.images.alignment import COLOURS, GREY, AlignedPreprocessing
+from flawmap.images.roi import RoiPreprocessing
 from flawmap.runtime.metadata import ALIGNMENT_FILE, EXPORT_FILES, FILES, METADATA_FILE, Metadata
 
 Content = bytes | NDArray[np.uint8]
@@ -45,6 +46,11 @@ class Export:
 
     def preprocessing(self) -> Preprocessing:
         """What makes the graph's images of any. Raises ModelFileError."""
+        whole, roi = self._preprocessing(), self.metadata.roi
+        return whole if roi is None else RoiPreprocessing.of_roi(whole, roi.mask(whole.input_size))
+
+    def _preprocessing(self) -> Preprocessing:
+        """The same of images that are inspected as a whole."""
         plain, record = self.metadata.preprocessing, self.metadata.alignment
         if record is None:
             return plain
@@ -53,11 +59,9 @@ class Export:
             pictures = load(bytes(self.contents[ALIGNMENT_FILE]))
             if {name: picture.shape for name, picture in pictures.items()} != record.shapes:
                 raise ValueError("its pictures are not those of the metadata")
-            if not all(np.isfinite(picture).all() for picture in pictures.values()):
-                raise ValueError("its pictures are not finite")
+            aligner = record.restore(pictures[GREY], pictures[COLOURS], plain.resize)
         except (SafetensorError, ValueError) as error:
             raise ModelFileError(f"{path}: is damaged ({first_line(error)}); export again") from error
-        aligner = record.restore(pictures[GREY], pictures[COLOURS], plain.resize)
         return AlignedPreprocessing.of_aligner(plain, aligner)
 
 

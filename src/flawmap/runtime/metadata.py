@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal, Self, get_args
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from flawmap.decision import PIXEL_RATES, Decision, GoodPhotos
+from flawmap.decision import MOST, PIXEL_RATES, Decision, GoodPhotos
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import Preprocessing
 from flawmap.images.alignment import AlignmentRecord
+from flawmap.images.roi import RoiRecord
 from flawmap.options import GraphDtype, GraphFormat, Precision
 from flawmap.prediction import Size
 
@@ -30,7 +31,7 @@ EDITED = (
 """What people and programs change in the decision: the digest leaves it out."""
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
-Distance = Annotated[float, Field(ge=0, le=1e30)]
+Distance = Annotated[float, Field(ge=0, le=MOST)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 FILES: dict[GraphFormat, tuple[str, ...]] = {
@@ -153,6 +154,7 @@ class Metadata(_Record):
         top_share: part of a map whose mean is its score; 0 for its highest value.
         images: sizes and depth of the good images' photos; None in older exports.
         alignment: how images are aligned before the graph sees them, by the pictures of alignment.safetensors; or None.
+        roi: what of the model's input is inspected, for `Inspector`; None for all. The graph's maps are 0 elsewhere.
         model: what was exported, for the record: class, backbone, layers, number of good images, versions.
         digest: `fingerprint` of the rest; None in format 1.
     """
@@ -167,6 +169,7 @@ class Metadata(_Record):
     top_share: float = Field(default=0.0, ge=0, lt=1)
     images: GoodPhotos | None = None
     alignment: AlignmentRecord | None = None
+    roi: RoiRecord | None = None
     model: dict[str, Any]
     digest: Digest | None = None
 
@@ -190,6 +193,8 @@ class Metadata(_Record):
             raise ValueError("image_size and map_size are not those of its preprocessing")
         if (self.alignment is not None) != (ALIGNMENT_FILE in self.graph.files):
             raise ValueError(f"alignment and {ALIGNMENT_FILE} are there together, or neither")
+        if self.roi is not None:
+            self.roi.mask(sizes.input_size)
         if self.graph.resize_inside and self.alignment is not None:
             raise ValueError("a graph does not align")
         if self.graph.resize_inside and sizes.aspect == "letterbox":

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from flawmap import Inspector, PaDiM, export_model, load
+from flawmap.datasets import Sample
+from flawmap.decision import judge
 from flawmap.errors import ModelFileError, ParameterError
+from flawmap.evaluation.evaluate import evaluate
 from flawmap.evaluation.metrics import image_auroc
+from flawmap.images import Loaded
+from flawmap.prediction import Placement
 from turned import photo
 
 OPTIONS = {"resize": 64, "n_features": 40, "regularization": (0.3, 0.3), "seed": 1}
@@ -120,3 +128,68 @@ def test_groups_and_refits_of_aligned_images(good):
     grouped = PaDiM(align="rigid", groups=lambda _: next(names) // 2, **OPTIONS).fit(doubled)
     alone = PaDiM(align="rigid", **OPTIONS).fit(good[:30])
     assert np.median(grouped.leave_one_out_scores_) == pytest.approx(np.median(alone.leave_one_out_scores_), rel=0.1)
+
+
+BLANK = np.full((128, 128, 3), 190, np.uint8)
+
+
+def test_a_good_image_without_the_part_does_not_switch_the_threshold_off(good):
+    alone = PaDiM(align="rigid", **OPTIONS).fit(good)
+    spoilt = PaDiM(align="rigid", **OPTIONS).fit([*good, BLANK])
+    assert spoilt.threshold_ == pytest.approx(alone.leave_one_out_scores_.max(), rel=0.1)
+    assert spoilt.decision_.false_alarm_rate == pytest.approx(2 / 62)
+    assert [spoilt.predict(image).pred_label for image in parts(4, first=2000, scratched=True)] == [1] * 4
+    assert spoilt.predict(BLANK).p_value == pytest.approx(2 / 62)
+    spoilt.set_threshold(false_alarm_rate=0.2)
+    assert np.mean(spoilt.leave_one_out_scores_ > spoilt.threshold_) <= 0.2
+    with pytest.raises(ParameterError, match="1 of 61 good images was not found"):
+        spoilt.set_threshold(false_alarm_rate=0.05, certify=0.95)
+
+
+def test_only_parts_that_are_held_out_count_as_flagged(good):
+    model = PaDiM(align="rigid", calibrate="holdout", **OPTIONS).fit([*good, BLANK, BLANK, BLANK, BLANK])
+    assert model.n_images_ == 45
+    assert model.decision_.n_groups == 16
+    assert np.count_nonzero(model.leave_one_out_scores_ > 1e30) == 1
+    assert model.threshold_ < 1e30
+
+
+def test_lost_parts_count_in_the_figures_of_an_evaluation(model, tmp_path):
+    samples = []
+    for kind, images in (("good", parts(3, first=7000)), ("blank", [BLANK, BLANK])):
+        for i, image in enumerate(images):
+            path = tmp_path / f"{kind}{i}.png"
+            Image.fromarray(image).save(path)
+            samples.append(Sample(path, kind))
+    Image.fromarray(BLANK).save(tmp_path / "good3.png")
+    samples.append(Sample(tmp_path / "good3.png", "good"))
+    figures = evaluate(model, samples)
+    assert figures.found_at_5 == 1.0
+    assert figures.flagged_at_5 == 0.25
+
+
+def test_what_was_padding_before_the_alignment_is_inspected():
+    tall = Placement((64, 32), (64, 32), (0, -16), (64, 64))
+    quarter = replace(tall, affine=((0, -1, 64), (0.5, 0, 0)))
+    assert tall.content == (0, 16, 64, 48)
+    assert quarter.content == (0, 0, 64, 64)
+    images = [Loaded(1, "image 1", None, np.zeros((64, 64, 3), np.uint8), place) for place in (tall, quarter)]
+    maps = np.zeros((2, 64, 64), np.float32)
+    maps[:, 32, 4] = 9
+    assert [prediction.pred_score for prediction in judge(images, maps, None, None)] == [0, 9]
+
+
+def test_two_good_images_inspect_what_both_show():
+    model = PaDiM(align="rigid", **OPTIONS).fit(parts(2))
+    assert model.factor_.known.mean() >= 0.2
+    assert model.predict(photo(angle=40, seed=50, scratched=True)).pred_score > 0
+
+
+@pytest.mark.parametrize("n", [3, 4, 6])
+def test_few_good_images_do_not_flag_all_others(n):
+    flagged = []
+    for draw in range(4):
+        model = PaDiM(align="rigid", **OPTIONS).fit(parts(n, first=1000 * draw))
+        assert model.leave_one_out_scores_.min() > 0
+        flagged += [model.predict(image).pred_label for image in parts(8, first=40_000 + draw)]
+    assert np.mean(flagged) <= 0.5

@@ -11,6 +11,7 @@ from flawmap.decision import TOP_SHARE, map_score, n_highest
 from flawmap.errors import ParameterError
 from flawmap.model_file import ModelFile, write_model_file
 
+ROI = [[0, 0], [64, 0], [64, 64], [0, 64]]
 OPTIONS = {"resize": 128, "n_features": 16, "align": "none", "refit_below": 0, "regularization": "paper"}
 
 
@@ -43,20 +44,21 @@ def test_the_default_is_steadier_than_the_maximum(model, images):
     assert prediction.pred_score < prediction.anomaly_map.max()
 
 
-@pytest.mark.parametrize("score", ["max", "top", 0.05])
-def test_held_out_scores_exports_and_files_use_the_same_rule(images, tmp_path, score):
-    model = PaDiM(**OPTIONS, score=score).fit(images)
+@pytest.mark.parametrize(("score", "roi"), [("max", None), ("top", None), (0.05, None), (0.05, ROI)])
+def test_held_out_scores_exports_and_files_use_the_same_rule(images, tmp_path, score, roi):
+    model = PaDiM(**OPTIONS, score=score, roi=roi).fit(images)
     model.save(tmp_path / "m.flawmap")
     new = [np.ascontiguousarray(image[::-1]) for image in images[:3]]
     wanted = [prediction.pred_score for prediction in model.predict(new)]
     loaded = load(tmp_path / "m.flawmap")
     assert loaded.score == score
     np.testing.assert_allclose([prediction.pred_score for prediction in loaded.predict(new)], wanted, rtol=1e-4)
-    for kind in ("openvino", "onnx"):
+    for kind in ("openvino", "onnx") if score == "top" else ("openvino",):
         inspector = Inspector(export_model(model, tmp_path / kind, format=kind))
         found = [prediction.pred_score for prediction in inspector.predict(new)]
         np.testing.assert_allclose(found, wanted, rtol=1e-3)
         np.testing.assert_allclose(inspector.score_batch(np.stack(new))[0], wanted, rtol=1e-3)
+        assert model.top_share_ == pytest.approx(0 if score == "max" else model._asked_share * (0.25 if roi else 1))
         assert json.loads((tmp_path / kind / "metadata.json").read_text())["top_share"] == model.top_share_
 
 

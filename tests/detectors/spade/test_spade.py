@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from flawmap import SPADE, load
 from flawmap.backbones import load_backbone
 from flawmap.detectors.document import read_document
+from flawmap.detectors.restoring import restore_detector
 from flawmap.detectors.spade import search as spade_passes
 from flawmap.errors import ModelFileError, ParameterError, TrainingSetError
 from flawmap.model_file import ModelFile
@@ -82,7 +83,7 @@ def test_a_model_of_k_images_is_the_same_from_memory_and_from_files(good_images,
     for budget in (0, 0.2, 100):
         assert np.array_equal(SPADE(**SMALL, cache_mb=budget).fit(good_images).predict(scratched).anomaly_map, wanted)
         assert np.array_equal(
-            SPADE.from_document(file, read_document(file), cache_mb=budget).predict(scratched).anomaly_map, wanted
+            restore_detector(SPADE, file, read_document(file), cache_mb=budget).predict(scratched).anomaly_map, wanted
         )
 
 
@@ -141,7 +142,7 @@ def test_more_images_than_a_gallery_has_room_for_are_refused_before_the_work(goo
 
 def reopened(path, **settings):
     file = ModelFile(path)
-    return SPADE.from_document(file, read_document(file), **settings)
+    return restore_detector(SPADE, file, read_document(file), **settings)
 
 
 def test_a_gallery_damaged_after_loading_is_named(good_images, tmp_path):

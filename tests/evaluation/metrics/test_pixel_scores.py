@@ -352,3 +352,17 @@ def test_defects_that_are_none_are_refused_and_nothing_is_added():
     assert pixels.spro() is None
     with pytest.raises(ParameterError, match="max_fpr"):
         pixels.spro(max_fpr=0)
+
+
+def test_only_inspected_pixels_count():
+    rng = np.random.default_rng(5)
+    maps, masks = rng.normal(0, 1, (4, 30, 30)), rng.random((4, 30, 30)) < 0.1
+    inspected = np.zeros((30, 30), bool)
+    inspected[4:20, 7:29] = True
+    pixels, inner = PixelScores(), PixelScores()
+    for one, mask in zip(maps, masks, strict=True):
+        pixels.add(one, mask, inspected=inspected)
+        inner.add(one[4:20, 7:29], mask[4:20, 7:29])
+    assert (pixels.auroc(), pixels.pro(), pixels.n_normal) == (inner.auroc(), inner.pro(), inner.n_normal)
+    with pytest.raises(ParameterError, match="shape"):
+        pixels.add(maps[0], inspected=inspected[1:])

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
+from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.images import Preprocessing
 from flawmap.images.alignment import AlignedPreprocessing, AlignmentRecord, Sample, learn_aligner, pictures
 from flawmap.images.alignment.pose import Frame, inside, pose_matrix, resample
-from flawmap.images.alignment.reference import learn_reference
+from flawmap.images.alignment.reference import Learnt, learn_reference
 from flawmap.images.alignment.search import Reference
 from flawmap.images.stream import stream
 from turned import photo
@@ -188,3 +190,94 @@ def test_a_record_restores_an_aligner():
         ours, theirs = (AlignedPreprocessing.of_aligner(plain, one).apply(image) for one in (aligner, again))
         assert np.array_equal(ours[0], theirs[0])
         assert ours[1] == theirs[1]
+
+
+@pytest.mark.parametrize("angle", [0, 90, 180, 270])
+def test_a_part_that_is_half_outside_is_not_found(angle):
+    plain = Preprocessing.of(64)
+    aligner = learn_aligner(sample(turned(24)[0], plain), "rigid")
+    aligned = AlignedPreprocessing.of_aligner(plain, aligner)
+    assert 0.9 < aligner.least_shown <= 0.95
+    assert aligned.apply(photo(angle=angle, shift=(0, 20), seed=5))[1].pose.found
+    assert not aligned.apply(photo(angle=angle, shift=(0, 64), seed=5))[1].pose.found
+
+
+def test_parts_that_good_images_cut_off_are_found_as_far_as_theirs():
+    plain = Preprocessing.of(64)
+    images = [photo(angle=float(a), shift=(0, 50), seed=i) for i, a in enumerate(np.linspace(160, 200, 24))]
+    aligner = learn_aligner(sample(images, plain), "rigid")
+    aligned = AlignedPreprocessing.of_aligner(plain, aligner)
+    assert aligned.apply(photo(angle=180, shift=(0, 50), seed=99))[1].pose.found
+    assert not aligned.apply(photo(angle=180, shift=(0, 86), seed=99))[1].pose.found
+
+
+def test_equal_good_images_do_not_make_a_defect_a_lost_part():
+    plain = Preprocessing.of(64)
+    aligner = learn_aligner(sample([photo(seed=1)] * 20, plain), "rigid")
+    assert aligner.least_match == 0.95
+    pose = AlignedPreprocessing.of_aligner(plain, aligner).apply(photo(seed=2, noise=4, scratched=True))[1].pose
+    assert pose.match < 0.998
+    assert pose.found
+
+
+@pytest.mark.parametrize("kind", ["shift", "rigid", "similarity"])
+def test_images_without_a_part_in_common_are_refused(kind):
+    plain = Preprocessing.of(64)
+    noise = list(np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3), np.uint8))
+    for images in (noise, [np.full((64, 64, 3), 100, np.uint8)] * 12):
+        with pytest.raises(TrainingSetError, match=r"no part that the good images have in common: .*align='none'"):
+            learn_aligner(sample(images, plain), kind)
+        assert learn_aligner(sample(images, plain), "auto") is None
+
+
+RECORD = {
+    "kind": "similarity", "size": (64, 64), "proportions": (1, 1), "angles": (-180, 180), "scales": (0.7, 1.4),
+    "least_match": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"angles": (10, -10)},
+        {"angles": (-360, 360)},
+        {"scales": (1.4, 0.7)},
+        {"scales": (0.25, 4)},
+        {"scales": (0, 1)},
+        {"proportions": (1e-9, 1e6)},
+        {"proportions": (0, 1)},
+        {"least_match": float("nan")},
+        {"least_shown": 1.5},
+        {"kind": "affine"},
+        {"size": (4096, 4096)},
+        {"further": 1},
+    ],
+)
+def test_a_record_that_no_fit_gives_is_refused(claim):
+    assert AlignmentRecord(**RECORD).least_shown == 0
+    with pytest.raises(ValidationError):
+        AlignmentRecord(**{**RECORD, **claim})
+
+
+@pytest.mark.parametrize(
+    ("size", "value"), [((64, 64), 300), ((64, 64), -1), ((64, 64), float("nan")), ((128, 128), 9), ((64, 96), 9)]
+)
+def test_pictures_that_no_fit_gives_are_refused(size, value):
+    record = AlignmentRecord(**RECORD)
+    with pytest.raises(ParameterError, match="the alignment's pictures"):
+        record.restore(np.full((64, 64), value, np.float32), np.zeros((64, 64, 3), np.float32), size)
+
+
+@pytest.mark.parametrize(("worst", "taken"), [(0.4, False), (0.7, False), (0.95, True)])
+def test_auto_takes_what_helps_the_worst_images_too(monkeypatch, worst, taken):
+    images = turned(20)[0]
+    plain = Preprocessing.of(64)
+    unaligned = np.array([0.72] * 4 + [0.9] * 16)  # as cells of ELPV, for which similarity gave 0.4 and 0.944
+
+    def learn(greys, kind, proportions):
+        matches = np.array([worst] * 4 + [0.95] * 16)
+        return Learnt(Reference(kind, greys[0], proportions), [np.eye(3)] * 20, matches)
+
+    monkeypatch.setattr("flawmap.images.alignment.choice.match_unaligned", lambda _: unaligned)
+    monkeypatch.setattr("flawmap.images.alignment.choice.learn_reference", learn)
+    assert (learn_aligner(sample(images, plain), "auto") is not None) == taken

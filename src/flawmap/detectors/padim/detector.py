@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from flawmap.backbones import plain_torch
 from flawmap.decision import TOP_SHARE
+from flawmap.detectors.anomaly_map import cells_of
 from flawmap.detectors.batches import batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import Record, Stored
@@ -204,7 +206,6 @@ class PaDiM(FeatureDetector):
         return mean_at(self.factor_, position).numpy(), covariance_at(self.factor_, position).numpy()
 
     def _learn(self, good: GoodImages) -> HeldOutScores | None:
-        self.aligner_ = good.align(self.align)
         backbone = self._load_backbone(
             self.layers, n_images=good.at_least, most_layers=MAX_LAYERS, precision=self.precision
         )
@@ -215,7 +216,9 @@ class PaDiM(FeatureDetector):
         if self.reduction == "pca":
             size = good.batch_size or batch_size(input_size)
             features = (backbone.features(batch.pixels) for batch in good.look_ahead(size))
-        hierarchy = reduced_hierarchy(self.shapes_, channels, self.reduction, self.n_features, features)
+        hierarchy = self._inspected(
+            reduced_hierarchy(self.shapes_, channels, self.reduction, self.n_features, features)
+        )
         if self.aligner_ is not None and any(side % n for side, n in zip(input_size, hierarchy.grid, strict=True)):
             raise ParameterError(
                 f"alignment needs an input of whole cells of {hierarchy.grid}, got {input_size}; choose a resize that "
@@ -242,11 +245,25 @@ class PaDiM(FeatureDetector):
 
     def _head(self, *, for_graph: bool = False) -> nn.Module:
         size = self.preprocessing.input_size
-        return PaDiMHead(self.factor_, size, top_share=self.top_share_, for_graph=for_graph)
+        return PaDiMHead(self.factor_, size, top_share=self.top_share_, for_graph=for_graph, roi=self.roi_)
 
     def _prepare(self) -> None:
         super()._prepare()
         self.top_share_ = self._asked_share * self.factor_.inspected
+
+    def _inspected(self, hierarchy: Hierarchy) -> Hierarchy:
+        """The hierarchy with the positions that are inspected. Raises ParameterError for less than one of them."""
+        if self.roi_ is None:
+            return hierarchy
+        height, width = (n / cells for n, cells in zip(self.roi_.shape, hierarchy.grid, strict=True))
+        if np.count_nonzero(self.roi_) < height * width:
+            name = os.fspath(self.roi) if isinstance(self.roi, (str, os.PathLike)) else "roi"
+            raise ParameterError(
+                f"{name}: the region has {np.count_nonzero(self.roi_)} pixels of the model's input, less than "
+                f"one patch of {height:g} x {width:g}. Draw a larger one, or choose a larger resize (--resize)"
+            )
+        cells = cells_of(self.roi_, hierarchy.grid)
+        return replace(hierarchy, inspected=torch.from_numpy(cells.ravel()))
 
     def _head_bytes(self) -> int:
         return sum(part.nbytes for part in (*self.factor_.own, *self.factor_.cross))
@@ -287,7 +304,7 @@ class PaDiM(FeatureDetector):
         record = stored.document.backbone
         layers = () if record is None else record.layers
         channels = np.array(learnt.channels, np.int64)
-        hierarchy = self._described_hierarchy(channels)
+        hierarchy = self._inspected(self._described_hierarchy(channels))
         shapes = self._expected_shapes(hierarchy, layers)
         if learnt.alignment is not None:
             shapes |= {**learnt.alignment.shapes, KNOWN: (hierarchy.levels[0].n_cells,)}

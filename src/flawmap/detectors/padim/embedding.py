@@ -113,6 +113,7 @@ class Hierarchy:
         cell: (height * width,) cell of the finest level for each position; None if cell i is position i.
         n_features: channels d of the whole embedding.
         projection: principal components that stand in place of channels, or None; there is then one level.
+        inspected: (height * width,) bool, the positions that show something of the region of interest; None for all.
     """
 
     grid: Size
@@ -120,6 +121,7 @@ class Hierarchy:
     cell: Tensor | None
     n_features: int
     projection: Projection | None = None
+    inspected: Tensor | None = None
 
     def to(self, device: torch.device) -> Hierarchy:
         """The same hierarchy with its index tensors on a device."""
@@ -137,6 +139,7 @@ class Hierarchy:
             levels=levels,
             cell=None if self.cell is None else self.cell.to(device),
             projection=None if self.projection is None else self.projection.to(device),
+            inspected=None if self.inspected is None else self.inspected.to(device),
         )
 
     def select(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -168,10 +171,11 @@ class Hierarchy:
         return per_cell if self.cell is None else per_cell[self.cell]
 
     def coverage(self) -> list[Tensor]:
-        """Positions of the finest grid that each cell stands for: (cells,) per level."""
+        """Positions of the finest grid, of those inspected, that each cell stands for: (cells,) per level."""
         finest = self.levels[-1]
         n_positions = self.grid[0] * self.grid[1]
         cell = torch.arange(n_positions, device=finest.channels.device) if self.cell is None else self.cell
+        cell = cell if self.inspected is None else cell[self.inspected]
         counts = [torch.bincount(cell, minlength=finest.n_cells)]
         for level, above in zip(self.levels[:0:-1], self.levels[-2::-1], strict=True):
             per_group = counts[0].view(level.n_groups, level.children).sum(dim=1)
@@ -307,11 +311,12 @@ def seen_cells(shown: Tensor, grid: Size) -> Tensor:
     return seen
 
 
-def spread_positions(grid: Size, n_positions: int) -> list[int]:
-    """Some positions of a grid, ascending: evenly spread, and never in step with its rows (golden ratio)."""
-    total = grid[0] * grid[1]
-    spread = np.arange(1, n_positions + 1) * 0.6180339887498949 % 1 * total
-    return [int(position) for position in np.unique(spread.astype(np.int64))]
+def spread_positions(hierarchy: Hierarchy, n_positions: int) -> list[int]:
+    """Some of the inspected positions, ascending: evenly spread, and never in step with the rows (golden ratio)."""
+    total = hierarchy.grid[0] * hierarchy.grid[1]
+    known = np.arange(total) if hierarchy.inspected is None else np.flatnonzero(hierarchy.inspected.cpu().numpy())
+    spread = np.arange(1, n_positions + 1) * 0.6180339887498949 % 1 * len(known)
+    return [int(position) for position in known[np.unique(spread.astype(np.int64))]]
 
 
 def draw_channels(n_total: int, n_features: int | None, seed: int) -> NDArray[np.int64]:

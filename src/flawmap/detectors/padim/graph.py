@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from flawmap.decision import STRIDE, n_highest
-from flawmap.detectors.anomaly_map import smoothing_operator
+from flawmap.decision import n_highest
+from flawmap.detectors.anomaly_map import image_scores, roi_weights, smoothing_operator
 from flawmap.detectors.padim.embedding import Level, Projection, finest_grid, nearest_positions, seen_cells
 from flawmap.detectors.padim.gaussian.factor import Factor
 from flawmap.prediction import Size
@@ -28,9 +30,18 @@ class PaDiMHead(nn.Module):
         input_size: (height, width) of the maps.
         top_share: part of a map whose mean is its score; 0 for its highest value.
         for_graph: keep constants on the CPU, laid out as graph formats store them.
+        roi: (H, W), the pixels that are inspected; the maps are 0 elsewhere. None for all.
     """
 
-    def __init__(self, factor: Factor, input_size: Size, *, top_share: float = 0.0, for_graph: bool = False) -> None:
+    def __init__(
+        self,
+        factor: Factor,
+        input_size: Size,
+        *,
+        top_share: float = 0.0,
+        for_graph: bool = False,
+        roi: NDArray[np.bool_] | None = None,
+    ) -> None:
         super().__init__()
         self.n_highest = n_highest(*input_size, top_share)
         grid = factor.hierarchy.grid
@@ -44,24 +55,28 @@ class PaDiMHead(nn.Module):
         self.columns: Tensor
         self.register_buffer("rows", smoothing_operator(grid[0], input_size[0]).clone().to(device))
         self.register_buffer("columns", smoothing_operator(grid[1], input_size[1]).T.contiguous().to(device))
+        weights = (None, None) if roi is None else tuple(part.to(device) for part in roi_weights(roi, grid))
+        self.cells: Tensor | None
+        self.gain: Tensor | None
+        self.register_buffer("cells", weights[0])
+        self.register_buffer("gain", weights[1])
 
     def forward(self, features: Sequence[Tensor], shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Anomaly maps (N, H, W) and image scores (N,); images show only pixels where `shown` (N, H, W) is 255."""
+        maps = self.maps(features, shown)
+        return maps, image_scores(maps, self.n_highest)
+
+    def maps(self, features: Sequence[Tensor], shown: Tensor | None = None) -> Tensor:
+        """The maps alone."""
         distances = self.distances(features)
         if shown is not None:
             seen = seen_cells(shown, self.coarsest)[:, None]
             seen = seen if self.known is None else seen * self.known
             distances = distances * interpolate(seen, size=self.grid, mode="nearest")[:, 0]
-        maps = self.rows @ distances @ self.columns
-        return maps, _scores(maps, self.n_highest)
-
-
-def _scores(maps: Tensor, count: int) -> Tensor:
-    """`flawmap.decision.map_score` of maps (N, H, W), as the mean of so many values."""
-    if count < 2:
-        return maps.flatten(1).amax(dim=1)
-    sampled = maps[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].flatten(1)
-    return sampled.topk(count, dim=1, sorted=False).values.mean(dim=1)
+        if self.cells is not None:
+            distances = distances * self.cells
+        maps: Tensor = self.rows @ distances @ self.columns
+        return maps if self.gain is None else maps * self.gain
 
 
 class _Distances(nn.Module):
@@ -79,6 +94,7 @@ class _Distances(nn.Module):
         self.projection = None if hierarchy.projection is None else _Projected(hierarchy.projection, for_graph)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Distances (N, h, w) from the layers' maps (N, C, h, w)."""
         if self.projection is not None:
             features = [self.projection(features)]
         parents: Tensor | None = None
@@ -155,6 +171,7 @@ class _Projected(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Principal components (N, k, h, w) from the layers' maps (N, C, h, w)."""
         parts = torch.split(self.components, [maps.shape[1] for maps in features], dim=1)
         total = torch.stack(
             [
@@ -175,6 +192,7 @@ class _Index(nn.Module):
         self.register_buffer("index", None if index is None else _constant(index, for_graph))
 
     def forward(self, values: Tensor) -> Tensor:
+        """Those values along the axis that were chosen; all without a choice."""
         return values if self.index is None else values.index_select(self.axis, self.index)
 
 

@@ -311,12 +311,19 @@ class Calibrator:
             update(part, batch.embedding, self._shown(batch))
         subtract(self._moments, part)
         try:
-            factor = factorise(self._moments, regularization=self._regularization)
+            factor = replace(factorise(self._moments, regularization=self._regularization), known=self._still_known())
         finally:
             merge(self._moments, part)
         if not isinstance(embedded, list):
             embedded = self._embedded(group, self._step)
         self._score(embedded, numbers, squared_distances, factor, advance)
+
+    def _still_known(self) -> Tensor | None:
+        """Where the model inspects, as far as the images that are left can say something."""
+        seen = None if self._moments is None else self._moments.seen
+        if seen is None or self._factor.known is None:
+            return self._factor.known
+        return self._factor.known * (seen >= MIN_IMAGES - 1)
 
     def _score(
         self,
@@ -332,7 +339,7 @@ class Calibrator:
             found, shown = distances(factor, batch.embedding).sqrt_(), self._shown(batch)
             if shown is not None and factor.known is not None:
                 found = found * factor.hierarchy.to_finest((shown * factor.known[:, None]).T)
-            maps = anomaly_maps(found, self._input_size).cpu().numpy()
+            maps = anomaly_maps(found, self._input_size, roi=batch.images[0].placement.roi).cpu().numpy()
             for index, image, anomaly_map in zip(batch.indices, batch.images, maps, strict=True):
                 result.add_map(index, anomaly_map, image.placement, group=numbers[index])
             advance(len(batch.images))

@@ -24,16 +24,16 @@ from torch import Tensor
 
 from flawmap.backbones import Backbone
 from flawmap.decision import map_score
-from flawmap.detectors.anomaly_map import anomaly_maps
+from flawmap.detectors.anomaly_map import anomaly_maps, cells_of
 from flawmap.detectors.good_images import GoodImages
-from flawmap.detectors.padim.embedding import SHOWN, embed, shown_cells
+from flawmap.detectors.padim.embedding import SHOWN, Hierarchy, embed, shown_cells
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise, inner_products
 from flawmap.detectors.padim.gaussian.leave_one_out import leave_one_out_with_copies
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, shared_covariance
 from flawmap.detectors.padim.leave_one_out import KeptEmbeddings
 from flawmap.detectors.padim.part import Part
 from flawmap.images.pasted import paste_defect
-from flawmap.prediction import Size
+from flawmap.prediction import Placement, Size
 
 SHARINGS = (0.0, 0.3, 0.5, 0.8)
 """Candidates beside the likelihood's."""
@@ -53,9 +53,6 @@ STEP = 8
 """Images that are embedded, and scored, at a time."""
 CHANNELS = 3
 """Of an image that is not aligned; a fourth says what an aligned one shows."""
-
-Content = tuple[int, int, int, int]
-"""(top, left, bottom, right) of what an image shows, in pixels."""
 
 
 def choose_sharing(
@@ -100,13 +97,14 @@ class _Trial:
 
     def __init__(self, moments: Moments, input_size: Size, top_share: float) -> None:
         whole = moments.hierarchy
-        self._blocks = _blocks(whole.coarsest_grid)
+        self._blocks = _blocks(whole)
         self._part = Part.of(whole, torch.from_numpy(self._blocks.ravel()).to(moments.mean[0].device))
         self._moments, self._shared = self._part.moments(moments), shared_covariance(moments)
         self._grid, self._size = whole.grid, input_size
-        self._share = top_share * len(self._part.positions) / (whole.grid[0] * whole.grid[1])
+        inspected = self._part.positions if whole.inspected is None else whole.inspected[self._part.positions].nonzero()
+        self._share = top_share * len(inspected) / (whole.grid[0] * whole.grid[1])
         self._whole = whole
-        self._embedded: list[tuple[list[Tensor], Tensor | None, list[Content]]] = []
+        self._embedded: list[tuple[list[Tensor], Tensor | None, list[Placement]]] = []
 
     @property
     def bytes_per_image(self) -> int:
@@ -120,11 +118,11 @@ class _Trial:
         """Embed good images of these indices, and copies of each with a defect."""
         rng = np.random.default_rng(seed)
         for batch in good.again(indices, STEP):
-            contents = [image.placement.content for image in batch.images]
+            placements = [image.placement for image in batch.images]
             copies = [
-                paste_defect(pixels, self._allowed(pixels, content), rng)
+                paste_defect(pixels, self._allowed(pixels, placement), rng)
                 for _ in range(N_COPIES)
-                for pixels, content in zip(batch.pixels, contents, strict=True)
+                for pixels, placement in zip(batch.pixels, placements, strict=True)
             ]
             images = kept.get(batch.indices, backbone.device) or embed(backbone, self._whole, batch.pixels)
             changed = embed(backbone, self._whole, np.stack(copies))
@@ -134,19 +132,20 @@ class _Trial:
                 torch.cat([one[own], other[own]], dim=1)
                 for one, other, own in zip(images, changed, self._part.own, strict=True)
             ]
-            self._embedded.append((columns, seen, contents))
+            self._embedded.append((columns, seen, placements))
 
     def scores(self, regularization: Regularization) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Scores of the images (N,) and of their copies (N, 2), by the Gaussians without the image."""
         factor = factorise(self._moments, regularization=regularization, shared=self._shared)
         found: list[list[float]] = [[] for _ in range(1 + N_COPIES)]
-        for columns, seen, contents in self._embedded:
+        for columns, seen, placements in self._embedded:
             squared = self._squared(factor, columns, seen, regularization.sharing)
             for scores, part in zip(found, squared, strict=True):
                 maps = part.new_zeros(len(part), self._grid[0] * self._grid[1])
                 maps[:, self._part.positions] = part.sqrt()
-                smooth = anomaly_maps(maps.view(-1, *self._grid), self._size).cpu().numpy()
-                for anomaly_map, (top, left, bottom, right) in zip(smooth, contents, strict=True):
+                smooth = anomaly_maps(maps.view(-1, *self._grid), self._size, roi=placements[0].roi).cpu().numpy()
+                for anomaly_map, placement in zip(smooth, placements, strict=True):
+                    top, left, bottom, right = placement.content
                     scores.append(map_score(anomaly_map[top:bottom, left:right], self._share))
         return np.array(found[0]), np.array(found[1:]).T
 
@@ -168,21 +167,30 @@ class _Trial:
         hierarchy = self._part.hierarchy
         return hierarchy.to_positions(per_cell[hierarchy.coarsest_of_cells[-1]])
 
-    def _allowed(self, pixels: NDArray[np.uint8], content: Content) -> NDArray[np.bool_]:
-        """Pixels (H, W) of an image on which a defect may lie: in the blocks, and shown."""
+    def _allowed(self, pixels: NDArray[np.uint8], placement: Placement) -> NDArray[np.bool_]:
+        """Pixels (H, W) of an image on which a defect may lie: in the blocks, shown, and inspected."""
         height, width = pixels.shape[:2]
         rows = np.arange(height) * len(self._blocks) // height
         columns = np.arange(width) * self._blocks.shape[1] // width
-        top, left, bottom, right = content
+        top, left, bottom, right = placement.content
         allowed: NDArray[np.bool_] = np.zeros((height, width), bool)
         allowed[top:bottom, left:right] = self._blocks[rows[top:bottom, None], columns[left:right]]
         if pixels.shape[2] > CHANNELS:
             allowed &= pixels[..., CHANNELS] == SHOWN
+        if placement.roi is not None:
+            allowed &= placement.roi
         return allowed
 
 
-def _blocks(grid: Size) -> NDArray[np.bool_]:
-    """Cells of a grid (h, w) that count: every second block of every second row of blocks."""
-    rows, columns = (np.arange(n) // math.ceil(n / N_BLOCKS) % 2 == 0 for n in grid)
+def _blocks(hierarchy: Hierarchy) -> NDArray[np.bool_]:
+    """Cells (h, w) of the coarsest level that count: every second block of every second row of blocks.
+
+    Of a region of interest all of its cells, if few of them lie in those blocks.
+    """
+    rows, columns = (np.arange(n) // math.ceil(n / N_BLOCKS) % 2 == 0 for n in hierarchy.coarsest_grid)
     chosen: NDArray[np.bool_] = np.logical_and.outer(rows, columns)
-    return chosen
+    if hierarchy.inspected is None:
+        return chosen
+    inspected = cells_of(hierarchy.inspected.cpu().numpy().reshape(hierarchy.grid), hierarchy.coarsest_grid)
+    in_blocks = chosen & inspected
+    return in_blocks if 8 * in_blocks.sum() >= inspected.sum() else inspected

@@ -92,6 +92,7 @@ class SPADE(FeatureDetector):
     }
 
     has_head = False
+    takes_roi = False
 
     image_layer: Annotated[
         str | None, Field(description="Layer that is averaged over the image to find the nearest ones; None: the last.")

@@ -251,6 +251,9 @@ class TrainedDetector(Detector, Generic[Scorer]):
         with NETWORKS:
             outputs: tuple[Tensor, ...] = scorer(torch.from_numpy(np.ascontiguousarray(images)).to(device))
         *maps, scores = (output.cpu().numpy() for output in outputs)
+        if maps and self.roi_ is not None:
+            maps = [maps[0] * self.roi_]
+            scores = maps[0].max(axis=(1, 2))
         if not all(np.isfinite(values).all() for values in (*maps, scores)):  # NaN would pass for good
             without = "" if self.checkpoint is None else f", and delete {self.checkpoint} first"
             raise TrainingError(

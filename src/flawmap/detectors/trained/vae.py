@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from flawmap.backbones import CATALOGUE
-from flawmap.detectors.anomaly_map import image_scores, smoothing_operator
+from flawmap.detectors.anomaly_map import image_scores, roi_weights, smoothing_operator
 from flawmap.detectors.trained.detector import TrainedDetector
 from flawmap.detectors.trained.images import TrainingImages, to_planes, upload
 from flawmap.detectors.trained.training import Mixed, Shuffle, Trainee, random_numbers, torch_numbers
@@ -112,6 +112,7 @@ class _UpStep(nn.Module):
         self.normalisation = nn.BatchNorm2d(n_after)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Feature maps (B, C', 2 h, 2 w) from (B, C, h, w)."""
         larger = interpolate(features, scale_factor=2.0, mode="nearest")
         return torch.relu(self.normalisation(self.convolution(larger)))
 
@@ -193,9 +194,14 @@ class VAETraining:
 
 
 class VAEScorer(nn.Module):
-    """Images (B, H, W, 3) uint8 to anomaly maps (B, H, W) and image scores (B,): the map's maximum."""
+    """Images (B, H, W, 3) uint8 to anomaly maps (B, H, W) and image scores (B,): the map's maximum.
 
-    def __init__(self, network: VAENetwork) -> None:
+    Args:
+        network: encoder and decoder.
+        roi: (H, W), the pixels that are inspected; the maps are 0 elsewhere. None for all.
+    """
+
+    def __init__(self, network: VAENetwork, roi: NDArray[np.bool_] | None = None) -> None:
         super().__init__()
         self.network = network
         height, width = network.input_size
@@ -203,11 +209,20 @@ class VAEScorer(nn.Module):
         self.columns: Tensor
         self.register_buffer("rows", smoothing_operator(height, height).clone(), persistent=False)
         self.register_buffer("columns", smoothing_operator(width, width).T.contiguous(), persistent=False)
+        weights = (None, None) if roi is None else roi_weights(roi, network.input_size)
+        self.cells: Tensor | None
+        self.gain: Tensor | None
+        self.register_buffer("cells", weights[0], persistent=False)
+        self.register_buffer("gain", weights[1], persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Maps and scores."""
         planes = to_planes(images)
-        maps = self.rows @ error_map(planes, self.network(planes)) @ self.columns
+        errors = error_map(planes, self.network(planes))
+        if self.cells is not None:
+            errors = errors * self.cells
+        maps = self.rows @ errors @ self.columns
+        maps = maps if self.gain is None else maps * self.gain
         return maps, image_scores(maps)
 
 
@@ -234,7 +249,7 @@ class VAE(TrainedDetector[VAEScorer]):
 
     def build_scorer(self, input_size: Size, n_images: int) -> VAEScorer:  # noqa: ARG002
         """The encoder, the decoder and the smoothing."""
-        return VAEScorer(VAENetwork(input_size, latent_channels=self.width))
+        return VAEScorer(VAENetwork(input_size, latent_channels=self.width), self.roi_)
 
     def _trainee(self, scorer: VAEScorer, images: TrainingImages, device: torch.device) -> Trainee:
         return VAETraining(scorer.network, images, **self._options(device))

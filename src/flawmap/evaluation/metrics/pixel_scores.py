@@ -69,16 +69,26 @@ class PixelScores:
         self._overlap = new_counts()  # anomalous pixels, weighted by one over their region's size
         self._saturated = new_counts()  # pixels of defects, as many as saturate them, weighted by one over their number
 
-    def add(self, anomaly_map: ArrayLike, gt_mask: ArrayLike | None = None, *, defects: Sequence[Defect] = ()) -> None:
+    def add(
+        self,
+        anomaly_map: ArrayLike,
+        gt_mask: ArrayLike | None = None,
+        *,
+        defects: Sequence[Defect] = (),
+        inspected: ArrayLike | None = None,
+    ) -> None:
         """Add a map (H, W), as float32, and its ground truth (H, W), True where anomalous; None for a good image.
 
         `defects`, for sPRO, are the parts of the ground truth, which may overlap: the mask (H, W) of each, and the
-        number of its pixels, maybe a fraction, that must be found for it to count as found whole. Infinite scores are
-        allowed. Raises ParameterError for other shapes, NaN, a mask that is neither bool nor integer, and a defect
-        outside the ground truth or without pixels to be found; nothing is added then.
+        number of its pixels, maybe a fraction, that must be found for it to count as found whole. Of map and ground
+        truth only the pixels `inspected` (H, W) count; None for all. Infinite scores are allowed. Raises ParameterError
+        for other shapes, NaN, a mask that is neither bool nor integer, and a defect outside the ground truth or without
+        pixels to be found; nothing is added then.
         """
         scores = _checked_scores(anomaly_map)
         mask = np.zeros(scores.shape, bool) if gt_mask is None else _checked_mask(gt_mask, scores.shape)
+        counted = np.ones(scores.shape, bool) if inspected is None else _checked_mask(inspected, scores.shape)
+        mask = mask & counted
         found = [(scores[_checked_defect(one, area, mask)], area) for one, area in defects]
         self._check_regions(self.n_defects + len(found))
         for own, area in found:
@@ -87,12 +97,11 @@ class PixelScores:
         anomalous = scores[mask]
         if len(anomalous):
             self._add_regions(anomalous, mask)
-            self._normal.add(scores[~mask])
-        else:
-            self._normal.add(scores.ravel())
+        normal = scores[counted & ~mask]
+        self._normal.add(normal)
         self.n_maps += 1
         self.n_anomalous += len(anomalous)
-        self.n_normal += scores.size - len(anomalous)
+        self.n_normal += len(normal)
 
     def merge(self, other: PixelScores) -> None:
         """Add all maps of `other`; `other` stays as it is."""

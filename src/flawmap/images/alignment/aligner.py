@@ -29,12 +29,14 @@ class Aligner:
         colours: (h, w, 3) uint8, the mean of aligned good images; it stands in where an image shows nothing.
         least_match: correlation with the reference below which a part counts as not found.
         size: (height, width) of the images that are aligned.
+        least_shown: share of the part that an image must show of it, for it to count as found.
     """
 
     reference: Reference
     colours: NDArray[np.uint8]
     least_match: float
     size: Size
+    least_shown: float = 0.0
 
     @property
     def frame(self) -> Frame:
@@ -47,9 +49,24 @@ class Aligner:
         image = Image.fromarray(self.colours).resize(self.size[::-1], Image.Resampling.BILINEAR)
         return np.dstack([np.asarray(image), np.zeros(self.size, np.uint8)])
 
+    @cached_property
+    def _part(self) -> NDArray[np.float32]:
+        """(*size): how much of the part each pixel of the reference holds, by its contrast; the sum is 1."""
+        grey = np.asarray(Image.fromarray(self.reference.grey).resize(self.size[::-1], Image.Resampling.BILINEAR))
+        contrast = np.square(grey - usual_border(grey))
+        return np.asarray(contrast / max(float(contrast.sum(dtype=np.float64)), 1e-6), np.float32)
+
+    def shown(self, seen: NDArray[np.bool_]) -> float:
+        """Share of the part among some pixels (*size) of the reference."""
+        return float(self._part[seen].sum(dtype=np.float64))
+
     def locate(self, canvas: NDArray[np.uint8], content: Box) -> tuple[Matrix, float]:
         """The part's pose in an image (H, W, 3) that shows something inside `content`, and how well it was found."""
         return self.reference.locate(grey_picture(canvas, content, self.reference.frame.size))
+
+    def is_found(self, match: float, seen: NDArray[np.bool_]) -> bool:
+        """Whether an image of which these pixels (*size) are seen shows the part, by how well they agree."""
+        return match >= self.least_match and self.shown(seen) >= self.least_shown
 
     def move(self, canvas: NDArray[np.uint8], content: Box, affine: Matrix) -> NDArray[np.uint8]:
         """The image (H, W, 4) as the reference lies; its fourth channel is 255 where the image shows something."""
@@ -76,6 +93,11 @@ class AlignedPreprocessing(Preprocessing):
         """The same, aligned."""
         return cls(plain.resize, plain.crop, plain.aspect, plain.bits, aligner)
 
+    @property
+    def n_channels(self) -> int:
+        """Channels of the model's input: RGB, and what the image shows."""
+        return 4
+
     def apply(self, rgb: NDArray[np.uint8], *, whole: bool = False) -> tuple[NDArray[np.uint8], Placement]:
         """The model's input (h, w, 4) uint8 from RGB (H, W, 3) uint8, and where it lies on the image."""
         if self.aligner is None:
@@ -98,7 +120,7 @@ class AlignedPreprocessing(Preprocessing):
                 scale=math.hypot(pose[0, 0], pose[0, 1]),
                 shift=(float(middle[0] - plain.image_size[0] / 2), float(middle[1] - plain.image_size[1] / 2)),
                 match=match,
-                found=match >= self.aligner.least_match,
+                found=self.aligner.is_found(match, aligned[..., 3] > 0),
             ),
         )
         return aligned if whole else np.ascontiguousarray(aligned[rows, columns]), placement

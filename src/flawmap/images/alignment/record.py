@@ -6,9 +6,11 @@ from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flawmap.errors import ParameterError
 from flawmap.images.alignment.aligner import LONGEST, Aligner
+from flawmap.images.alignment.pose import Frame
 from flawmap.images.alignment.search import Reference
 from flawmap.options import AlignmentKind
 from flawmap.prediction import Size
@@ -17,9 +19,11 @@ GREY, COLOURS = "alignment.grey", "alignment.colours"
 """Tensors (h, w) and (h, w, 3), float32, values 0 to 255."""
 
 Side = Annotated[int, Field(ge=8, le=LONGEST)]
-Proportion = Annotated[float, Field(gt=0, le=10**6)]
+Proportion = Annotated[float, Field(ge=1, le=10**6)]
 Degrees = Annotated[float, Field(ge=-360, le=360)]
-Factor = Annotated[float, Field(ge=0.1, le=10)]
+Factor = Annotated[float, Field(ge=0.25, le=4)]
+WIDEST_SCALES = 4.0
+"""Ratio of the largest and the smallest scale, at most: the search keeps a picture of each."""
 
 
 class AlignmentRecord(BaseModel):
@@ -40,6 +44,16 @@ class AlignmentRecord(BaseModel):
     angles: tuple[Degrees, Degrees]
     scales: tuple[Factor, Factor]
     least_match: float = Field(ge=-1, le=1)
+    least_shown: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
+        (first, last), (smallest, largest) = self.angles, self.scales
+        if not first <= last <= first + 360:
+            raise ValueError(f"angles must ascend, within one turn; got {self.angles}")
+        if not smallest <= largest <= WIDEST_SCALES * smallest:
+            raise ValueError(f"scales must ascend, by a factor of up to {WIDEST_SCALES:g}; got {self.scales}")
+        return self
 
     @classmethod
     def of(cls, aligner: Aligner) -> Self:
@@ -52,6 +66,7 @@ class AlignmentRecord(BaseModel):
             angles=reference.angles,
             scales=reference.scales,
             least_match=aligner.least_match,
+            least_shown=aligner.least_shown,
         )
 
     @property
@@ -60,9 +75,14 @@ class AlignmentRecord(BaseModel):
         return {GREY: self.size, COLOURS: (*self.size, 3)}
 
     def restore(self, grey: NDArray[np.float32], colours: NDArray[np.float32], size: Size) -> Aligner:
-        """The aligner of images of `size`, given its pictures."""
+        """The aligner of images of `size`, given its pictures. Raises ParameterError for what no fit gives."""
+        expected = Frame(size, self.proportions).resized(LONGEST).size
+        if self.size != expected:
+            raise ParameterError(f"the alignment's pictures are {self.size}, expected {expected}")
+        if not all(np.isfinite(one).all() and one.min() >= 0 and one.max() < 256 for one in (grey, colours)):
+            raise ParameterError("the alignment's pictures have values outside 0 to 255")
         reference = Reference(self.kind, grey, self.proportions, self.angles, self.scales)
-        return Aligner(reference, np.clip(colours, 0, 255).astype(np.uint8), self.least_match, size)
+        return Aligner(reference, colours.astype(np.uint8), self.least_match, size, self.least_shown)
 
 
 def pictures(aligner: Aligner) -> dict[str, NDArray[np.float32]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,18 +51,17 @@ class Learnt:
 def learn_reference(greys: Sequence[Grey], kind: AlignmentKind, proportions: tuple[float, float]) -> Learnt:
     """The reference of pictures (h, w) of one size, two at least, that show an extent of `proportions`."""
     frame = Frame((greys[0].shape[0], greys[0].shape[1]), proportions)
-    with ThreadPoolExecutor() as pool:
-        reference = _seed(greys, kind, proportions, pool)
-        poses, matches = _transposed(pool.map(reference.locate, greys))
-        for _ in range(ROUNDS):
-            best = _best(matches)
-            centre = _centre([poses[i] for i in best])
-            poses = [pose @ centre for pose in poses]
-            mean, counts = mean_aligned([greys[i] for i in best], [poses[i] for i in best], frame)
-            grey = np.where(counts > 0, mean, np.median([usual_border(grey) for grey in greys])).astype(np.float32)
-            reference = Reference(kind, grey, proportions, *_ranges(poses, kind))
-            poses, matches = _transposed(pool.map(reference.refine, greys, poses))
-        poses, matches = _transposed(pool.map(reference.locate, greys))
+    reference = _seed(greys, kind, proportions)
+    poses, matches = _transposed(map(reference.locate, greys))
+    for _ in range(ROUNDS):
+        best = _best(matches)
+        centre = _centre([poses[i] for i in best])
+        poses = [pose @ centre for pose in poses]
+        mean, counts = mean_aligned([greys[i] for i in best], [poses[i] for i in best], frame)
+        grey = np.where(counts > 0, mean, np.median([usual_border(grey) for grey in greys])).astype(np.float32)
+        reference = Reference(kind, grey, proportions, *_ranges(poses, kind))
+        poses, matches = _transposed(map(reference.refine, greys, poses))
+    poses, matches = _transposed(map(reference.locate, greys))
     for i in best:  # without the image's own part in the mean
         matches[i] = reference.match(greys[i], poses[i], counts) if matches[i] > LOST else LOST
     return Learnt(reference, poses, matches)
@@ -81,9 +79,7 @@ def match_unaligned(greys: Sequence[Grey]) -> NDArray[np.float64]:
     return np.array([correlation(grey.ravel(), ((total - grey) / (len(greys) - 1)).ravel()) for grey in greys])
 
 
-def _seed(
-    greys: Sequence[Grey], kind: AlignmentKind, proportions: tuple[float, float], pool: ThreadPoolExecutor
-) -> Reference:
+def _seed(greys: Sequence[Grey], kind: AlignmentKind, proportions: tuple[float, float]) -> Reference:
     """The image, of a few, that matches some others best."""
 
     def spread(n: int) -> list[int]:
@@ -93,7 +89,7 @@ def _seed(
     for index in spread(N_SEEDS):
         reference = Reference(kind, greys[index], proportions, scales=SCALES if kind == "similarity" else (1.0, 1.0))
         others = [greys[other] for other in spread(N_TRIED) if other != index]
-        match = float(np.median([match for _, match in pool.map(reference.locate, others)]))
+        match = float(np.median([match for _, match in map(reference.locate, others)]))
         found.append((match, reference))
     return max(found, key=lambda one: one[0])[1]
 

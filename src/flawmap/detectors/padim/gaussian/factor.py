@@ -48,7 +48,11 @@ class Factor:
     @property
     def inspected(self) -> float:
         """Part of the images that is inspected."""
-        return 1.0 if self.known is None else float(self.known.mean())
+        hierarchy = self.hierarchy
+        if self.known is None:
+            return 1.0 if hierarchy.inspected is None else float(hierarchy.inspected.float().mean())
+        known = hierarchy.to_finest(self.known).flatten()
+        return float(known.mean() if hierarchy.inspected is None else (known * hierarchy.inspected).mean())
 
 
 def factorise(
@@ -97,8 +101,8 @@ def factorise(
 
 
 def known_cells(seen: Tensor, count: int) -> Tensor:
-    """Where enough of `count` images show a cell: 1, else 0."""
-    return (seen >= max(MIN_IMAGES, LEAST_SEEN * count)).float()
+    """Where enough of `count` images show a cell: 1, else 0. Of fewer than three images that is all of them."""
+    return (seen >= max(min(MIN_IMAGES, count), LEAST_SEEN * count)).float()
 
 
 def mean_at(factor: Factor, position: int) -> Tensor:
@@ -230,5 +234,8 @@ def typical_distance(factor: Factor, *, regularization: Regularization, count: i
     for level, cross, square in zip(factor.hierarchy.levels, factor.cross, factor.own, strict=True):
         above = level.coarser(trace, slice(None)).repeat_interleave(level.children)
         trace = above + cross.square().sum(dim=(1, 2)) + square.square().sum(dim=(1, 2))
-    mean_square = (count - 1) / count * (factor.hierarchy.n_features - regularization.ridge * trace)
+    hierarchy = factor.hierarchy
+    if hierarchy.inspected is not None:
+        trace = hierarchy.to_positions(trace)[hierarchy.inspected]
+    mean_square = (count - 1) / count * (hierarchy.n_features - regularization.ridge * trace)
     return float(mean_square.clamp(min=0).median().sqrt())

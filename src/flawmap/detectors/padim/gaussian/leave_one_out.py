@@ -153,7 +153,7 @@ class Probe:
 
     def __init__(self, hierarchy: Hierarchy) -> None:
         n_probed = max(6, min(N_POSITIONS, N_POSITIONS * 200**2 // hierarchy.n_features**2))
-        self.positions = spread_positions(hierarchy.grid, n_probed)
+        self.positions = spread_positions(hierarchy, n_probed)
         self.indices: list[int] = []
         self._own = [list(level) for level in zip(*map(hierarchy.own_positions, self.positions), strict=True)]
         self._coarsest = [hierarchy.ancestors(position)[0] for position in self.positions]
