@@ -1,12 +1,13 @@
 """What groups change: promised and realised false-alarm rates, and defects found, with groups found and without.
 
-Fits the default detector on a data set's good images, once with `groups="auto"` and once with `groups=None`, and scores
-its test images. `--copies N` learns instead from N of the good images, each four times: as it is, and three times
-shifted by up to two pixels with noise; `--shuffle` gives these copies names in random order. `--clips` makes of every
-twentieth image a clip of 20 frames that moves by some two pixels a frame, with noise, and learns from these and every
-second one of the others. `--again` adds every sixteenth image once more, saved as JPEG. Prints JSON, a line a fit.
+Fits the default detector on a data set's good images, with `groups="auto"`, with `groups=None`, and with those that
+`--groups` names, and scores its test images. `--copies N` learns instead from N of the good images, each four times:
+as it is, and three times shifted by up to two pixels with noise; and then from the N alone. `--shuffle` gives these
+copies names in random order. `--clips` makes of every twentieth image a clip of 20 frames that moves by some two pixels
+a frame, with noise, and learns from these and every second one of the others. `--again` adds every sixteenth image once
+more, saved as JPEG. Prints JSON, a line a fit.
 
-    python benchmarks/groups.py DATASET [--copies 60 [--shuffle] | --clips | --again]
+    python benchmarks/groups.py DATASET [--copies 60 [--shuffle] | --clips | --again] [--groups REGEX ...]
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,18 +118,20 @@ def main() -> None:
     parser.add_argument("--shuffle", action="store_true")
     parser.add_argument("--clips", action="store_true", help="learn from clips and single images")
     parser.add_argument("--again", action="store_true", help="learn from some images twice")
+    parser.add_argument("--groups", action="append", default=[], metavar="REGEX", help="further groups, by a rule")
     options = parser.parse_args()
     data = open_dataset(options.dataset)
     with tempfile.TemporaryDirectory() as folder:
+        learnt: Sequence[Path] = data.train
         if options.copies:
-            step = max(1, len(data.train) // options.copies)
-            chosen = data.train[::step][: options.copies]
-            data = Dataset(data.name, tuple(write_copies(chosen, Path(folder), shuffle=options.shuffle)), data.test)
+            chosen = data.every(max(1, len(data.train) // options.copies)).train[: options.copies]
+            learnt = write_copies(chosen, Path(folder), shuffle=options.shuffle)
         elif options.clips or options.again:
-            write = write_clips if options.clips else write_again
-            data = Dataset(data.name, tuple(write(data.train, Path(folder))), data.test)
-        for groups in ("auto", None):
-            print(json.dumps(measure(data, groups)), flush=True)
+            learnt = (write_clips if options.clips else write_again)(data.train, Path(folder))
+        for groups in ("auto", None, *options.groups):
+            print(json.dumps(measure(replace(data, train=tuple(learnt)), groups)), flush=True)
+        if options.copies:
+            print(json.dumps(measure(replace(data, train=tuple(chosen)), None)), flush=True)
 
 
 if __name__ == "__main__":
