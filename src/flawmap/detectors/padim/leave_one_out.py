@@ -221,6 +221,10 @@ def _unit(white: Tensor) -> NDArray[np.float32]:
     return np.asarray(vectors.cpu().numpy(), np.float32)
 
 
+def _plain_distances(factor: Factor, columns: Sequence[Tensor], _: Tensor | None) -> Tensor:
+    return squared_distances(factor, columns)
+
+
 class Calibrator:
     """Scores good images by the model without them, which was fitted on `count` images.
 
@@ -264,7 +268,7 @@ class Calibrator:
                 self._take(batch, self._shown(batch))
                 yield batch
 
-        self._score(taken(), numbers, squared_distances, self._factor, advance)
+        self._score(taken(), numbers, _plain_distances, self._factor, advance)
         return self._result
 
     def left_out(self, groups: Sequence[Sequence[int]], advance: Callable[[int], None]) -> HeldOutScores:
@@ -275,12 +279,13 @@ class Calibrator:
         numbers = {index: number for number, group in enumerate(groups) for index in group}
         sharing = self._regularization.sharing
 
-        def one_out(factor: Factor, columns: Sequence[Tensor]) -> Tensor:
+        def one_out(factor: Factor, columns: Sequence[Tensor], _: Tensor | None) -> Tensor:
             return leave_one_out(squared_distances(factor, columns), self._counts, sharing=sharing)
 
-        def group_out(factor: Factor, columns: Sequence[Tensor]) -> Tensor:
+        def group_out(factor: Factor, columns: Sequence[Tensor], shown: Tensor | None) -> Tensor:
             counts = self._counts.flatten() if isinstance(self._counts, Tensor) else self._counts
-            squared = leave_group_out(inner_products(factor, columns), counts, sharing=sharing)
+            shown = None if shown is None else factor.hierarchy.to_finest(shown.T).flatten(1).T
+            squared = leave_group_out(inner_products(factor, columns), counts, sharing=sharing, shown=shown)
             return squared.T.reshape(-1, *factor.hierarchy.grid)
 
         small = [group for group in groups if not self._is_large(group)]
@@ -316,7 +321,7 @@ class Calibrator:
             merge(self._moments, part)
         if not isinstance(embedded, list):
             embedded = self._embedded(group, self._step)
-        self._score(embedded, numbers, squared_distances, factor, advance)
+        self._score(embedded, numbers, _plain_distances, factor, advance)
 
     def _still_known(self) -> Tensor | None:
         """Where the model inspects, as far as the images that are left can say something."""
@@ -329,14 +334,15 @@ class Calibrator:
         self,
         embedded: Iterable[Batch],
         numbers: dict[int, int],
-        distances: Callable[[Factor, Sequence[Tensor]], Tensor],
+        distances: Callable[[Factor, Sequence[Tensor], Tensor | None], Tensor],
         factor: Factor,
         advance: Callable[[int], None],
     ) -> None:
         """Add the scores of some images, by squared distances (B, h, w) of a batch."""
         result = self._result
         for batch in embedded:
-            found, shown = distances(factor, batch.embedding).sqrt_(), self._shown(batch)
+            shown = self._shown(batch)
+            found = distances(factor, batch.embedding, shown).sqrt_()
             if shown is not None and factor.known is not None:
                 found = found * factor.hierarchy.to_finest((shown * factor.known[:, None]).T)
             maps = anomaly_maps(found, self._input_size, roi=batch.images[0].placement.roi).cpu().numpy()
