@@ -149,7 +149,7 @@ def test_a_good_image_without_the_part_does_not_switch_the_threshold_off(good):
 
 
 def test_only_parts_that_are_held_out_count_as_flagged(good):
-    model = PaDiM(align="rigid", calibrate="holdout", **OPTIONS).fit([*good, BLANK, BLANK, BLANK, BLANK])
+    model = PaDiM(align="rigid", calibrate="holdout", groups=None, **OPTIONS).fit([*good, BLANK, BLANK, BLANK, BLANK])
     assert model.n_images_ == 45
     assert model.decision_.n_groups == 16
     assert np.count_nonzero(model.leave_one_out_scores_ > 1e30) == 1
