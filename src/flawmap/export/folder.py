@@ -58,7 +58,9 @@ def export_model(
     target = expand_home(folder)
     _check(model, format, dtype, resize_inside)
     preprocessing = model.preprocessing
-    plain = Preprocessing(preprocessing.resize, preprocessing.crop, preprocessing.aspect, preprocessing.bits)
+    plain = Preprocessing(
+        preprocessing.resize, preprocessing.crop, preprocessing.aspect, preprocessing.bits, preprocessing.reading
+    )
     outputs = OUTPUTS if model.localises else OUTPUTS[-1:]
     # the graph does not know where the padding of a letterbox lies, nor whether a part was found
     aligner = model.aligner_
@@ -66,7 +68,11 @@ def export_model(
     described = model.describe()
     described.get("backbone", {}).pop("weights_path", None)  # a path on this machine
     network = GraphNetwork(
-        model.network(for_graph=True), preprocessing.window, decision, roi=model.roi_, top_share=model.top_share_
+        model.network(for_graph=True),
+        preprocessing.window,
+        decision,
+        roi=model.roi_ if aligner is None else None,  # else the network leaves out what lies outside by itself
+        top_share=model.top_share_,
     )
     try:
         _check_folder(target)

@@ -13,11 +13,14 @@ from PIL import Image
 
 from flawmap.images.alignment.pose import Box, Frame, Matrix, inside, resample
 from flawmap.images.alignment.search import Grey, Reference, usual_border
+from flawmap.images.photo import Reduction
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.prediction import Placement, Pose, Size
 
 LONGEST = 256
 """Longer side, at most, of what an alignment keeps of pictures, in pixels."""
+SAMPLED = 4
+"""Of so many rows and columns one is looked at for an image's brightness."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +48,8 @@ class Aligner:
 
     @cached_property
     def _stand_in(self) -> NDArray[np.uint8]:
-        """(*size, 4): the mean colours, marked as not shown."""
-        image = Image.fromarray(self.colours).resize(self.size[::-1], Image.Resampling.BILINEAR)
-        return np.dstack([np.asarray(image), np.zeros(self.size, np.uint8)])
+        """(*size, 3): the mean colours."""
+        return np.asarray(Image.fromarray(self.colours).resize(self.size[::-1], Image.Resampling.BILINEAR))
 
     @cached_property
     def _part(self) -> NDArray[np.float32]:
@@ -69,10 +71,18 @@ class Aligner:
         return match >= self.least_match and self.shown(seen) >= self.least_shown
 
     def move(self, canvas: NDArray[np.uint8], content: Box, affine: Matrix) -> NDArray[np.uint8]:
-        """The image (H, W, 4) as the reference lies; its fourth channel is 255 where the image shows something."""
+        """The image (H, W, 4) as the reference lies; its fourth channel is 255 where the image shows something.
+
+        Elsewhere it has the mean colours, as much brighter or darker as the image is: a seam would look like a defect.
+        """
         seen = inside(affine, self.size, content, margin=0.5)
-        aligned = self._stand_in.copy()
         moved = np.asarray(resample(Image.fromarray(canvas), affine, self.size))
+        aligned = np.dstack([self._stand_in, np.zeros(self.size, np.uint8)])
+        if not seen.all():
+            some = np.s_[SAMPLED // 2 :: SAMPLED, SAMPLED // 2 :: SAMPLED]
+            change = (moved[some].astype(np.float32) - self._stand_in[some])[seen[some]]
+            offset = np.round(change.mean(axis=0)).astype(np.int16) if len(change) else np.zeros(3, np.int16)
+            aligned[..., :3] = np.clip(self._stand_in + offset, 0, 255)
         np.copyto(aligned[..., :3], moved, where=seen[..., None])
         aligned[..., 3][seen] = 255
         return aligned
@@ -91,18 +101,20 @@ class AlignedPreprocessing(Preprocessing):
     @classmethod
     def of_aligner(cls, plain: Preprocessing, aligner: Aligner) -> Self:
         """The same, aligned."""
-        return cls(plain.resize, plain.crop, plain.aspect, plain.bits, aligner)
+        return cls(plain.resize, plain.crop, plain.aspect, plain.bits, plain.reading, aligner)
 
     @property
     def n_channels(self) -> int:
         """Channels of the model's input: RGB, and what the image shows."""
         return 4
 
-    def apply(self, rgb: NDArray[np.uint8], *, whole: bool = False) -> tuple[NDArray[np.uint8], Placement]:
+    def apply(
+        self, rgb: NDArray[np.uint8] | Image.Image, *, whole: bool = False, reduction: Reduction | None = None
+    ) -> tuple[NDArray[np.uint8], Placement]:
         """The model's input (h, w, 4) uint8 from RGB (H, W, 3) uint8, and where it lies on the image."""
         if self.aligner is None:
             raise ValueError("there is no aligner")
-        canvas, plain = super().apply(rgb, whole=True)
+        canvas, plain = super().apply(rgb, whole=True, reduction=reduction)
         content = self.content(plain.resized_size)
         pose, match = self.aligner.locate(canvas, content)
         affine = self.aligner.frame.affine(pose)
