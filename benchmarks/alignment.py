@@ -47,7 +47,7 @@ from flawmap.datasets import Dataset, open_dataset, write_rd_mvtec_ad
 from flawmap.decision.decision import LOST
 from flawmap.evaluation.evaluate import evaluate
 from flawmap.images import ImageSource, Preprocessing, read_image, stream
-from flawmap.images.alignment import MOST_IMAGES, AlignedPreprocessing, Aligner, Sample, learn_aligner
+from flawmap.images.alignment import AlignedPreprocessing, Aligner, Sample, learn_aligner, spread
 from flawmap.images.alignment.aligner import grey_picture
 from flawmap.images.alignment.pose import Frame, inside, pose_matrix, resample
 from flawmap.images.alignment.search import STEPS, Grey, Picture
@@ -178,8 +178,7 @@ def figures(options: argparse.Namespace) -> None:
 
 def learnt_aligner(data: Dataset, plain: Preprocessing, kind: Alignment) -> Aligner:
     """That of the good images that a fit would take."""
-    places = np.linspace(0, len(data.train) - 1, min(MOST_IMAGES, len(data.train)))
-    some = [data.train[round(place)] for place in places]
+    some, _ = spread(data.train, len(data.train))
     aligner = learn_aligner(Sample.of(list(stream(some, plain, whole=True)), plain), kind)
     if aligner is None:
         raise SystemExit(f"align '{kind}' takes none of {data.name}")

@@ -32,8 +32,10 @@ GraphFormat = Literal["openvino", "onnx"]
 """Kinds of exported graphs."""
 GraphDtype = Literal["float32", "float16"]
 """Numbers in which an exported graph stores constants."""
+AUTO = "auto"
+"""Groups that the data set names, or else those that are found."""
 Groups = str | Callable[[str], Hashable]
-"""Which images belong together: a regular expression on the path, "folder", or a function of the path."""
+"""Which images belong together: "auto", a regular expression on the path, "folder", or a function of the path."""
 Fdr = float | None
 """A false-discovery rate, by which the images of a batch are labelled together; None: each by the threshold."""
 OnBad = Callable[[ImageError], None]

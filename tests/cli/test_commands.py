@@ -491,13 +491,22 @@ def test_near_duplicates_and_groups(good_folder, tmp_path):
     for path in sorted(good_folder.iterdir())[:4]:
         with Image.open(path) as image:
             image.point(lambda value: min(255, value + 1)).save(path.with_name(f"{path.stem}_again.png"))
-    said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT).stderr.replace("\n", " ")
-    assert "images that nearly equal others: 4, such as" in said
+    said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--groups", "none").stderr
+    assert "images that nearly equal others: 4, such as" in said.replace("\n", " ")
     assert "--groups" in said
-    options = [*FIT, "--groups", r"(\d+)(_again)?\.png", "--json", "-q"]
-    fitted = json.loads(succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *options).stdout)
-    assert fitted["near_duplicates"] == []
-    assert fitted["false_alarm_rate"] == pytest.approx(1 / 13)
+    said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT).stderr.replace("\n", " ")
+    assert "8 images are alike, in 4 groups of up to 2, such as" in said
+    assert (
+        "12 groups can guarantee 7.7 % false alarms at the lowest; 16 independent images could guarantee 5.9 %" in said
+    )
+    for groups in (r"(\d+)(_again)?\.png", "auto"):
+        options = [*FIT, "--groups", groups, "--json", "-q"]
+        fitted = json.loads(succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *options).stdout)
+        assert fitted["near_duplicates"] == []
+        assert fitted["false_alarm_rate"] == fitted["lowest_false_alarm_rate"] == pytest.approx(1 / 13)
+        assert fitted["n_groups"] == 12
+        assert [len(group) for group in fitted["found_groups"]] == ([2] * 4 if groups == "auto" else [])
+    assert json.loads(succeed("info", tmp_path / "m.flawmap", "--json").stdout)["decision"]["n_groups"] == 12
 
 
 def test_a_fit_that_cannot_decide_says_why(good_folder, tmp_path):
@@ -518,9 +527,10 @@ def test_regularization_that_is_none(good_folder, tmp_path):
 
 def test_copies_among_the_good_images_are_told(good_folder, tmp_path):
     (good_folder / "copy.png").write_bytes((good_folder / "002.png").read_bytes())
-    said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT).stderr.replace("\n", " ")
+    options = [*FIT, "--groups", "none"]
+    said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *options).stderr.replace("\n", " ")
     assert "copies of other images: 1, such as" in said
-    fitted = json.loads(succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--json", "-q").stdout)
+    fitted = json.loads(succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *options, "--json", "-q").stdout)
     assert [Path(name).name for name in fitted["copies"]] == ["copy.png"]
 
 

@@ -56,7 +56,7 @@ def test_each_scene_has_its_model_and_the_mean_is_over_scenes(campus):
     assert set(result.by_class) == {"01", "02"}
     for scene, figures in result.by_class.items():
         data = open_dataset(f"stc:{campus}/{scene}")
-        predictions = detector().fit(data.train).predict([sample.path for sample in data.test])
+        predictions = detector().fit(data).predict([sample.path for sample in data.test])
         labels = [sample.is_anomalous for sample in data.test]
         truth = [read_mask(s.mask_path) if s.mask_path else np.zeros(SIZE, bool) for s in data.test]
         maps = np.stack([prediction.anomaly_map for prediction in predictions])

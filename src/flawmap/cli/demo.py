@@ -42,7 +42,7 @@ def demo(
     output.mkdir(parents=True, exist_ok=True)
     if not quiet:
         say(f"Fitting on {len(data.train)} functional solar cells and no defective ones.")
-    model = PaDiM().fit(data.train, progress=not quiet)
+    model = PaDiM().fit(data, progress=not quiet)
     model.save(output / "solar-cells.flawmap")
     found = list(score_samples(model, data.test, "Scoring", progress=not quiet))
     found.sort(key=lambda pair: -pair[1].pred_score)

@@ -26,7 +26,7 @@ from flawmap.cli.console import (
 )
 from flawmap.cli.detector_choice import choose_detector, further_parameters, make_detector
 from flawmap.cli.options import option
-from flawmap.datasets import open_dataset, training_images
+from flawmap.datasets import Dataset, training_data
 from flawmap.errors import ParameterError, counted
 from flawmap.images import SUFFIXES, ImageInput, collect
 from flawmap.options import (
@@ -105,7 +105,11 @@ def fit(
     ] = None,
     groups: Annotated[
         str | None,
-        option("Photos that belong together: those with the same match in their path.", "REGEX|folder", default="none"),
+        option(
+            "Photos that belong together: found; those with the same match in their path; or none.",
+            "auto|REGEX|folder|none",
+            default="auto",
+        ),
     ] = None,
     seed: Annotated[int, option("Random seed.", "N")] = 0,
     device: options.Device = "auto",
@@ -206,8 +210,9 @@ def fit(
         _report(model, output, seconds, asked=false_alarm_rate)
 
 
-def _tell_of_refits(model: Detector, images: ImageInput) -> None:
+def _tell_of_refits(model: Detector, found: ImageInput | Dataset) -> None:
     """Say what few images take longer for."""
+    images = found.train if isinstance(found, Dataset) else found
     limit = getattr(model, "refit_below", 0)
     if model.calibrate == "leave-one-out" and isinstance(images, Sized) and MIN_IMAGES <= len(images) < limit:
         note(
@@ -229,8 +234,7 @@ def _parameters(given: dict[str, Any]) -> dict[str, Any]:
         found["score"] = _parse_score(found["score"])
     if "regularization" in found:
         found["regularization"] = parse_regularization(found["regularization"])
-    if found.get("calibrate") == "none":
-        found["calibrate"] = None
+    found |= {name: None for name in ("calibrate", "groups") if found.get(name) == "none"}
     if found["runtime"] == "auto":
         del found["runtime"]
     if found.pop("random_weights"):
@@ -258,14 +262,13 @@ def _unfinished(kind: type[Detector], output: Path, given: dict[str, Any]) -> Pa
     return path
 
 
-def _find(good: str, stride: int) -> tuple[ImageInput, tuple[Path, ...], tuple[Path, ...]]:
+def _find(good: str, stride: int) -> tuple[ImageInput | Dataset, tuple[Path, ...], tuple[Path, ...]]:
     """Every so many of the good images, of a data set's clips of each; files passed over; pictures of earlier runs."""
-    found = training_images(good)
-    if isinstance(found, (str, Path)):
-        collection = collect(found, warn=False)
-        return list(collection.items)[::stride], collection.passed_over, collection.results
-    data = open_dataset(good).every(stride)
-    return data.train, data.passed_over, ()
+    found = training_data(good)
+    if isinstance(found, Dataset):
+        return found.every(stride), found.passed_over, ()
+    collection = collect(found, warn=False)
+    return list(collection.items)[::stride], collection.passed_over, collection.results
 
 
 def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> dict[str, object]:
@@ -283,6 +286,9 @@ def _summary(model: Detector, output: Path, seconds: float, bad: BadImages) -> d
         "outliers": list(model.outliers_),
         "copies": list(model.copies_),
         "near_duplicates": [list(pair) for pair in model.duplicates_],
+        "n_groups": decision.n_groups if decision else None,
+        "lowest_false_alarm_rate": decision.lowest_rate if decision else None,
+        "found_groups": [list(group) for group in model.groups_],
         "remarks": {remark: list(names) for remark, names in model.remarks_.items()},
         "skipped": bad.to_json(),
         **{name: described[name] for name in ("regularization", "training") if name in described},
@@ -320,7 +326,26 @@ def _report(model: Detector, output: Path, seconds: float, *, asked: float) -> N
             "too few good images, or groups of them, for a threshold: predictions will have scores but no labels. A "
             "threshold needs at least 3 images; to guarantee 1 % false alarms you need at least 99."
         )
+    _tell_groups(model)
     _warn(model)
+
+
+def _tell_groups(model: Detector) -> None:
+    """Say which groups were found, and what all groups cost."""
+    if model.groups_:
+        n_images, largest = sum(map(len, model.groups_)), max(model.groups_, key=len)
+        note(
+            f"{n_images} images are alike, in {len(model.groups_)} groups of up to {len(largest)}, such as "
+            f"{largest[0]} and {largest[1]}. Each group is left out as a whole and counts once. --groups none counts "
+            f"every image."
+        )
+    decision = model.decision_
+    if decision is not None and decision.group_sizes is not None:
+        n_images = len(decision.scores)
+        note(
+            f"{decision.n_groups} groups can guarantee {100 * decision.lowest_rate:.2g} % false alarms at the lowest; "
+            f"{n_images} independent images could guarantee {100 / (n_images + 1):.2g} %."
+        )
 
 
 def _parse_size(text: str, name: str) -> int | Size | str:

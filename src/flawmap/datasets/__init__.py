@@ -1,6 +1,6 @@
 """The data sets flawmap knows: their layouts on disk, their published numbers, and a check of both."""
 
-from flawmap.datasets.catalogue import LAYOUTS, find_classes, find_layout, open_dataset, training_images
+from flawmap.datasets.catalogue import LAYOUTS, find_classes, find_layout, open_dataset, training_data, training_images
 from flawmap.datasets.check import ClassReport, Problem, Report, check_dataset
 from flawmap.datasets.dataset import GOOD, Dataset, Sample
 from flawmap.datasets.layout import Counts, Layout
@@ -22,6 +22,7 @@ __all__ = [
     "find_layout",
     "open_dataset",
     "rd_images",
+    "training_data",
     "training_images",
     "write_rd_mvtec_ad",
 ]

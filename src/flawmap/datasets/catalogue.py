@@ -46,14 +46,20 @@ def open_dataset(where: str | os.PathLike[str]) -> Dataset:
 
 
 def training_images(where: str | os.PathLike[str]) -> ImageInput:
-    """Good images of a data set, folder or glob; what is no data set is returned unchanged, for `collect`.
+    """Good images of a data set, folder or glob, as `training_data` finds them, without their groups."""
+    found = training_data(where)
+    return found.train if isinstance(found, Dataset) else found
 
-    Defects and masks are never among them. Raises DatasetError for a folder that has test images or masks, but no good
-    images by known names.
+
+def training_data(where: str | os.PathLike[str]) -> ImageInput | Dataset:
+    """A data set whose good images may have groups; else the folder of good images, or `where` itself.
+
+    What is no data set is returned unchanged, for `collect`. Defects and masks are never among them. Raises
+    DatasetError for a folder that has test images or masks, but no good images by known names.
     """
     layout, path = find_layout(where)
     if layout.name != MVTEC_AD.name:
-        return open_dataset(where).train
+        return open_dataset(where)
     if (good := find_good(path / "train") or find_good(path)) is not None:
         return good
     if any(is_folder(path / part) for part in ("test", "ground_truth")):

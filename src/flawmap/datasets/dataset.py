@@ -89,6 +89,12 @@ class Dataset:
         has_groups = any(group is not None for group in groups)
         return cls(name, tuple(image for image, _ in train), tuple(test), groups if has_groups else ())
 
+    @property
+    def clips(self) -> dict[str, str]:
+        """The clip or series of each image of `train` that has one, by the image's name."""
+        named = zip(self.train, self.train_groups, strict=False)
+        return {str(image): group for image, group in named if group is not None}
+
     def every(self, stride: int) -> Dataset:
         """Every `stride`-th image of each group, starting with its first; without groups, of the whole."""
         if stride < 1:

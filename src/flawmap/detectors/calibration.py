@@ -1,10 +1,10 @@
-"""Groups of good images, and from their held-out scores to a decision: the same for all detectors."""
+"""From good images to a decision, the same for all detectors: what is held out together, and held-out scores."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -13,12 +13,31 @@ from numpy.typing import NDArray
 
 from flawmap.decision import MOST, PIXEL_RATES, Decision, map_score
 from flawmap.errors import ParameterError
+from flawmap.options import AUTO
 from flawmap.prediction import Placement
 
 FOLDER = "folder"
 """Images of one folder belong together, as the frames of a clip do."""
 HELD_OUT = 4
 """One of so many groups is held out."""
+NEAR = 0.6
+"""Correlation from which images count as near-duplicates, wherever they stand.
+
+Seen under the strongest regularisation: 0.8 to 1 for photos saved again, 0.55 to 0.8 for shifts by a few pixels, below
+0.6 for other parts, also in the same pose.
+"""
+WINDOW = 32
+"""How far apart in the order of capture neighbours may be: as many positions of a part may take turns."""
+FALSE_LINKS = 0.05
+"""Share of the links between neighbours that may be due to chance."""
+CHANCE = 0.99
+"""Share of pairs farther apart that are less alike than the images of a series must be, on average."""
+LONGEST = 1024
+"""Most images of a group, so that the time to find one is bounded."""
+N_LAGS = 256
+"""Distances beyond the window at which images are compared, to know what chance does."""
+MOST_COMPARED = 2**24
+"""Pairs of images that are compared at a time."""
 
 
 class PixelHistogram:
@@ -148,42 +167,83 @@ class Grouping:
 
     Args:
         rule: a regular expression, whose first group (or else whole match) in the path names the image's group;
-            "folder" for the folder it lies in; a function of the path; or None: every image stands alone.
+            "folder" for the folder it lies in; a function of the path; "auto" for what the data set says, and what is
+            found later; or None: every image stands alone.
+        clips: the group that the data set gives an image, by its name.
+
+    Attributes:
+        members: indices of each group's images.
+        groups: the group of each image.
     """
 
-    def __init__(self, rule: str | Callable[[str], Hashable] | None) -> None:
-        self._rule = rule
+    def __init__(
+        self, rule: str | Callable[[str], Hashable] | None, clips: Mapping[str, Hashable] | None = None
+    ) -> None:
+        if not (rule is None or isinstance(rule, str) or callable(rule)):
+            raise ParameterError(
+                f"groups must be 'auto', a regular expression, 'folder', a function or None; got {rule!r}"
+            )
+        self._rule, self.clips = rule, clips or {}
         try:
-            self._pattern = re.compile(rule) if isinstance(rule, str) and rule != FOLDER else None
+            self._pattern = re.compile(rule) if isinstance(rule, str) and rule not in (AUTO, FOLDER) else None
         except re.error as error:
             raise ParameterError(f"groups: '{rule}' is no regular expression: {error}") from error
         self.members: dict[Hashable, list[int]] = {}
-        self.n_images = 0
-        self.n_named = 0
+        self.groups: list[Hashable] = []
+        self._named: set[int] = set()
 
-    def add(self, name: str) -> Hashable:
-        """The group of the next image."""
-        group = self._of(name)
+    def add(self, name: str, copy_of: int | None = None) -> Hashable:
+        """The group of the next image; with "auto" the one of an image that it equals."""
+        group, index = self._of(name), len(self.groups)
         try:
             hash(group)
         except TypeError as error:
             raise ParameterError(f"groups: the function gave {group!r}; expected a text or a number") from error
-        if group is None:
-            group = (None, self.n_images)  # stands alone
+        if group is not None:
+            self._named.add(index)
+        elif self._rule == AUTO and copy_of is not None:
+            group = self.groups[copy_of]
         else:
-            self.n_named += 1
-        self.members.setdefault(group, []).append(self.n_images)
-        self.n_images += 1
+            group = (None, index)  # stands alone
+        self.members.setdefault(group, []).append(index)
+        self.groups.append(group)
         return group
+
+    @property
+    def is_one(self) -> bool:
+        """Whether a rule made one group of all images, so that none can be left out."""
+        return len(self._named) > 1 and len(self.members) == 1
 
     def check(self) -> None:
         """ParameterError if a rule was given and names the group of no image at all."""
-        if self._rule is not None and self.n_images and not self.n_named:
+        if self._rule not in (None, AUTO) and self.groups and not self._named:
             raise ParameterError(f"groups: {self._rule!r} matches no image's path; every image would stand alone")
+
+    @property
+    def ungrouped(self) -> list[int]:
+        """Indices of the images to which "auto" is to find a group."""
+        return [index for index in range(len(self.groups)) if index not in self._named] if self._rule == AUTO else []
+
+    def join(self, found: Sequence[Sequence[int]]) -> None:
+        """Make one group of the groups of some images, for each of these lists of indices."""
+        for indices in found:
+            first, *others = dict.fromkeys(self.groups[index] for index in indices)
+            for other in others:
+                self.members[first] += self.members.pop(other)
+            self.members[first].sort()
+            for index in self.members[first]:
+                self.groups[index] = first
+
+    def found(self) -> list[list[int]]:
+        """Groups of several images that neither a rule nor the data set names."""
+        several = [group for group in self.members.values() if len(group) > 1] if self._rule == AUTO else []
+        return [group for group in several if self._named.isdisjoint(group)]
 
     def _of(self, name: str) -> Hashable:
         if self._rule is None:
             return None
+        if self._rule == AUTO:
+            return self.clips.get(name)
         if self._pattern is not None:
             match = self._pattern.search(name)
             return None if match is None else match[1 if match.re.groups else 0]
@@ -211,3 +271,103 @@ class HoldOut:
                 self._chosen = int(self._rng.integers(HELD_OUT)) if self._held else 2
             self._held[group] = turn == self._chosen
         return self._held[group]
+
+
+def near_duplicates(vectors: NDArray[np.float32], groups: Sequence[Hashable]) -> list[tuple[int, int]]:
+    """Pairs (earlier, later) of near-duplicates in different groups: for each image the earlier one most like it.
+
+    Of unit vectors (N, d), whose products are the correlations of images.
+    """
+    pairs = []
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    group = np.array([numbers[name] for name in groups])
+    step = max(1, MOST_COMPARED // max(1, len(vectors)))
+    for start in range(0, len(vectors), step):
+        stop = min(start + step, len(vectors))
+        alike = vectors[start:stop] @ vectors[:stop].T
+        later = np.arange(start, stop)[:, None] <= np.arange(stop)
+        alike[later | (group[start:stop, None] == group[:stop])] = -np.inf
+        earlier = alike.argmax(axis=1)
+        best = alike[np.arange(len(alike)), earlier]
+        pairs += [(int(earlier[i]), start + int(i)) for i in np.flatnonzero(best > NEAR)]
+    return pairs
+
+
+def find_groups(
+    vectors: NDArray[np.float32],
+    strict: NDArray[np.float32] | None = None,
+    that_matter: Callable[[list[list[int]]], list[list[int]]] = lambda groups: groups,
+) -> list[list[int]]:
+    """Groups, each of two images or more and ascending, of images with unit vectors (N, d) in the order of capture.
+
+    Near-duplicates are groups, and so are neighbours that are more alike than chance allows (`link_neighbours`), of
+    whose groups a function gives those `that_matter`. Near-duplicates are told by the vectors `strict` (N, D), in which
+    chance is least, if there are any.
+    """
+    strict = vectors if strict is None else strict
+    near = near_duplicates(strict, range(len(strict)))
+    links, chance = link_neighbours(vectors)
+    series = that_matter(_hang_together(vectors, [*near, *links], chance)) if links else []
+    taken = {index for group in series for index in group}
+    alone = [[index for index in group if index not in taken] for group in _hang_together(strict, near, NEAR / 2)]
+    return sorted([*series, *(group for group in alone if len(group) > 1)])
+
+
+def _hang_together(vectors: NDArray[np.float32], links: Sequence[tuple[int, int]], least: float) -> list[list[int]]:
+    """Groups of images that hang together by links, each ascending.
+
+    The most alike are joined first, for as long as the mean correlation within a group is at least `least` (average
+    linkage). A burst that drifts is so cut where its ends are no longer alike, and no chain of links makes one group of
+    everything.
+    """
+    if not links:
+        return []
+    from scipy.cluster.hierarchy import fcluster, linkage  # takes a while to import, which a prediction need not wait
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    ends, count = np.array(links, np.int64), len(vectors)
+    graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(count, count))
+    component = connected_components(graph, directed=False)[1]
+    ordered = np.argsort(component, kind="stable")
+    groups = []
+    for members in np.split(ordered, np.flatnonzero(np.diff(component[ordered])) + 1):
+        for part in (members[start : start + LONGEST] for start in range(0, len(members), LONGEST)):
+            if len(part) == 1:
+                continue
+            apart = 1 - vectors[part] @ vectors[part].T
+            upper = apart[np.triu_indices(len(part), 1)].clip(min=0)
+            label = fcluster(linkage(upper, "average"), 1 - least, "distance")
+            groups += [part[label == one].tolist() for one in np.unique(label)]
+    return [group for group in groups if len(group) > 1]
+
+
+def link_neighbours(vectors: NDArray[np.float32]) -> tuple[list[tuple[int, int]], float]:
+    """Pairs (earlier, later) of neighbours more alike than chance allows, of unit vectors (N, d) in order; and chance.
+
+    At each distance up to `WINDOW`, pairs are linked from the least correlation at which at most `FALSE_LINKS` of the
+    links are false. How many are false is known from pairs farther apart (Benjamini and Hochberg 1995). Where the order
+    says nothing of likeness, pairs at every distance are alike, and none is linked: parts that look the same by chance
+    are no burst, since the next part may look like them too. Chance is the correlation that one in a hundred pairs
+    farther apart exceeds.
+    """
+    count = len(vectors)
+    window = min(WINDOW, count // 4)
+    lags = np.unique(np.linspace(window + 1, count - 1, N_LAGS).astype(int)) if count > 1 else ()
+    if not len(lags):
+        return [], 0.0
+    far = np.sort(np.concatenate([_correlations(vectors, int(lag)) for lag in lags]))
+    links = []
+    for lag in range(1, window + 1):
+        alike = _correlations(vectors, lag)
+        falling = np.sort(alike)[::-1]
+        by_chance = (len(far) - np.searchsorted(far, falling) + 1) / (len(far) + 1) * len(falling)
+        kept = np.flatnonzero(by_chance + 1 <= FALSE_LINKS * np.arange(1, len(falling) + 1))
+        if len(kept):
+            links += [(int(i), int(i) + lag) for i in np.flatnonzero(alike >= falling[kept[-1]])]
+    return links, float(np.quantile(far, CHANCE))
+
+
+def _correlations(vectors: NDArray[np.float32], lag: int) -> NDArray[np.float32]:
+    """Correlation (N - lag,) of each image with the one so much later."""
+    return np.asarray(np.einsum("nd,nd->n", vectors[:-lag], vectors[lag:]), np.float32)

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flawmap.backbones import NETWORKS, pick_device, plain_torch, size_step
+from flawmap.datasets import Dataset
 from flawmap.decision import FALSE_ALARM_RATE, GoodPhotos, judge, label_batch
 from flawmap.detectors.batches import Batch, batch_of_one, batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores, conclude
@@ -65,9 +66,9 @@ class Detector(Parametrised, Decided, ABC):
         decision_: held-out scores of good images, and thresholds (`flawmap.decision.Decision`), or None: not
             calibrated, or fewer than three images.
         outliers_: names of good images that look unlike the others.
-        copies_: names of good images that equal an earlier one.
-        duplicates_: pairs of names of near-duplicates.
-        remarks_: what is unusual about good images, in words, and the names of those. The last four are not saved.
+        copies_, duplicates_: names of copies, pairs of names of near-duplicates, among images of different groups.
+        groups_: names of the images of each group that was found.
+        remarks_: what is unusual about good images, in words, and the names of those. The last five are not saved.
         aligner_: brings the part of every image to the same place; None where nothing is aligned.
         roi_: (h, w) bool, the pixels of the model's input that are inspected; None for all.
         roi_photo_: name of the photo on which the region of interest was taken to lie; not saved.
@@ -136,9 +137,8 @@ class Detector(Parametrised, Decided, ABC):
         super().__init__(**parameters)
         Decided.__init__(self)
         self.n_images_ = 0
-        self.outliers_: tuple[str, ...] = ()
-        self.copies_: tuple[str, ...] = ()
-        self.duplicates_: tuple[tuple[str, str], ...] = ()
+        self.outliers_, self.copies_ = tuple[str, ...](), tuple[str, ...]()
+        self.duplicates_, self.groups_ = tuple[tuple[str, str], ...](), tuple[tuple[str, ...], ...]()
         self.remarks_: dict[str, tuple[str, ...]] = {}
         self.good_photos_: GoodPhotos | None = None
         self.aligner_: Aligner | None = None
@@ -163,7 +163,7 @@ class Detector(Parametrised, Decided, ABC):
     @plain_torch()
     def fit(
         self,
-        images: ImageInput,
+        images: ImageInput | Dataset,
         *,
         progress: Progress = False,
         on_bad: OnBad | None = None,
@@ -172,8 +172,8 @@ class Detector(Parametrised, Decided, ABC):
         """Learn from good images, then calibrate the threshold.
 
         Args:
-            images: path, folder, glob, iterable, RGB uint8 array (H, W, 3) or batch of them, PIL image. Of a data set's
-                folder only train/good is learnt.
+            images: path, folder, glob, iterable, RGB uint8 array (H, W, 3) or batch of them, PIL image, `Dataset`. Of a
+                data set only its training images are learnt; its clips are groups.
             progress: True for a progress bar, or a function of (done, total) of each pass.
             on_bad: called with each image that cannot be read, which is then left out; None raises ImageError.
             batch_size: images per step; None to choose by the input size.
@@ -211,7 +211,8 @@ class Detector(Parametrised, Decided, ABC):
         if len(good.learnt) < 2:
             raise TrainingSetError(f"{self.name} learns from at least 2 good images, got {len(good.learnt)} usable")
         self._stored_dtype, self.n_images_, self.copies_ = "float32", len(good.learnt), good.copies()
-        self._images, self.remarks_ = ImagesRecord.of(good), good.remarks()
+        alone = self.name if self.calibrate and not hasattr(self, "groups") else None
+        self._images, self.remarks_, self.groups_ = ImagesRecord.of(good), good.remarks(alone), good.found()
         if placed is not None:
             self.remarks_ |= placed.remarks(good.photos.sizes(2))
         found = conclude(held_out, good.names, self.false_alarm_rate, lost=good.flagged)

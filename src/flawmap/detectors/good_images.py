@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain, islice, tee
@@ -14,41 +14,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawmap.backbones import COMPILE_FROM
-from flawmap.datasets import training_images
+from flawmap.datasets import Dataset, training_data
 from flawmap.decision import has_proportions
 from flawmap.detectors.batches import Batch, check_size, in_batches, make_batch
 from flawmap.detectors.calibration import Grouping, HoldOut
 from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, ImageSource, Loaded, Preprocessing, collect, digest, stream
-from flawmap.images.alignment import MOST_IMAGES, AlignedPreprocessing, Aligner, Sample, learn_aligner
+from flawmap.images.alignment import AlignedPreprocessing, Aligner, Sample, learn_aligner, spread
 from flawmap.images.roi import RoiPreprocessing
+from flawmap.images.search import capture_order, is_flat
 from flawmap.options import MAX_BITS, MIN_BITS, Alignment, Groups, OnBad
 from flawmap.prediction import Size
 from flawmap.progress import Progress, report_progress
 
 LOST = "its part was not found, and it was not learnt; its like will be flagged"
 """Remark on a good image that could not be aligned."""
+ONE_GROUP = "all good images fell into one group, so none can be left out: check groups (--groups)"
 ALIGNMENT = 64
 """Bytes to a multiple of which each part of the memory is rounded up, as vector instructions like it."""
 
 
 class GoodSources(NamedTuple):
-    """Good images that were found and not yet read, the first of them, and how many there are; None if unknown."""
+    """Good images not yet read, the first of them, how many (None: unknown), and the data set's group by name."""
 
     items: Iterable[ImageSource]
     first: Sequence[ImageSource]
     n_images: int | None
+    clips: Mapping[str, Hashable]
 
     @classmethod
-    def find(cls, images: ImageInput) -> Self:
+    def find(cls, images: ImageInput | Dataset) -> Self:
         """The images meant by the argument of `Detector.fit`. Of an iterator the first ones are taken, and kept."""
-        if isinstance(images, (str, os.PathLike)) and not _is_flat(images):
-            images = training_images(images)
+        if isinstance(images, (str, os.PathLike)) and not is_flat(images):
+            images = training_data(images)
+        images, clips = (images.train, images.clips) if isinstance(images, Dataset) else (images, {})
         collection = collect(images)
         rest = iter(collection.items)
         first = list(islice(rest, COMPILE_FROM))
         unread = collection.items if collection.count is not None else chain(first, rest)
-        return cls(first if len(first) < COMPILE_FROM else unread, first, collection.count)
+        return cls(first if len(first) < COMPILE_FROM else unread, first, collection.count, clips)
 
 
 class GoodImages:
@@ -63,6 +67,7 @@ class GoodImages:
         learnt: indices in the training order of the images to learn from.
         lost: indices of those whose part was not found, which are not learnt.
         flagged: those of them that would be scored, if it had been found.
+        grouping: the group of each image that was read.
     """
 
     def __init__(
@@ -84,13 +89,11 @@ class GoodImages:
         self.at_least = len(sources.first) if self.count is None else self.count
         self._preprocessing, self._on_bad, self._workers = preprocessing, on_bad, workers
         self._progress, self.batch_size = progress, batch_size
-        self._grouping = Grouping(groups)
+        self.grouping = Grouping(groups, sources.clips)
         self._held_out = None if hold_out is None else HoldOut(hold_out)
         self._replay_options = {"cache_mb": cache_mb, "on_bad": on_bad, "workers": workers, "whole": whole}
         self._replay: Replay | None = None
-        self.learnt: list[int] = []
-        self.lost: list[int] = []
-        self.flagged: list[int] = []
+        self.learnt, self.lost, self.flagged = list[int](), list[int](), list[int]()
 
     @property
     def aligned(self) -> bool:
@@ -109,13 +112,7 @@ class GoodImages:
         """
         if kind == "none":
             return None
-        if isinstance(self._items, Sequence):
-            spread = np.linspace(0, len(self._items) - 1, min(MOST_IMAGES, len(self._items)))
-            some = [self._items[round(place)] for place in spread]
-        else:
-            rest = iter(self._items)
-            some = list(islice(rest, COMPILE_FROM))  # which are held anyway
-            self._items = chain(some, rest) if len(some) == COMPILE_FROM else some
+        some, self._items = spread(self._items, COMPILE_FROM)  # so many are held anyway
         options: dict[str, Any] = {"on_bad": lambda _: None, "workers": self._workers, "whole": True}
         images = list(stream(some, self._preprocessing, **options))
         if len(images) < 2:
@@ -135,8 +132,7 @@ class GoodImages:
     @property
     def readable(self) -> list[int]:
         """Indices, ascending, of the images to learn from that can be read again."""
-        again = set(self.replay.again)
-        return [index for index in self.learnt if index in again]
+        return sorted(set(self.learnt) & set(self.replay.again))
 
     @property
     def names(self) -> list[str]:
@@ -152,14 +148,16 @@ class GoodImages:
         """Digest of the model's input from every image that was read, in the training order; at most so many."""
         return tuple(seen.hex() for seen in self.replay.input_digests[:most])
 
-    def remarks(self) -> dict[str, tuple[str, ...]]:
-        """What is unusual about the images, in words, and the names of those."""
+    def remarks(self, alone: str | None) -> dict[str, tuple[str, ...]]:
+        """What is unusual, in words, with the names of the images; `alone` names a detector that takes no groups."""
         found = self.photos.remarks(self._preprocessing)
         if self.lost:
             found[LOST] = tuple(self.names[index] for index in self.lost)
-        if self._grouping.n_named > 1 and len(self._grouping.members) == 1:
-            remark = "all good images fell into one group, so none can be left out: check groups (--groups)"
-            found[remark] = tuple(self.names)
+        if alone is not None and (clips := self.grouping.clips):
+            remark = f"{alone} leaves out single images, and not their clips or series: expect more false alarms"
+            found[remark] = tuple(clips)
+        if self.grouping.is_one:
+            found[ONE_GROUP] = tuple(self.names)
         return found
 
     @property
@@ -184,7 +182,7 @@ class GoodImages:
                 indices, groups, images = zip(*chosen, strict=True)
                 yield make_batch(images, indices, groups)
                 advance(len(chosen))
-        self._grouping.check()
+        self.grouping.check()
 
     def again(self, indices: Sequence[int], size: int) -> Iterator[Batch]:
         """Some of the images once more, in this order."""
@@ -196,48 +194,46 @@ class GoodImages:
 
     def progress(self, description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
         """Reports progress: a context that gives a function to call with the number of images just done."""
-        if not self._progress:
-            return nullcontext(lambda _: None)
-        return report_progress(self._progress, description, total)
+        return report_progress(self._progress, description, total) if self._progress else nullcontext(lambda _: None)
 
     def groups(self, *, held_out: bool = False) -> list[list[int]]:
         """Indices of the images of each group that can be read again: whole groups, or what is left of one held out."""
         again = set(self.replay.again) - set(self.lost)
-        members = self._grouping.members.items()
+        members = self.grouping.members.items()
         if held_out:
             held = [group for key, group in members if self._held_out is not None and self._held_out(key)]
             return [[index for index in group if index in again] for group in held]
         kept = [[index for index in group if index not in self.lost] for _, group in members]
         return [group for group in kept if group and again.issuperset(group)]
 
+    def in_order(self, indices: Sequence[int]) -> list[int]:
+        """Images of these indices in the order of capture."""
+        sources = [self.replay.source(index) for index in indices]
+        return [indices[place] for place in capture_order([self.names[index] for index in indices], sources)]
+
+    def found(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the images of each group that neither the user nor the data set has named."""
+        return tuple(tuple(self.names[index] for index in group) for group in self.grouping.found())
+
     def copies(self) -> tuple[str, ...]:
         """Names of images that equal an earlier one of another group."""
-        group_of = {index: number for number, group in enumerate(self._grouping.members.values()) for index in group}
-        return tuple(self.names[later] for earlier, later in self.replay.copies if group_of[earlier] != group_of[later])
+        group = self.grouping.groups
+        return tuple(self.names[later] for earlier, later in self.replay.copies if group[earlier] != group[later])
 
     def _entries(self, advance: Callable[[int], None]) -> Iterator[tuple[int, Hashable, Loaded]]:
         """Index, group and image of each image to learn from."""
         for index, image in enumerate(self.replay.first()):
-            group = self._grouping.add(image.name)
+            copies = self.replay.copies
+            group = self.grouping.add(image.name, copies[-1][0] if copies and copies[-1][1] == index else None)
             is_held = self._held_out is not None and self._held_out(group)
             is_lost = image.placement.pose is not None and not image.placement.pose.found
-            if is_lost:
-                self.lost.append(index)
-                self.flagged += [index] if is_held or self._held_out is None else []
+            self.lost += [index] if is_lost else []
+            self.flagged += [index] if is_lost and (is_held or self._held_out is None) else []
             if is_lost or is_held:
                 advance(1)
                 continue
             self.learnt.append(index)
             yield index, group, image
-
-
-def _is_flat(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a folder without folders in it: it holds images, and no data set."""
-    try:
-        with os.scandir(path) as entries:
-            return not any(entry.is_dir() for entry in entries)
-    except OSError:
-        return False
 
 
 class Replay:
@@ -315,6 +311,11 @@ class Replay:
         for entry in wanted:
             yield entry if isinstance(entry, Loaded) else next(read)
 
+    def source(self, index: int) -> ImageSource | None:
+        """What an image of the first pass came from, if that is known."""
+        entry = self._again.get(index)
+        return entry.source if isinstance(entry, Loaded) else entry
+
     def reserve(self, n_bytes: int) -> NDArray[np.uint8] | None:
         """Memory out of the budget, for what else is to be kept for the second pass; None if there is not enough."""
         taken = -(-n_bytes // ALIGNMENT) * ALIGNMENT
@@ -351,8 +352,7 @@ class Photos:
 
     def sizes(self, most: int) -> tuple[Size, ...]:
         """Distinct sizes (height, width), most frequent first."""
-        ranked = sorted(self._by_size, key=lambda size: -len(self._by_size[size]))
-        return tuple(ranked[:most])
+        return tuple(sorted(self._by_size, key=lambda size: -len(self._by_size[size]))[:most])
 
     def remarks(self, preprocessing: Preprocessing) -> dict[str, tuple[str, ...]]:
         """What is unusual, in words, with the names of the photos; as it matters to this preprocessing."""

@@ -101,7 +101,7 @@ def _check_roi(value: object) -> object:
 
 def _check_groups(value: object) -> object:
     if not (value is None or isinstance(value, str) or callable(value)):
-        raise ValueError(f"must be a regular expression, 'folder', a function or None, got {value!r}")
+        raise ValueError(f"must be 'auto', a regular expression, 'folder', a function or None, got {value!r}")
     return value
 
 

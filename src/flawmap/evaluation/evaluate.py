@@ -168,7 +168,7 @@ def evaluate_classes(
             continue
         data = open_dataset(f"{layout.name}:{path}").every(stride)
         if data.train and data.test:
-            detector = new_detector().fit(data.train, progress=progress, on_bad=on_bad)
+            detector = new_detector().fit(data, progress=progress, on_bad=on_bad)
             result = evaluate(detector, data, progress=progress, on_bad=on_bad)
             told = (describe_passed_over(data.passed_over),) if data.passed_over else ()
             by_class[path.name] = replace(result, warnings=(*result.warnings, *told))

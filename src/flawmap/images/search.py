@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from flawmap.errors import DatasetError
+from flawmap.images.capture import EXIF_SUFFIXES, capture_times
 from flawmap.images.formats import (
     RUN_FOLDERS,
     SKIPPED,
@@ -24,6 +27,15 @@ from flawmap.images.hints import why_no_match
 from flawmap.images.read import ImageSource
 
 EXPECTED = "expected files ending in .bmp, .jpg, .png, .tif, .webp, ..."
+
+
+def is_flat(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder without folders in it: it holds images, and no data set."""
+    try:
+        with os.scandir(path) as entries:
+            return not any(entry.is_dir() for entry in entries)
+    except OSError:
+        return False
 
 
 class Found(NamedTuple):
@@ -157,3 +169,17 @@ def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:
 
 def _sorted(paths: Iterable[str | Path]) -> list[Path]:
     return sorted((Path(path) for path in paths), key=lambda path: path.parts)
+
+
+def capture_order(names: Sequence[str], sources: Sequence[ImageSource | None]) -> list[int]:
+    """Places of photos in the order of capture: of their EXIF times if all have one, or else of their names."""
+    places = sorted(range(len(names)), key=lambda place: _natural_key(names[place]))
+    if not places or not names[places[0]].lower().endswith(EXIF_SUFFIXES):
+        return places
+    times = capture_times([sources[place] for place in places])
+    return [place for _, place in sorted(zip(times, places, strict=True), key=itemgetter(0))] if times else places
+
+
+def _natural_key(name: str) -> list[tuple[bool, int, str]]:
+    """What names are sorted by so that numbers in them count as numbers: photo 9 before photo 10."""
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]

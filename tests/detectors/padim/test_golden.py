@@ -30,6 +30,7 @@ def fitted(request, shared, screw, resnet18_weights, tmp_path_factory):
         channels=golden["channels"],
         resize=256,
         crop=224,
+        groups=None,
         regularization=0.01,
         score="max",
         align="none",

@@ -10,9 +10,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 
-from flawmap import PaDiM, Prediction, load
+from flawmap import MahalanobisAD, PaDiM, Prediction, load
 from flawmap.backbones import Backbone
-from flawmap.datasets import Sample
+from flawmap.datasets import Sample, open_dataset
 from flawmap.errors import ImageError, NotFittedError, ParameterError, TrainingSetError, WeightsError
 from flawmap.evaluation.evaluate import evaluate
 from flawmap.openvino_module import has_bfloat16
@@ -183,7 +183,7 @@ def test_any_size_and_any_one_to_five_layers(good_images, scratched, tmp_path, s
         ({"n_features": 0}, "n_features must be a whole number from 1"),
         ({"n_features": 10**6}, "n_features must lie between 1"),
         ({"n_features": 1.5}, "n_features must be a whole number from 1"),
-        ({"groups": ["a"]}, "groups must be a regular expression"),
+        ({"groups": ["a"]}, "groups must be 'auto', a regular expression"),
         ({"channels": [1.5]}, "list of integers"),
         ({"channels": [10**6]}, "distinct indices"),
         ({"regularization": -1}, "finite number >= 0"),
@@ -244,10 +244,10 @@ def test_an_outlier_and_copies_among_the_good_images_are_named(good_images, scra
     many = [
         np.clip(image + rng.normal(0, 5, image.shape), 0, 255).astype(np.uint8) for image in good_images for _ in (1, 2)
     ]
-    model = PaDiM(**SMALL).fit([*many[:10], scratched, *many[10:], many[3]])
+    model = PaDiM(**SMALL, groups=None).fit([*many[:10], scratched, *many[10:], many[3]])
     assert model.outliers_ == ("image 11",)
     assert model.copies_ == ("image 26",)
-    assert PaDiM(**SMALL).fit(many).outliers_ == ()
+    assert PaDiM(**SMALL, groups=None).fit(many).outliers_ == ()
 
 
 def test_scores_stay_the_same_whatever_is_kept_in_memory(model, good_folder, good_images):
@@ -255,7 +255,7 @@ def test_scores_stay_the_same_whatever_is_kept_in_memory(model, good_folder, goo
         other = PaDiM(**SMALL | {"cache_mb": budget}).fit(images)
         np.testing.assert_allclose(other.leave_one_out_scores_, model.leave_one_out_scores_, rtol=1e-3)
     many = iter([*good_images] * 3)  # an iterator of more than a few cannot be read again
-    some = PaDiM(**SMALL | {"cache_mb": 0.03, "runtime": "torch"}).fit(many)
+    some = PaDiM(**SMALL | {"cache_mb": 0.03, "runtime": "torch", "groups": None}).fit(many)
     assert len(some.leave_one_out_scores_) == 2
 
 
@@ -345,15 +345,59 @@ def part_of(name):
     return (int(name.split()[1]) - 1) // 3
 
 
-def test_near_duplicates_are_named_until_they_are_grouped(burst):
-    alone = PaDiM(**FEW).fit(burst)
+def test_near_duplicates_are_groups_by_themselves(burst):
+    alone = PaDiM(**FEW, groups=None).fit(burst)
     assert {name for _, name in alone.duplicates_} >= {f"image {3 * i + 2}" for i in range(12)}
     assert all(part_of(earlier) == part_of(later) for earlier, later in alone.duplicates_)
     grouped = PaDiM(**FEW, groups=part_of).fit(burst)
-    assert grouped.duplicates_ == ()
-    assert grouped.decision_.n_groups == 12
-    assert np.median(grouped.leave_one_out_scores_) > 1.2 * np.median(alone.leave_one_out_scores_)
-    assert grouped.decision_.lowest_rate == pytest.approx(1 / 13)
+    found = PaDiM(**FEW).fit(burst)
+    for model in (grouped, found):
+        assert model.duplicates_ == ()
+        assert model.decision_.n_groups == 12
+        assert np.median(model.leave_one_out_scores_) > 1.2 * np.median(alone.leave_one_out_scores_)
+        assert model.decision_.lowest_rate == pytest.approx(1 / 13)
+    np.testing.assert_array_equal(found.leave_one_out_scores_, grouped.leave_one_out_scores_)
+    assert [len(names) for names in found.groups_] == [3] * 12
+    assert alone.groups_ == grouped.groups_ == ()
+    assert found.describe()["decision"]["n_groups"] == 12
+
+
+def test_groups_choose_the_regularization(burst):
+    """As when the groups are named."""
+    auto = FEW | {"regularization": "auto"}
+    found, grouped, alone = (PaDiM(**auto, groups=groups).fit(burst) for groups in ("auto", part_of, None))
+    assert found.regularization_ == grouped.regularization_
+    assert found.regularization_.sharing > alone.regularization_.sharing
+
+
+def test_independent_images_and_those_without_calibration(good_images, burst):
+    assert PaDiM(**FEW).fit(good_images).groups_ == ()
+    model = PaDiM(**FEW, calibrate=None).fit(burst)
+    assert (model.decision_, len(model.groups_)) == (None, 12)
+
+
+def test_a_held_out_image_like_one_that_was_learnt_is_named(burst):
+    """Groups must be known before the first pass then."""
+    model = PaDiM(**FEW, calibrate="holdout").fit([*burst, burst[7]])
+    assert model.groups_ == (("image 8", "image 37"),)
+    assert len(model.duplicates_) >= 12
+
+
+def test_clips_of_a_data_set_are_groups(burst, tmp_path):
+    lines = ["path,label,split,group"]
+    for i, image in enumerate(burst):
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+        lines.append(f"{i:02}.png,good,train,part {i // 6}")
+    table = tmp_path / "parts.csv"
+    table.write_text("\n".join(lines))
+    for images in (table, open_dataset(table)):
+        model = PaDiM(**FEW).fit(images)
+        assert (model.decision_.n_groups, model.groups_, model.copies_) == (6, (), ())
+    assert PaDiM(**FEW, groups=None).fit(table).decision_.n_groups == 36
+    assert PaDiM(**FEW, groups=r"(\d)\d\.png").fit(table).decision_.n_groups == 4
+    said = MahalanobisAD(resize=64, pretrained=False, backbone="resnet10t").fit(table).remarks_
+    [names] = [names for remark, names in said.items() if "leaves out single images" in remark]
+    assert len(names) == 36
 
 
 def test_a_group_is_scored_by_a_model_without_it(burst):

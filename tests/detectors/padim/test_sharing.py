@@ -103,3 +103,25 @@ def test_few_images_and_those_that_are_gone_leave_the_choice_to_the_likelihood(p
         assert found.regularization_ == pytest.approx(likely.regularization_) or found.regularization_ == (
             likely.regularization_
         )
+
+
+@pytest.mark.parametrize("n_again", [20, 40, 80])
+def test_images_of_a_group_do_not_vouch_for_each_other(photos, monkeypatch, n_again):
+    counts = []
+    factorised = sharing.factorise
+
+    def noted(moments, **options):
+        counts.append((moments.count, float(moments.own[0].sum()), float(moments.mean[0].sum())))
+        return factorised(moments, **options)
+
+    monkeypatch.setattr(sharing, "factorise", noted)
+    PaDiM(**SMALL).fit(photos)
+    PaDiM(**SMALL).fit([*photos, *(photos * 2)[:n_again]])
+    assert [count for count, _, _ in counts] == [40] * len(counts)
+    np.testing.assert_allclose([spread for _, spread, _ in counts], counts[0][1], rtol=1e-3)
+    np.testing.assert_allclose([mean for _, _, mean in counts], counts[0][2], rtol=1e-5)
+
+
+def test_without_enough_groups_that_can_be_read_again_the_likelihood_chooses(photos, monkeypatch):
+    monkeypatch.setattr(sharing, "factorise", None)
+    PaDiM(**SMALL).fit(photos[:19] * 2)

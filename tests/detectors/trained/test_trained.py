@@ -154,8 +154,10 @@ def test_bad_images_are_named_or_left_out(kind, model, good_images):
 
 
 def test_copies_and_groups(kind, good_images, good_folder):
-    copied = make(kind, steps=1).fit([*good_images, good_images[4]])
+    copied = make(kind, steps=1, groups=None).fit([*good_images, good_images[4]])
     assert copied.copies_ == ("image 13",)
+    found = make(kind, steps=1).fit([*good_images, good_images[4]])
+    assert (found.copies_, found.groups_) == ((), (("image 5", "image 13"),))
     halves = make(kind, steps=1, groups=r"/(\d\d)\d\.png").fit(good_folder)  # 000 to 009, and 010, 011
     assert halves.n_images_ in (2, 10, 12)
 

@@ -221,7 +221,7 @@ def _learn(model: PaDiM, features: SharedFeatures, advance: Advance) -> Learnt:
     for maps in features.train(FIT_BATCH, layers):
         columns = hierarchy.select(maps)
         if regularization is None:
-            probe.take(columns, range(moments.count, moments.count + columns[0].shape[1]))
+            probe.take(probe.at_positions(columns), range(moments.count, moments.count + columns[0].shape[1]))
         update(moments, columns)
         advance(len(maps[0]))
     chosen = regularization or choose_regularization(moments, probe)

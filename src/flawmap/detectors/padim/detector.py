@@ -170,10 +170,11 @@ class PaDiM(FeatureDetector):
     groups: Annotated[
         GroupRule,
         Field(
-            description="Near-duplicates that are left out together: a regular expression on the path, whose first "
-            'group (or match) names the group; "folder"; or a function of the path. None: every image stands alone.'
+            description='Images that are left out together: "auto" by the data set, or else near-duplicates and bursts '
+            "that are found; a regular expression on the path, whose first group (or match) names the group; "
+            '"folder"; or a function of the path. None: every image stands alone.'
         ),
-    ] = None
+    ] = "auto"
     refit_below: Annotated[
         int,
         whole_number(least=0),

@@ -26,7 +26,7 @@ from flawmap.detectors.padim.embedding import (
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise
 from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, principal_components, update
-from flawmap.detectors.padim.leave_one_out import Calibrator, KeptEmbeddings, is_large
+from flawmap.detectors.padim.leave_one_out import Calibrator, KeptEmbeddings, Likeness, is_large
 from flawmap.detectors.padim.sharing import FEWEST_IMAGES, choose_sharing
 from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.options import MIN_IMAGES, Calibration
@@ -64,21 +64,25 @@ def learn(
     """Learn from good images, with an embedding that is on the backbone's device.
 
     `regularization` None: it is chosen by the leave-one-out likelihood, and with `trial_seed` its sharing by pasted
-    defects, drawn by that seed, if enough images can be read again. Of fewer than `refit_below` images each is left
-    out by a refit. `top_share` is the part of a map whose mean is its score, if all of it is inspected.
+    defects, drawn by that seed, if there are enough images that can be read again. Of fewer than `refit_below` images
+    each is left out by a refit. `top_share` is the part of a map whose mean is its score, if all of it is inspected.
     """
     size = _step(input_size, hierarchy)
     kept = KeptEmbeddings(good.replay.reserve if calibrate == "leave-one-out" else None)
-    probe = Probe(hierarchy) if regularization is None else None
-    moments = _learn_moments(good, backbone, hierarchy, size, probe=probe, kept=kept)
-    if regularization is None and probe is not None:
-        regularization = choose_regularization(moments, probe)
-        if trial_seed is not None and len(good.readable) >= FEWEST_IMAGES:
-            regularization = choose_sharing(
-                moments, regularization, good, backbone, input_size, kept=kept, top_share=top_share, seed=trial_seed
-            )
-    if regularization is None:
-        raise ValueError("there is no regularization and no probe to choose it by")
+    probe = Probe(hierarchy)
+    likeness = Likeness(probe.positions)
+    moments = _learn_moments(good, backbone, hierarchy, size, probe=probe, likeness=likeness, kept=kept)
+    likeness.learn(moments)
+    likely = choose_regularization(moments, probe, good.grouping.groups)
+    rule = regularization or likely
+    if calibrate != "holdout" and (found := likeness.find(good.grouping.ungrouped, good.in_order, rule)):
+        good.grouping.join(found)
+        likely = choose_regularization(moments, probe, good.grouping.groups)
+    if regularization is None and trial_seed is not None and len(good.readable) >= FEWEST_IMAGES:
+        regularization = choose_sharing(
+            moments, likely, good, backbone, input_size, kept=kept, top_share=top_share, seed=trial_seed
+        )
+    regularization = regularization or likely
     count, seen = moments.count, moments.seen
     groups = _groups_to_score(good, calibrate)
     refits = calibrate == "leave-one-out" and any(is_large(len(group), count, refit_below) for group in groups)
@@ -95,6 +99,7 @@ def learn(
         step=good.batch_size or size,
         kept=kept,
         seen=seen,
+        take=lambda batch, seen: likeness.take(probe.at_positions(batch.embedding, seen), batch.indices),
         moments=moments if refits else None,
         refit_below=refit_below,
         top_share=top_share * factor.inspected,
@@ -102,7 +107,9 @@ def learn(
     del moments
     with good.progress("Calibrating", sum(map(len, groups))) as advance:
         score = calibrator.held_out if calibrate == "holdout" else calibrator.left_out
-        return Learnt(factor, regularization, score(groups, advance))
+        held_out = score(groups, advance)
+    held_out.duplicates = likeness.duplicates(good.grouping.groups)
+    return Learnt(factor, regularization, held_out)
 
 
 def _groups_to_score(good: GoodImages, calibrate: Calibration | None) -> list[list[int]]:
@@ -119,9 +126,16 @@ def _step(input_size: Size, hierarchy: Hierarchy) -> int:
 
 
 def _learn_moments(
-    good: GoodImages, backbone: Backbone, hierarchy: Hierarchy, size: int, *, probe: Probe | None, kept: KeptEmbeddings
+    good: GoodImages,
+    backbone: Backbone,
+    hierarchy: Hierarchy,
+    size: int,
+    *,
+    probe: Probe,
+    likeness: Likeness,
+    kept: KeptEmbeddings,
 ) -> Moments:
-    """Moments of all images; the probe and what is kept get every batch too."""
+    """Moments of all images; the probe, the likeness and what is kept get every batch too."""
     moments = Moments.empty(hierarchy, backbone.device, masked=good.aligned)
     pending: list[Sequence[Tensor]] = []
     masks: list[Tensor] = []
@@ -129,8 +143,9 @@ def _learn_moments(
         columns = embed(backbone, hierarchy, batch.pixels)
         check_finite(columns, batch)
         seen = shown_cells(batch.pixels, hierarchy, backbone.device)
-        if probe is not None:
-            probe.take(columns, batch.groups, seen)
+        picked = probe.at_positions(columns, seen)
+        probe.take(picked, batch.indices)
+        likeness.take(picked, batch.indices)
         kept.add(batch.indices, columns)
         pending.append(columns)
         masks += [] if seen is None else [seen]

@@ -4,7 +4,8 @@ The likelihood asks what describes good images best, and shares little. What fin
 with many images each patch learns every way in which good parts vary, and is blind to defects that look like it. So
 defects are pasted onto some good images. Each image, and two copies of it with a defect each, are scored by the
 Gaussians without the image, exactly (`leave_one_out_with_copies`), in a quarter of the positions, in blocks. The area
-under the ROC curve of copies against images says how well a sharing tells them apart.
+under the ROC curve of copies against images says how well a sharing tells them apart. Images of one group would vouch
+for each other: only one of each counts, also in these Gaussians.
 
 The likelihood's sharing gives way to the one of the greatest area among those that are better beyond doubt: by more
 than twice the standard error of the difference (DeLong, DeLong and Clarke-Pearson 1988). `docs/regularisation.md` has
@@ -25,11 +26,12 @@ from torch import Tensor
 from flawmap.backbones import Backbone
 from flawmap.decision import map_score
 from flawmap.detectors.anomaly_map import anomaly_maps, cells_of
+from flawmap.detectors.batches import Batch
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.padim.embedding import SHOWN, Hierarchy, embed, shown_cells
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise, inner_products
 from flawmap.detectors.padim.gaussian.leave_one_out import leave_one_out_with_copies
-from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, shared_covariance
+from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, shared_covariance, subtract, update
 from flawmap.detectors.padim.leave_one_out import KeptEmbeddings
 from flawmap.detectors.padim.part import Part
 from flawmap.images.pasted import paste_defect
@@ -68,11 +70,13 @@ def choose_sharing(
 ) -> Regularization:
     """The likelihood's choice, or the same ridge with the sharing that finds pasted defects better beyond doubt.
 
-    At least 20 of the images must be there to be read again. `kept` holds embeddings that are known; `top_share` is the
-    part of a map whose mean is its score.
+    Of at least 20 groups an image must be there to be read again, or else it is the likelihood's. `kept` holds
+    embeddings that are known; `top_share` is the part of a map whose mean is its score.
     """
     trial = _Trial(moments, input_size, top_share)
-    indices = good.readable
+    indices, single = _one_of_each(good)
+    if len(indices) < FEWEST_IMAGES or not trial.learn_only(single, good, backbone, kept):
+        return likely
     most = min(len(indices), MOST_IMAGES, max(FEWEST_IMAGES, MOST_BYTES // trial.bytes_per_image))
     chosen = [indices[i] for i in np.linspace(0, len(indices) - 1, most).round().astype(int)]
     trial.embed(good, chosen, backbone, kept, seed)
@@ -83,6 +87,14 @@ def choose_sharing(
         if gain.mean() > max(highest, DOUBT * gain.std(ddof=1) / math.sqrt(len(gain))):
             best, highest = replace(likely, sharing=sharing), float(gain.mean())
     return best
+
+
+def _one_of_each(good: GoodImages) -> tuple[list[int], list[int]]:
+    """Indices, ascending, of one image of each group, of one that can be read again if there is one; those that can."""
+    readable, groups = good.readable, good.grouping.groups
+    one = {groups[index]: index for index in [*reversed(good.learnt), *reversed(readable)]}
+    again = set(readable)
+    return sorted(again.intersection(one.values())), sorted(one.values())
 
 
 def _told_apart(images: NDArray[np.float64], copies: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -112,6 +124,24 @@ class _Trial:
         levels = zip(self._part.cells, self._whole.levels, strict=True)
         return max(1, (1 + N_COPIES) * 4 * sum(len(cells) * level.n_channels for cells, level in levels))
 
+    def learn_only(self, indices: Sequence[int], good: GoodImages, backbone: Backbone, kept: KeptEmbeddings) -> bool:
+        """Let the Gaussians be those of some of the images that were learnt; whether the images can be read for that.
+
+        Either these are learnt or the others forgotten, whichever are fewer.
+        """
+        others = sorted(set(good.learnt).difference(indices))
+        sides = [side for side in (others, indices) if set(good.readable).issuperset(side)]
+        if not sides:
+            return False
+        fewer, some = min(sides, key=len), self._moments.emptied()
+        for batch in good.again(fewer, STEP):
+            update(some, *self._embed_part(batch, backbone, kept))
+        if fewer is others:
+            subtract(self._moments, some)
+        else:
+            self._moments = some
+        return True
+
     def embed(
         self, good: GoodImages, indices: Sequence[int], backbone: Backbone, kept: KeptEmbeddings, seed: int
     ) -> None:
@@ -124,15 +154,20 @@ class _Trial:
                 for _ in range(N_COPIES)
                 for pixels, placement in zip(batch.pixels, placements, strict=True)
             ]
-            images = kept.get(batch.indices, backbone.device) or embed(backbone, self._whole, batch.pixels)
+            images, seen = self._embed_part(batch, backbone, kept)
             changed = embed(backbone, self._whole, np.stack(copies))
-            seen = shown_cells(batch.pixels, self._whole, backbone.device)
-            seen = None if seen is None else seen[self._part.cells[0]]
             columns = [
-                torch.cat([one[own], other[own]], dim=1)
+                torch.cat([one, other[own]], dim=1)
                 for one, other, own in zip(images, changed, self._part.own, strict=True)
             ]
             self._embedded.append((columns, seen, placements))
+
+    def _embed_part(self, batch: Batch, backbone: Backbone, kept: KeptEmbeddings) -> tuple[list[Tensor], Tensor | None]:
+        """Embeddings of images in the part, per level (cells, B, d), and which coarsest cells (cells, B) they show."""
+        columns = kept.get(batch.indices, backbone.device) or embed(backbone, self._whole, batch.pixels)
+        seen = shown_cells(batch.pixels, self._whole, backbone.device)
+        of_part = [column[own] for column, own in zip(columns, self._part.own, strict=True)]
+        return of_part, None if seen is None else seen[self._part.cells[0]]
 
     def scores(self, regularization: Regularization) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Scores of the images (N,) and of their copies (N, 2), by the Gaussians without the image."""

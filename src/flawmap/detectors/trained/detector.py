@@ -120,8 +120,11 @@ class TrainedDetector(Detector, Generic[Scorer]):
     calibrate = "holdout"
     groups: Annotated[
         GroupRule,
-        Field(description='Near-duplicates that are held out together: a regular expression, "folder", or a function.'),
-    ] = None
+        Field(
+            description='Images that are held out together: "auto" by the data set, and exact copies; a regular '
+            'expression, "folder", or a function. None: every image stands alone.'
+        ),
+    ] = "auto"
     checkpoint: Annotated[
         str | os.PathLike[str] | None,
         AfterValidator(_check_checkpoint),

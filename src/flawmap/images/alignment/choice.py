@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from flawmap.images.alignment.pose import Box, Frame, inside
 from flawmap.images.alignment.reference import Learnt, learn_reference, match_unaligned, mean_aligned
 from flawmap.images.alignment.search import LOST, Grey
 from flawmap.images.preprocessing import Preprocessing
+from flawmap.images.read import ImageSource
 from flawmap.images.stream import Loaded
 from flawmap.options import Alignment, AlignmentKind
 from flawmap.prediction import Size
@@ -78,6 +80,15 @@ class Sample:
         box = Image.Resampling.BOX
         colours = [np.asarray(Image.fromarray(one.pixels).resize(small.size[::-1], box)) for one in images]
         return cls(greys, colours, frame.proportions, frame.size, contents)
+
+
+def spread(items: Iterable[ImageSource], n_first: int) -> tuple[list[ImageSource], Iterable[ImageSource]]:
+    """Images to learn an aligner from, spread over all, or `n_first` of an iterator; and all images, still unread."""
+    if isinstance(items, Sequence):
+        return [items[round(place)] for place in np.linspace(0, len(items) - 1, min(MOST_IMAGES, len(items)))], items
+    rest = iter(items)
+    some = list(islice(rest, n_first))
+    return some, chain(some, rest) if len(some) == n_first else some
 
 
 def learn_aligner(sample: Sample, kind: Alignment, *, in_part: bool = False) -> Aligner | None:

@@ -7,7 +7,7 @@ import torch
 import naive
 from flawmap.detectors.padim.embedding import build_hierarchy, draw_channels
 from flawmap.detectors.padim.gaussian.factor import factorise, inner_products, squared_distances
-from flawmap.detectors.padim.gaussian.leave_one_out import leave_group_out, leave_one_out
+from flawmap.detectors.padim.gaussian.leave_one_out import leave_group_out, leave_one_out, leave_set_out
 from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, update
 
 
@@ -115,3 +115,39 @@ def test_copies_vouch_for_each_other_unless_they_are_left_out_together(learnt):
 def test_a_group_of_nearly_all_images_cannot_be_left_out():
     with pytest.raises(ValueError, match="fewer than 2"):
         leave_group_out(torch.zeros(1, 4, 4), 5)
+
+
+@pytest.mark.parametrize("sharing", [0.0, 0.2])
+def test_a_large_group_is_left_out_by_the_inverse_of_its_channels(sharing):
+    white = torch.randn(3, 12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for count in (40, torch.tensor([40.0, 30.0, 25.0])):
+        by_channels = leave_set_out(white, count, sharing=sharing)
+        by_images = leave_group_out(white @ white.transpose(1, 2), count, sharing=sharing)
+        np.testing.assert_allclose(by_channels, by_images, rtol=1e-4)
+    few = white[:, :2]
+    expected = leave_group_out(few @ few.transpose(1, 2), 40, sharing=sharing)
+    np.testing.assert_array_equal(leave_set_out(few, 40, sharing=sharing), expected)
+
+
+@pytest.mark.parametrize("d", [5, 40])  # by the inverse of d x d, and by the block identity
+def test_a_group_is_left_out_only_where_it_is_shown(d):
+    rng = np.random.default_rng(0)
+    images, shown = rng.normal(size=(120, d)), np.arange(120) % 4 != 1
+    group = [0, 1, 2, 3, 4, 5]
+
+    def model(those):
+        return those.mean(axis=0), np.cov(those.T)
+
+    mean, covariance = model(images[shown])
+    white = np.linalg.solve(np.linalg.cholesky(covariance), (images[group] - mean).T).T * shown[group, None]
+    count = torch.tensor([int(shown.sum())])
+    found = leave_set_out(torch.from_numpy(white)[None], count)[0].numpy()
+    rest = np.setdiff1d(np.flatnonzero(shown), group)
+    mean, covariance = model(images[rest])
+    difference = images[group] - mean
+    wanted = np.einsum("ij,jk,ik->i", difference, np.linalg.inv(covariance), difference) * shown[group]
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-9)
+    products = torch.from_numpy(white @ white.T + 1 - np.outer(shown[group], shown[group]))[None]
+    np.testing.assert_allclose(
+        leave_group_out(products, count, shown=torch.from_numpy(shown[group])[None])[0], found, rtol=1e-4, atol=1e-9
+    )

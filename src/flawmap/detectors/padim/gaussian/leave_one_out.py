@@ -24,15 +24,14 @@ log-likelihood under the Gaussian fitted without it is, up to constants,
 averaged over images and over positions spread evenly on the grid. In the eigenvectors of (1 - a) S / (N - 1) + a Sbar
 every eps costs next to nothing.
 
-Near-duplicates are images that agree in what sets them apart from the rest. Whitened by the model, the embeddings of
-independent images are nearly uncorrelated, however alike the parts look;
-copies, burst frames and mild augmentations of one photo keep a high correlation. It is estimated at a few positions,
-by a count sketch (Charikar et al. 2002), so that an image takes 2 KB and all pairs are compared at once.
+A group of images is left out as a whole there too: with B = M^(1/2) G M^(1/2) for the Gram matrix G of its members, the
+log-determinant loses log det(I - kappa B), and d2_without is as above, but for c.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -41,12 +40,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.detectors.padim.embedding import Hierarchy, spread_positions
-from flawmap.detectors.padim.gaussian.factor import Factor, known_cells, triangles
+from flawmap.detectors.padim.gaussian.factor import known_cells
 from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, shared_covariance
 from flawmap.options import MIN_IMAGES
 
 SMALLEST = 1e-6
 """What remains of an image's weight stays above it: rounding may take it lower where the ridge is small."""
+TINY = 1e-12
+"""Least ridge, for images that are all alike."""
 SHARINGS = (0.0, 0.05, 0.1)
 """Candidates for a."""
 RIDGES = (0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -59,16 +60,6 @@ N_POSITIONS = 64
 """Positions at which candidates are compared; fewer for embeddings of more than 200 channels, as each takes d^3."""
 N_IMAGES = 512
 """Images, at most, whose likelihood is taken: a sample of all."""
-NEAR = 0.6
-"""Correlation from which images count as near-duplicates.
-
-Seen: 0.7 to 1 for photos saved again, 0.5 to 0.9 for shifts by a few pixels, below 0.55 for other parts, also in the
-same pose.
-"""
-N_SKETCHED = 48
-N_BUCKETS = 512
-BLOCK = 1024
-"""Images that are compared with all others at a time."""
 
 
 def leave_one_out(squared: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
@@ -106,134 +97,227 @@ def leave_one_out_with_copies(products: Tensor, count: int | Tensor, *, sharing:
     return squared
 
 
-def leave_group_out(products: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
+def leave_group_out(
+    products: Tensor, count: int | Tensor, *, sharing: float = 0.0, shown: Tensor | None = None
+) -> Tensor:
     """Squared distances (..., m) of a group from the model without it, from inner products (..., m, m) under all.
 
-    `count` may differ by position (...); products with images that do not show a position are 0 there.
+    `count` may differ by position (...). Where an image is not `shown` (..., m) it is not left out, and its distance is
+    0; None if all are.
     """
-    n_left_out = products.shape[-1]
-    gram = products.double()
-    if isinstance(count, Tensor):
-        count = count.double().clamp(min=n_left_out + MIN_IMAGES - 1)[..., None, None]
-    elif count - n_left_out < MIN_IMAGES - 1:
-        raise ValueError(f"leaving {n_left_out} of {count} images out leaves fewer than {MIN_IMAGES - 1}")
-    rest = count - n_left_out
-    identity = torch.eye(n_left_out, dtype=gram.dtype, device=gram.device)
-    kappa = (1 - sharing) / (count - 1)
+    n_members = products.shape[-1]
+    if isinstance(count, int) and count - n_members < MIN_IMAGES - 1:
+        raise ValueError(f"leaving {n_members} of {count} images out leaves fewer than {MIN_IMAGES - 1}")
+    weight = torch.ones_like(products[..., 0], dtype=torch.float64) if shown is None else shown.double()
+    both, n_left_out = weight[..., None] * weight[..., None, :], weight.sum(dim=-1)[..., None, None]
+    gram = products.double() * both
+    total = torch.as_tensor(count, dtype=gram.dtype, device=gram.device)[..., None, None]
+    total = total.maximum(n_left_out + MIN_IMAGES - 1)
+    rest = total - n_left_out
+    identity = torch.eye(n_members, dtype=gram.dtype, device=gram.device)
+    kappa = (1 - sharing) / (total - 1)
     # the eigenvectors of B = M^(1/2) G M^(1/2) solve P (P - G)^-1 G = M^(-1/2) B (I - kappa B)^-1 M^(-1/2)
-    root = identity + ((count / rest) ** 0.5 - 1) / n_left_out
+    root = identity + ((total / rest) ** 0.5 - 1) / n_left_out.clamp(min=1) * both
     values, vectors = torch.linalg.eigh(root @ gram @ root)
     values = values.clamp(min=0)
     weights = values[..., None, :] / (1 - kappa * values[..., None, :]).clamp(min=SMALLEST)
     # b_j = M e_j, and M^(-1/2) M = M^(1/2)
     shifted = root @ vectors
-    c = (count - 1) / (rest - 1)
+    c = (total - 1) / (rest - 1)
     squared: Tensor = (shifted.square() * weights / c).sum(dim=-1)
     return squared.to(products.dtype)
 
 
-class Probe:
-    """Embeddings at a few positions, of a random sample of the images that pass by (reservoir sampling, seeded).
+def leave_set_out(white: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
+    """Squared distances (P, m) of a group of any size from the model without it, from (P, m, d) whitened by all.
 
-    Images of one group are near-duplicates, and would vouch for each other: only the first of each is taken.
+    `count` may differ by position (P,); an image that does not show one is 0 there. Of many images it is the inverse of
+    d x d that is taken, not of m x m.
+    """
+    m, d = white.shape[1:]
+    shown = (white != 0).any(dim=2)
+    if 2 * m <= d:
+        return leave_group_out(white @ white.transpose(1, 2), count, sharing=sharing, shown=shown)
+    n_left_out = shown.sum(dim=1)[:, None, None]
+    total = torch.as_tensor(count, dtype=white.dtype, device=white.device)[..., None, None]
+    total = total.maximum(n_left_out + MIN_IMAGES - 1)
+    rest = total - n_left_out
+    shifted = white + white.sum(dim=1, keepdim=True) / rest
+    taken = (1 - sharing) / (total - 1) * white.transpose(1, 2) @ shifted
+    left = (1 + SMALLEST) * torch.eye(d, dtype=white.dtype, device=white.device) - taken
+    factor = torch.linalg.cholesky_ex(left)[0]
+    inverse = torch.linalg.solve_triangular(factor, shifted.transpose(1, 2), upper=False)
+    squared: Tensor = inverse.square().sum(dim=1) * ((rest - 1) / (total - 1))[..., 0] * shown
+    return squared
+
+
+class Probe:
+    """Embeddings at a few positions of some of the images that pass by, whose groups may become known later.
+
+    Attributes:
+        positions: of the finest grid.
+        indices: of a sample of at most `N_IMAGES`, in the training order.
     """
 
     def __init__(self, hierarchy: Hierarchy) -> None:
         n_probed = max(6, min(N_POSITIONS, N_POSITIONS * 200**2 // hierarchy.n_features**2))
         self.positions = spread_positions(hierarchy, n_probed)
-        self.thinned = False
+        self.indices: list[int] = []
         self._own = [list(level) for level in zip(*map(hierarchy.own_positions, self.positions), strict=True)]
         self._coarsest = [hierarchy.ancestors(position)[0] for position in self.positions]
         self._rng = np.random.default_rng(0)
         self._kept: list[Tensor] = []
-        self._groups: set[Hashable] = set()
         self._n_taken = 0
 
-    def take(self, columns: Sequence[Tensor], groups: Sequence[Hashable], seen: Tensor | None = None) -> None:
-        """Take note of a batch of embeddings, per level (positions, B, d), and of the group of each image.
+    def take(self, batch: Tensor, indices: Sequence[int]) -> None:
+        """Take note of embeddings (P, B, d) at the positions, and of the index of each image."""
+        for embedding, index in zip(batch.unbind(1), indices, strict=True):
+            self._n_taken += 1
+            if len(self._kept) < N_IMAGES:
+                self._kept.append(embedding.clone())
+                self.indices.append(index)
+            elif (place := int(self._rng.integers(self._n_taken))) < N_IMAGES:
+                self._kept[place], self.indices[place] = embedding.clone(), index
+
+    def at_positions(self, columns: Sequence[Tensor], seen: Tensor | None = None) -> Tensor:
+        """Embeddings (P, B, d), channels coarse to fine, out of those per level (positions, B, d).
 
         `seen` as for `update`; where an image does not show a position, its embedding there is NaN.
         """
         batch = torch.cat([column[own] for column, own in zip(columns, self._own, strict=True)], dim=2)
-        if seen is not None:
-            batch = batch.masked_fill(seen[self._coarsest][..., None] == 0, math.nan)
-        for embedding, group in zip(batch.unbind(1), groups, strict=True):
-            if group in self._groups:
-                self.thinned = True
-                continue
-            self._groups.add(group)
-            self._n_taken += 1
-            if len(self._kept) < N_IMAGES:
-                self._kept.append(embedding.clone())
-            elif (place := int(self._rng.integers(self._n_taken))) < N_IMAGES:
-                self._kept[place] = embedding.clone()
+        return batch if seen is None else batch.masked_fill(seen[self._coarsest][..., None] == 0, math.nan)
 
     def embeddings(self) -> Tensor:
-        """Of the sample: (positions, images, d) float64, channels coarse to fine."""
+        """Of the sample: (positions, images, d) float64."""
         return torch.stack(self._kept, dim=1).double()
 
 
-def choose_regularization(moments: Moments, probe: Probe) -> Regularization:
-    """The candidate of greatest leave-one-out likelihood; the paper's setting for too few images."""
-    delta, own, count = _statistics(moments, probe)
-    if not len(own) or (isinstance(count, int) and count < MIN_IMAGES):
-        return PAPER
-    shared = _assemble(shared_covariance(moments))
+def choose_regularization(moments: Moments, probe: Probe, group_of: Sequence[Hashable] | None = None) -> Regularization:
+    """The candidate of greatest leave-one-out likelihood; the paper's setting for too few images.
+
+    With the group of each image of the training order, groups are left out as a whole; too few are those that leave
+    fewer than two images.
+    """
+    is_grouped = group_of is not None and len(set(group_of)) < len(group_of)
+    of_sample = is_grouped and len(probe.indices) < moments.count
+    delta, own, count = _statistics(moments, probe, of_sample=of_sample)
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for row, index in enumerate(probe.indices):
+        groups[row if group_of is None else group_of[index]].append(row)
+    most = (count if isinstance(count, int) else len(probe.indices)) - (MIN_IMAGES - 1)
+    members = [group for group in groups.values() if len(group) <= most]
+    shared = shared_at_all(moments)
     variance = float(shared.diagonal().mean())
-    if variance <= 0:  # identical images
+    if not members or not len(own) or variance <= 0:  # identical images
         return PAPER
     ridges = [share * variance for share in RIDGES]
-    scores = log_likelihoods(delta, own, shared, count, SHARINGS, ridges)
+    scores = log_likelihoods(delta, own, shared, count, SHARINGS, ridges, members)
     sharing, ridge = np.unravel_index(int(scores.argmax()), scores.shape)
     return Regularization(ridge=ridges[ridge], sharing=SHARINGS[sharing])
 
 
+def strongest_regularization(moments: Moments) -> Regularization:
+    """The strongest candidate: chance is least under it, so that copies are alike, however few images there are."""
+    variance = float(shared_at_all(moments).diagonal().mean())
+    return Regularization(ridge=RIDGES[-1] * variance, sharing=SHARINGS[-1])
+
+
 def log_likelihoods(
-    delta: Tensor, own: Tensor, shared: Tensor, count: int | Tensor, sharings: Sequence[float], ridges: Sequence[float]
+    delta: Tensor,
+    own: Tensor,
+    shared: Tensor,
+    count: int | Tensor,
+    sharings: Sequence[float],
+    ridges: Sequence[float],
+    groups: Sequence[Sequence[int]],
 ) -> NDArray[np.float64]:
     """Mean leave-one-out log-likelihood (sharings, ridges) of an image at a position, up to a constant.
 
-    From embeddings less their mean (P, B, d), covariances (P, d, d) of `count` images, or of (P,), and the shared one
-    (d, d). An embedding of NaN does not count.
+    From embeddings less their mean (P, B, d), covariances (P, d, d) of `count` images, or of (P,), the shared one
+    (d, d), and the rows of each group's images. An embedding of NaN does not count.
     """
+    by_size: dict[int, list[Sequence[int]]] = defaultdict(list)
+    for group in groups:
+        by_size[len(group)].append(group)
+    rows = {size: torch.tensor(same, device=delta.device) for size, same in by_size.items()}
+    shown = ~delta[..., 0].isnan()
+    n_shown = shown[:, torch.cat([same.flatten() for same in rows.values()])].sum(dim=1)
     result = np.empty((len(sharings), len(ridges)))
-    count = count[:, None] if isinstance(count, Tensor) else count
     for i, sharing in enumerate(sharings):
         values, vectors = torch.linalg.eigh((1 - sharing) * own + sharing * shared)
-        squares = (delta @ vectors).square_()
-        k = (1 - sharing) * count / (count - 1) ** 2
+        turned = delta.nan_to_num(nan=0) @ vectors
         for j, ridge in enumerate(ridges):
             spread = values.clamp(min=0) + ridge
-            squared = (squares @ (1 / spread)[..., None])[..., 0]
-            left = (1 - k * squared).clamp_(min=SMALLEST)
-            terms = left.log() + (count / (count - 1)) ** 2 * squared / left
-            result[i, j] = -0.5 * float((spread.log().sum(dim=1) + terms.nanmean(dim=1)).nanmean())
+            white = turned / spread.sqrt()[:, None]
+            terms = [_left_out(white[:, same], shown[:, same], count, sharing) for same in rows.values()]
+            change = torch.stack(terms).sum(dim=0) / n_shown
+            result[i, j] = -0.5 * float((spread.log().sum(dim=1) + change).nanmean())
     return result
 
 
-def _statistics(moments: Moments, probe: Probe) -> tuple[Tensor, Tensor, int | Tensor]:
+def _left_out(white: Tensor, shown: Tensor, count: int | Tensor, sharing: float) -> Tensor:
+    """What log-determinant and squared distance come to without a group, summed over all images: (P,).
+
+    From whitened embeddings (P, groups, m, d) under all images; only where `shown` (P, groups, m), elsewhere 0.
+    """
+    weight = shown.to(white.dtype)
+    m = weight.sum(dim=2)[..., None, None]
+    count = torch.as_tensor(count, dtype=white.dtype, device=white.device)[..., None, None, None]
+    count = count.maximum(m + MIN_IMAGES - 1)
+    kappa = (1 - sharing) / (count - 1)
+    identity = torch.eye(white.shape[2], dtype=white.dtype, device=white.device)
+    ones = weight[..., None] * weight[..., None, :]
+    root = identity + ((count / (count - m)).sqrt() - 1) / m.clamp(min=1) * ones
+    rows = root @ white  # B is their Gram matrix
+    left = identity + SMALLEST * torch.diag_embed(weight) - kappa * rows @ rows.transpose(2, 3)
+    factor = torch.linalg.cholesky_ex(left)[0]
+    inverse = torch.linalg.solve_triangular(factor, root, upper=False)
+    squared = (inverse.square().sum(dim=(2, 3)) - root.square().sum(dim=(2, 3))) / kappa[..., 0, 0]
+    log_det = 2 * factor.diagonal(dim1=2, dim2=3).clamp(min=SMALLEST).log().sum(dim=2)
+    change: Tensor = (squared + m[..., 0, 0] * log_det).sum(dim=1)
+    return change
+
+
+def _statistics(moments: Moments, probe: Probe, *, of_sample: bool) -> tuple[Tensor, Tensor, int | Tensor]:
     """Embeddings less their mean (P, B, d), covariances (P, d, d), and the number of images they are of, or (P,).
 
-    Positions that too few images show are left out.
+    Positions that too few images show are left out. `of_sample`: of the probe's images alone, since others of their
+    groups would vouch for them.
     """
     embeddings = probe.embeddings()
-    if probe.thinned and moments.seen is None:
-        delta = embeddings - embeddings.mean(dim=1, keepdim=True)
-        count = delta.shape[1]
-        return delta, delta.transpose(1, 2) @ delta / max(1, count - 1), count
-    rows = [moments.hierarchy.own_positions(position) for position in probe.positions]
+    if of_sample:
+        shown = (~embeddings[..., 0].isnan()).sum(dim=1)
+        delta = embeddings - embeddings.nanmean(dim=1, keepdim=True)
+        zeroed = delta.nan_to_num(nan=0)
+        own = zeroed.transpose(1, 2) @ zeroed / (shown - 1).clamp(min=1)[:, None, None]
+        count: int | Tensor = len(probe.indices) if moments.seen is None else shown
+    else:
+        mean, own, count = moments_at(moments, probe.positions)
+        delta = embeddings - mean[:, None]
+    if isinstance(count, int):
+        return delta, own, count
+    known = known_cells(count, len(probe.indices) if of_sample else moments.count) > 0
+    return delta[known], own[known], count[known]
+
+
+def moments_at(moments: Moments, positions: Sequence[int]) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Means (P, d), covariances (P, d, d) at some positions, channels coarse to fine, of so many images, or (P,)."""
+    rows = [moments.hierarchy.own_positions(position) for position in positions]
     mean = torch.stack([torch.cat([level[i] for level, i in zip(moments.mean, row, strict=True)]) for row in rows])
-    cells = [moments.hierarchy.ancestors(position) for position in probe.positions]
+    cells = [moments.hierarchy.ancestors(position) for position in positions]
     blocks = [
         [(cross[i], own[i]) for cross, own, i in zip(moments.cross, moments.own, row, strict=True)] for row in cells
     ]
     scatter = torch.stack([_assemble(position) for position in blocks])
-    delta = embeddings - mean[:, None]
     if moments.seen is None:
-        return delta, scatter / (moments.count - 1), moments.count
+        return mean, scatter / (moments.count - 1), moments.count
     seen = moments.seen[[path[0] for path in cells]]
-    known = known_cells(seen, moments.count) > 0
-    return delta[known], scatter[known] / (seen[known] - 1)[:, None, None], seen[known]
+    return mean, scatter / (seen - 1).clamp(min=1)[:, None, None], seen
+
+
+def shared_at_all(moments: Moments) -> Tensor:
+    """The covariance (d, d) float64 that all positions share, channels coarse to fine."""
+    return _assemble(shared_covariance(moments))
 
 
 def _assemble(blocks: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -246,47 +330,3 @@ def _assemble(blocks: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         whole[start:stop, :start], whole[:start, start:stop] = cross.double(), cross.double().T
         whole[start:stop, start:stop] = own.double()
     return whole
-
-
-class Sketcher:
-    """Makes the sketch of an image from its embeddings."""
-
-    def __init__(self, factor: Factor) -> None:
-        n_features = factor.hierarchy.n_features
-        n_positions = max(8, min(N_SKETCHED, N_SKETCHED * 256 // n_features))
-        positions = spread_positions(factor.hierarchy, n_positions)
-        self._coarsest = [factor.hierarchy.ancestors(position)[0] for position in positions]
-        self._own = [list(level) for level in zip(*map(factor.hierarchy.own_positions, positions), strict=True)]
-        self._mean = torch.cat([mean[own] for mean, own in zip(factor.mean, self._own, strict=True)], dim=1)
-        self._whiten = triangles(factor, positions).float()
-        rng = np.random.default_rng(0)
-        n_values, device = len(positions) * n_features, self._mean.device
-        self._bucket = torch.from_numpy(rng.integers(N_BUCKETS, size=n_values)).to(device)
-        self._sign = torch.from_numpy(rng.choice(np.array([-1, 1], np.float32), size=n_values)).to(device)
-
-    def __call__(self, columns: Sequence[Tensor], seen: Tensor | None = None) -> Tensor:
-        """Sketches (B, buckets) of unit length, on the CPU, of embeddings per level (positions, B, d).
-
-        `seen` as for `flawmap.detectors.padim.gaussian.moments.update`.
-        """
-        picked = torch.cat([column[own] for column, own in zip(columns, self._own, strict=True)], dim=2)
-        white = torch.bmm(picked - self._mean[:, None], self._whiten.transpose(1, 2))
-        if seen is not None:
-            white = white * seen[self._coarsest][..., None]
-        values = white.transpose(0, 1).flatten(1) * self._sign
-        sketch = values.new_zeros(len(values), N_BUCKETS).index_add_(1, self._bucket, values)
-        return torch.nn.functional.normalize(sketch, dim=1).cpu()
-
-
-def near_duplicates(sketches: Tensor, groups: list[int]) -> list[tuple[int, int]]:
-    """Pairs (earlier, later) of near-duplicates in different groups: for each image the earlier one most like it."""
-    pairs = []
-    group = torch.tensor(groups)
-    for start in range(0, len(sketches), BLOCK):
-        stop = min(start + BLOCK, len(sketches))
-        alike = sketches[start:stop] @ sketches[:stop].T
-        later = torch.arange(start, stop)[:, None] <= torch.arange(stop)[None]
-        alike[later | (group[start:stop, None] == group[None, :stop])] = -math.inf
-        best, earlier = alike.max(dim=1)
-        pairs += [(int(earlier[i]), start + int(i)) for i in torch.nonzero(best > NEAR).flatten()]
-    return pairs

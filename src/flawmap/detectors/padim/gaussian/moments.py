@@ -73,6 +73,11 @@ class Moments:
             torch.zeros(levels[0].n_cells, dtype=torch.float64, device=device) if masked else None,
         )
 
+    def emptied(self) -> Moments:
+        """Moments of the same kind, of no images at all."""
+        mean, cross, own = ([torch.zeros_like(rows) for rows in part] for part in (self.mean, self.cross, self.own))
+        return Moments(self.hierarchy, 0, mean, cross, own, None if self.seen is None else torch.zeros_like(self.seen))
+
 
 def update(moments: Moments, columns: Sequence[Tensor], seen: Tensor | None = None) -> None:
     """Take in a batch of embeddings, per level (positions, B, d) float32, in place. Larger batches are faster.
