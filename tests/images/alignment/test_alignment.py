@@ -78,6 +78,21 @@ def test_a_part_of_another_size_is_found_by_similarity():
     assert math.hypot(*pose[0, :2]) == pytest.approx(1.17, abs=0.01)
 
 
+@pytest.mark.parametrize("turns", [-1, 1])
+def test_a_thread_is_not_found_a_turn_further(turns):
+    rows, columns = np.mgrid[:128, :128].astype(np.float32)
+    inside_bar = (abs(rows - 64) < 12) & (abs(columns - 64) < 45)
+    bar = np.where(inside_bar, 120 + 60 * np.sin(columns * 2 * np.pi / 4.5), 20).astype(np.float32)
+    bar[(abs(rows - 64) < 18) & (abs(columns - 22) < 4)] = 200  # the head
+    reference = Reference("rigid", bar, (1.0, 1.0), angles=(-6.0, 6.0))
+    level = reference._levels[-1]
+    wrong = level.refine(bar, pose_matrix(0.0, 1.0, (0.0, turns * 4.5 / 128)), 3)
+    assert abs(wrong[1, 2]) * 128 > 3  # Gauss-Newton alone stays there
+    found = level.refine(bar, level.shifted(bar, wrong), 3)
+    assert abs(found[1, 2]) * 128 < 0.2
+    assert level.shifted(bar, found) is None
+
+
 def test_a_reference_is_learnt_from_parts_that_lie_anyhow():
     images, angles, _ = turned(16)
     learnt = learn_reference([grey(image) for image in images], "rigid", (1.0, 1.0))

@@ -36,6 +36,9 @@ STEPS = (3, 3, 2, 1)
 """Gauss-Newton steps, at most, on each level."""
 SMALL = 0.02
 """Pixels; smaller steps end the refinement."""
+SHIFTED, SHIFTS = 128, 6
+"""Longer side of the picture on which a pose is compared with shifted ones, and up to how many pixels: what repeats
+itself, such as a thread, fits nearly as well a turn further."""
 FURTHEST = 0.1
 """Part of the longer side by which the refinement may leave the coarse result; further, it has run away."""
 LEAST_SHOWN = 0.25
@@ -97,6 +100,8 @@ class Reference:
         poses = self._bank.candidates(pictures[0])
         for level, values, n_steps, n_kept in zip(self._levels, pictures, STEPS, KEPT, strict=False):
             poses = [level.refine(values, pose, n_steps) for pose in poses]
+            if max(level.picture.frame.size) == SHIFTED and (shifted := level.shifted(values, poses[0])) is not None:
+                poses.append(level.refine(values, shifted, n_steps))
             if len(poses) > n_kept:
                 matches = [level.match(values, pose) for pose in poses]
                 poses = [poses[i] for i in np.argsort(-np.array(matches), kind="stable")[:n_kept]]
@@ -157,6 +162,27 @@ class _Level:
             if max(abs(step)) * max(values.shape) < SMALL:
                 break
         return pose if np.abs(pose - start)[:2].max() <= FURTHEST else start
+
+    def shifted(self, values: Grey, pose: Matrix) -> Matrix | None:
+        """The pose, shifted to where image and reference (h, w) correlate best; None where it does so already."""
+        shown = self._shown(Image.fromarray(values), pose)
+        if shown is None:
+            return None
+        image = _centred(shown[1], shown[0], shown[2]).reshape(values.shape)
+        padded = (values.shape[0] + SHIFTS, values.shape[1] + SHIFTS)
+        plane = np.fft.irfft2(np.fft.rfft2(image, s=padded) * self._spectrum, s=padded)
+        near = np.arange(-SHIFTS, SHIFTS + 1)
+        down, right = np.unravel_index(np.argmax(plane[np.ix_(near, near)]), (len(near), len(near)))
+        if near[down] == near[right] == 0:
+            return None
+        per_unit = self.picture.frame.pixels
+        return pose @ pose_matrix(0.0, 1.0, (near[down] / per_unit[0, 0], near[right] / per_unit[1, 1]))
+
+    @cached_property
+    def _spectrum(self) -> NDArray[np.complexfloating[Any, Any]]:
+        """Of the reference, padded with zeros, for correlation."""
+        values = self.picture.values - self.picture.values.mean()
+        return np.conj(np.fft.rfft2(values, s=(values.shape[0] + SHIFTS, values.shape[1] + SHIFTS)))
 
     def match(self, values: Grey, pose: Matrix, counts: Grey | None = None) -> float:
         """Correlation of image and reference; or with the mean of the others, of `counts` (h, w) with the image."""
