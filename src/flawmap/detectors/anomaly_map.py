@@ -3,9 +3,10 @@
 Bilinear up-sampling (align_corners=False) followed by a Gaussian filter is one separable linear operator:
 map = A M B^T with A = gaussian(bilinear(I)) along the rows and B along the columns.
 
-Of a region of interest only its cells enter, m = 1 in them and 0 in the others, and each pixel is the weighted mean of
-those: (A (m M) B^T) / (A m B^T). What lies outside is not smoothed in, and a defect at the region's border is not
-smoothed out.
+Of a region of interest, and of what an aligned image shows, only those cells enter, m = 1 in them and 0 in the others,
+and each pixel is the weighted mean of those: (A (m M) B^T) / (A m B^T). What lies outside is not smoothed in, and a
+defect at a border is not smoothed out. A pixel that is shown, of a cell that is not shown as a whole, has the mean of
+those nearby.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from flawmap.prediction import Size
 SIGMA = 4.0
 """Standard deviation of the Gaussian filter in pixels of the model's input (PaDiM section IV-B)."""
 
+LEAST_WEIGHT = 1e-12
+"""What smoothing leaves, at least, of cells that count: pixels further from any of them are 0."""
+
 
 @lru_cache(maxsize=64)
 def smoothing_operator(n_cells: int, n_pixels: int, sigma: float = SIGMA) -> Tensor:
@@ -39,14 +43,56 @@ def anomaly_maps(
     distances: Tensor, input_size: Size, *, sigma: float = SIGMA, roi: NDArray[np.bool_] | None = None
 ) -> Tensor:
     """Anomaly maps (B, H, W) at the input size from patch distances (B, h, w); 0 outside a region `roi` (H, W)."""
-    rows = smoothing_operator(distances.shape[1], input_size[0], sigma).to(distances.device)
-    columns = smoothing_operator(distances.shape[2], input_size[1], sigma).to(distances.device)
+    rows, columns, region = _operators(distances, input_size, sigma, roi)
+    return rows @ distances @ columns if region is None else (rows @ (distances * region[0]) @ columns) * region[1]
+
+
+def masked_maps(
+    distances: Tensor, input_size: Size, cells: Tensor, shown: Tensor, *, roi: NDArray[np.bool_] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Anomaly maps of images that do not show everything, and what scores them: `smooth_shown`."""
+    rows, columns, region = _operators(distances, input_size, SIGMA, roi)
+    return smooth_shown(distances, rows, columns, cells, shown, region)
+
+
+def smooth_shown(
+    distances: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    cells: Tensor,
+    shown: Tensor,
+    region: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Anomaly maps (B, H, W), 0 where an image shows nothing, and of the same shape what scores the image.
+
+    At a border the network sees what stands in for the rest, which is no part of the image. So what scores is the map
+    times the share of the smoothing that falls on cells that count.
+
+    Args:
+        distances: patch distances (B, h, w).
+        rows: A (H, h).
+        columns: B^T (w, W).
+        cells: (B, h, w), 1 for cells that count, 0 for others.
+        shown: (B, H, W), pixels that are shown.
+        region: `roi_weights` of a region of interest.
+    """
+    if region is not None:
+        cells = cells * region[0]
+    weights, weighed = rows @ cells @ columns, torch.where(shown, rows @ (distances * cells) @ columns, 0.0)
+    maps = weighed / weights.clamp(min=LEAST_WEIGHT)
+    return (maps, weighed) if region is None else (maps * (region[1] > 0), weighed * region[1])
+
+
+def _operators(
+    distances: Tensor, input_size: Size, sigma: float, roi: NDArray[np.bool_] | None
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """A, B^T, and `roi_weights`, for distances (B, h, w) on their device."""
+    device, grid = distances.device, (distances.shape[1], distances.shape[2])
+    rows, columns = (smoothing_operator(n, size, sigma).to(device) for n, size in zip(grid, input_size, strict=True))
     if roi is None:
-        return rows @ distances @ columns.T
-    cells, gain = (
-        part.to(distances.device) for part in roi_weights(roi, (distances.shape[1], distances.shape[2]), sigma=sigma)
-    )
-    return (rows @ (distances * cells) @ columns.T) * gain
+        return rows, columns.T, None
+    cells, gain = roi_weights(roi, grid, sigma=sigma)
+    return rows, columns.T, (cells.to(device), gain.to(device))
 
 
 def cells_of(roi: NDArray[np.bool_], grid: Size) -> NDArray[np.bool_]:

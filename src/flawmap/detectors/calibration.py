@@ -101,10 +101,20 @@ class HeldOutScores:
             self.groups.append(group)
 
     def add_map(
-        self, index: int, anomaly_map: NDArray[np.float32], placement: Placement, *, group: int | None = None
+        self,
+        index: int,
+        anomaly_map: NDArray[np.float32],
+        placement: Placement,
+        *,
+        group: int | None = None,
+        weighed: NDArray[np.float32] | None = None,
     ) -> None:
-        """Add a good image by its map (H, W), of which only the pixels that are inspected count."""
-        self.add(index, self.count(anomaly_map, placement), group=group)
+        """Add a good image by its map (H, W), of which only the pixels that are inspected count.
+
+        Its score is that of `weighed` (H, W), if it is given.
+        """
+        score = self.count(anomaly_map, placement)
+        self.add(index, score if weighed is None else map_score(weighed, self.top_share), group=group)
 
     def count(self, anomaly_map: NDArray[np.float32], placement: Placement) -> float:
         """Count those values of a good image's map (H, W) that are inspected; gives its score."""

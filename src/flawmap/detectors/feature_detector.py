@@ -97,7 +97,8 @@ class FeatureDetector(Detector):
     def _head(self, *, for_graph: bool = False) -> nn.Module:  # noqa: ARG002 (for those that have one)
         """Feature maps (B, C, h, w) of each layer to anomaly maps, if any, and scores; see `network`.
 
-        A head may also have `maps`, of the same arguments, that leaves out the scores.
+        A head may also have `maps`, which leaves out the scores. Those of an image that does not show everything, as
+        aligned images, follow from more than its map.
         """
         raise ParameterError(f"{self.name} has no network that a graph format could hold, and cannot be exported")
 
@@ -129,11 +130,13 @@ class FeatureDetector(Detector):
             given = (features,) if shown is None else (features, torch.from_numpy(shown.copy()))
             maps_alone = getattr(head, "maps", None)
             with torch.inference_mode():
-                if maps_alone is not None:
+                if shown is None and maps_alone is not None:
                     return maps_alone(*given).cpu().numpy(), None
                 outputs = list(head(*given))
         *maps, scores = (output.cpu().numpy() for output in outputs)
-        return (maps[0], None) if maps else (None, scores)
+        if not maps:
+            return None, scores
+        return maps[0], None if self.aligner_ is None else scores
 
     def _compile(self) -> None:
         with NETWORKS:

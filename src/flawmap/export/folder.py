@@ -66,7 +66,11 @@ def export_model(
     described = model.describe()
     described.get("backbone", {}).pop("weights_path", None)  # a path on this machine
     network = GraphNetwork(
-        model.network(for_graph=True), preprocessing.window, decision, roi=model.roi_, top_share=model.top_share_
+        model.network(for_graph=True),
+        preprocessing.window,
+        decision,
+        roi=model.roi_ if aligner is None else None,  # else the network leaves out what lies outside by itself
+        top_share=model.top_share_,
     )
     try:
         _check_folder(target)

@@ -180,10 +180,12 @@ class Inspector:
     def _judge(self, batch: list[Loaded]) -> list[Prediction]:
         """Predictions of images that hold their canvas: the graph crops."""
         maps, scores = self._run(np.stack([image.pixels for image in batch]))
+        # of images that were not aligned, the graph's scores may count the padding of a letterbox
+        pads = maps is not None and batch[0].placement.pose is None
         return judge(
             batch,
             maps,
-            scores if maps is None else None,  # the graph's count the padding of a letterbox
+            None if pads else scores,
             self.decision_,
             top_share=self.metadata.top_share,
             good=self.metadata.images,

@@ -129,6 +129,23 @@ def test_aligned_images_agree_and_say_what_they_show(aspect):
         assert apart(placement.pose.angle - results[0][1].pose.angle, angle - angles[0]) < 1.5
 
 
+def test_what_stands_in_is_as_bright_as_the_photo():
+    images, _, _ = turned(12)
+    plain = Preprocessing.of(128)
+    aligner = learn_aligner(sample(images, plain), "rigid")
+    to_the_left = np.array([[1, 0, 0], [0, 1, 64.0], [0, 0, 1]])
+    dark, light = (
+        aligner.move((images[0] * gain).astype(np.uint8), (0, 0, 128, 128), to_the_left) for gain in (0.6, 0.9)
+    )
+    shown = dark[..., 3] > 0
+    assert not shown[:, 70:].any()
+    change, change_beside = (light[part][:, :3].mean() - dark[part][:, :3].mean() for part in (~shown, shown))
+    assert change_beside > 30
+    assert change == pytest.approx(change_beside, abs=4)
+    beyond = np.array([[1, 0, 900.0], [0, 1, 0], [0, 0, 1]])
+    assert not aligner.move(images[0], (0, 0, 128, 128), beyond)[..., 3].any()
+
+
 def test_a_map_goes_back_to_where_the_part_lies():
     images, _, _ = turned(12)
     plain = Preprocessing.of(64)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from flawmap.decision import n_highest
-from flawmap.detectors.anomaly_map import image_scores, roi_weights, smoothing_operator
-from flawmap.detectors.padim.embedding import Level, Projection, finest_grid, nearest_positions, seen_cells
+from flawmap.detectors.anomaly_map import image_scores, roi_weights, smooth_shown, smoothing_operator
+from flawmap.detectors.padim.embedding import SHOWN, Level, Projection, finest_grid, nearest_positions, seen_cells
 from flawmap.detectors.padim.gaussian.factor import Factor
 from flawmap.prediction import Size
 
@@ -63,16 +63,20 @@ class PaDiMHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor], shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Anomaly maps (N, H, W) and image scores (N,); images show only pixels where `shown` (N, H, W) is 255."""
-        maps = self.maps(features, shown)
-        return maps, image_scores(maps, self.n_highest)
-
-    def maps(self, features: Sequence[Tensor], shown: Tensor | None = None) -> Tensor:
-        """The maps alone."""
+        if shown is None:
+            maps = self.maps(features)
+            return maps, image_scores(maps, self.n_highest)
+        seen = seen_cells(shown, self.coarsest)[:, None]
+        seen = seen if self.known is None else seen * self.known
+        cells = interpolate(seen, size=self.grid, mode="nearest")[:, 0]
+        region = None if self.cells is None or self.gain is None else (self.cells, self.gain)
         distances = self.distances(features)
-        if shown is not None:
-            seen = seen_cells(shown, self.coarsest)[:, None]
-            seen = seen if self.known is None else seen * self.known
-            distances = distances * interpolate(seen, size=self.grid, mode="nearest")[:, 0]
+        maps, weighed = smooth_shown(distances, self.rows, self.columns, cells, shown == SHOWN, region)
+        return maps, image_scores(weighed, self.n_highest)
+
+    def maps(self, features: Sequence[Tensor]) -> Tensor:
+        """The maps alone, of images that show everything."""
+        distances = self.distances(features)
         if self.cells is not None:
             distances = distances * self.cells
         maps: Tensor = self.rows @ distances @ self.columns

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawmap.backbones import Backbone
-from flawmap.detectors.anomaly_map import anomaly_maps
+from flawmap.detectors.anomaly_map import anomaly_maps, masked_maps
 from flawmap.detectors.batches import Batch
 from flawmap.detectors.calibration import HeldOutScores, find_groups, near_duplicates
 from flawmap.detectors.good_images import GoodImages
-from flawmap.detectors.padim.embedding import embed, shown_cells
+from flawmap.detectors.padim.embedding import SHOWN, embed, shown_cells
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise, inner_products, known_cells, squared_distances
 from flawmap.detectors.padim.gaussian.leave_one_out import (
     SMALLEST,
@@ -337,11 +338,17 @@ class Calibrator:
         result = self._result
         for batch in embedded:
             found, shown = distances(factor, batch.embedding).sqrt_(), self._shown(batch)
-            if shown is not None and factor.known is not None:
-                found = found * factor.hierarchy.to_finest((shown * factor.known[:, None]).T)
-            maps = anomaly_maps(found, self._input_size, roi=batch.images[0].placement.roi).cpu().numpy()
-            for index, image, anomaly_map in zip(batch.indices, batch.images, maps, strict=True):
-                result.add_map(index, anomaly_map, image.placement, group=numbers[index])
+            roi = batch.images[0].placement.roi
+            weighed: Iterable[Any] = [None] * len(batch.images)
+            if shown is None or factor.known is None:
+                maps = anomaly_maps(found, self._input_size, roi=roi).cpu().numpy()
+            else:
+                cells = factor.hierarchy.to_finest((shown * factor.known[:, None]).T)
+                pixels = torch.from_numpy(batch.pixels[..., 3] == SHOWN).to(found.device)
+                both = masked_maps(found, self._input_size, cells, pixels, roi=roi)
+                maps, weighed = (part.cpu().numpy() for part in both)
+            for index, image, anomaly_map, scoring in zip(batch.indices, batch.images, maps, weighed, strict=True):
+                result.add_map(index, anomaly_map, image.placement, group=numbers[index], weighed=scoring)
             advance(len(batch.images))
 
     def _shown(self, batch: Batch) -> Tensor | None:

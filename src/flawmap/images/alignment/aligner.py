@@ -18,6 +18,8 @@ from flawmap.prediction import Placement, Pose, Size
 
 LONGEST = 256
 """Longer side, at most, of what an alignment keeps of pictures, in pixels."""
+SAMPLED = 4
+"""Of so many rows and columns one is looked at for an image's brightness."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +47,8 @@ class Aligner:
 
     @cached_property
     def _stand_in(self) -> NDArray[np.uint8]:
-        """(*size, 4): the mean colours, marked as not shown."""
-        image = Image.fromarray(self.colours).resize(self.size[::-1], Image.Resampling.BILINEAR)
-        return np.dstack([np.asarray(image), np.zeros(self.size, np.uint8)])
+        """(*size, 3): the mean colours."""
+        return np.asarray(Image.fromarray(self.colours).resize(self.size[::-1], Image.Resampling.BILINEAR))
 
     @cached_property
     def _part(self) -> NDArray[np.float32]:
@@ -69,10 +70,18 @@ class Aligner:
         return match >= self.least_match and self.shown(seen) >= self.least_shown
 
     def move(self, canvas: NDArray[np.uint8], content: Box, affine: Matrix) -> NDArray[np.uint8]:
-        """The image (H, W, 4) as the reference lies; its fourth channel is 255 where the image shows something."""
+        """The image (H, W, 4) as the reference lies; its fourth channel is 255 where the image shows something.
+
+        Elsewhere it has the mean colours, as much brighter or darker as the image is: a seam would look like a defect.
+        """
         seen = inside(affine, self.size, content, margin=0.5)
-        aligned = self._stand_in.copy()
         moved = np.asarray(resample(Image.fromarray(canvas), affine, self.size))
+        aligned = np.dstack([self._stand_in, np.zeros(self.size, np.uint8)])
+        if not seen.all():
+            some = np.s_[SAMPLED // 2 :: SAMPLED, SAMPLED // 2 :: SAMPLED]
+            change = (moved[some].astype(np.float32) - self._stand_in[some])[seen[some]]
+            offset = np.round(change.mean(axis=0)).astype(np.int16) if len(change) else np.zeros(3, np.int16)
+            aligned[..., :3] = np.clip(self._stand_in + offset, 0, 255)
         np.copyto(aligned[..., :3], moved, where=seen[..., None])
         aligned[..., 3][seen] = 255
         return aligned
