@@ -18,9 +18,10 @@ from flawmap.decision import TOP_SHARE
 from flawmap.detectors.anomaly_map import cells_of
 from flawmap.detectors.batches import batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
-from flawmap.detectors.document import Record, Stored
+from flawmap.detectors.document import Document, Record, Stored
 from flawmap.detectors.feature_detector import FeatureDetector
 from flawmap.detectors.good_images import GoodImages
+from flawmap.detectors.padim.blocks import in_blocks
 from flawmap.detectors.padim.embedding import Hierarchy, Level, build_hierarchy, project_hierarchy
 from flawmap.detectors.padim.fit import choose_channels, learn, reduced_hierarchy
 from flawmap.detectors.padim.gaussian.factor import Factor, covariance_at, mean_at, typical_distance
@@ -149,6 +150,13 @@ class PaDiM(FeatureDetector):
         PrecisionChoice,
         Field(description='Of the backbone. "bfloat16" is twice as fast where the processor has it; "auto": there.'),
     ] = "float32"
+    blocks: Annotated[
+        Literal[1, 2, 4],
+        Field(
+            description="Cells, a side, of the coarsest grid that share a covariance: 1, 2 or 4. The model is so many "
+            "times smaller, squared, and each position keeps its mean."
+        ),
+    ] = 1
     score: Annotated[
         Literal["max", "top"] | float,
         BeforeValidator(_check_score),
@@ -216,9 +224,8 @@ class PaDiM(FeatureDetector):
         if self.reduction == "pca":
             size = good.batch_size or batch_size(input_size)
             features = (backbone.features(batch.pixels) for batch in good.look_ahead(size))
-        hierarchy = self._inspected(
-            reduced_hierarchy(self.shapes_, channels, self.reduction, self.n_features, features)
-        )
+        hierarchy = reduced_hierarchy(self.shapes_, channels, self.reduction, self.n_features, features)
+        hierarchy = self._inspected(in_blocks(hierarchy, self.blocks))
         if self.aligner_ is not None and any(side % n for side, n in zip(input_size, hierarchy.grid, strict=True)):
             raise ParameterError(
                 f"alignment needs an input of whole cells of {hierarchy.grid}, got {input_size}; choose a resize that "
@@ -276,6 +283,13 @@ class PaDiM(FeatureDetector):
     def _image_cache(self) -> float:
         return self.cache_mb if self.calibrate else 0.0
 
+    def _document(self, dtype: FactorDtype) -> Document:
+        document = super()._document(dtype)
+        if self.blocks > 1:
+            return document
+        known = {name: value for name, value in document.parameters.items() if name != "blocks"}
+        return document.model_copy(update={"parameters": known})  # as files were before there were blocks
+
     def _learnt(self) -> dict[str, Any]:
         regularization = self.regularization_
         return LearntRecord(
@@ -304,7 +318,7 @@ class PaDiM(FeatureDetector):
         record = stored.document.backbone
         layers = () if record is None else record.layers
         channels = np.array(learnt.channels, np.int64)
-        hierarchy = self._inspected(self._described_hierarchy(channels))
+        hierarchy = self._inspected(in_blocks(self._described_hierarchy(channels), self.blocks))
         shapes = self._expected_shapes(hierarchy, layers)
         if learnt.alignment is not None:
             shapes |= {**learnt.alignment.shapes, KNOWN: (hierarchy.levels[0].n_cells,)}
@@ -319,7 +333,7 @@ class PaDiM(FeatureDetector):
         names = [self._level_name(level, layers) for level in hierarchy.levels]
         if hierarchy.projection is not None:
             hierarchy = replace(hierarchy, projection=replace(hierarchy.projection, components=tensors[COMPONENTS]))
-        coarsest = hierarchy.levels[0]
+        coarsest = hierarchy.covariances.levels[0]
         no_cross = torch.empty(coarsest.n_cells, coarsest.n_channels, 0, device=stored.device)
         self.factor_ = Factor(
             hierarchy.to(stored.device),
@@ -350,12 +364,12 @@ class PaDiM(FeatureDetector):
         shapes: dict[str, tuple[int, ...]] = {}
         if hierarchy.projection is not None:
             shapes[COMPONENTS] = tuple(hierarchy.projection.components.shape)
-        for level in hierarchy.levels:
+        for level, shared in zip(hierarchy.levels, hierarchy.covariances.levels, strict=True):
             name = self._level_name(level, layers)
             shapes[f"{name}.mean"] = (level.n_positions, level.n_channels)
-            shapes[f"{name}.own"] = (level.n_cells, level.n_channels, level.n_channels)
+            shapes[f"{name}.own"] = (shared.n_cells, level.n_channels, level.n_channels)
             if level.n_coarser:
-                shapes[f"{name}.cross"] = (level.n_cells, level.n_channels, level.n_coarser)
+                shapes[f"{name}.cross"] = (shared.n_cells, level.n_channels, level.n_coarser)
         return shapes
 
     def _level_name(self, level: Level, layers: Sequence[str]) -> str:
