@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from flawmap import Inspector, PaDiM, export_model, load
 from flawmap.datasets import Sample
 from flawmap.decision import judge
+from flawmap.detectors.padim import fit, leave_one_out
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.evaluation.evaluate import evaluate
 from flawmap.evaluation.metrics import image_auroc
@@ -147,7 +149,7 @@ def test_a_good_image_without_the_part_does_not_switch_the_threshold_off(good):
 
 
 def test_only_parts_that_are_held_out_count_as_flagged(good):
-    model = PaDiM(align="rigid", calibrate="holdout", **OPTIONS).fit([*good, BLANK, BLANK, BLANK, BLANK])
+    model = PaDiM(align="rigid", calibrate="holdout", groups=None, **OPTIONS).fit([*good, BLANK, BLANK, BLANK, BLANK])
     assert model.n_images_ == 45
     assert model.decision_.n_groups == 16
     assert np.count_nonzero(model.leave_one_out_scores_ > 1e30) == 1
@@ -193,3 +195,19 @@ def test_few_good_images_do_not_flag_all_others(n):
         assert model.leave_one_out_scores_.min() > 0
         flagged += [model.predict(image).pred_label for image in parts(8, first=40_000 + draw)]
     assert np.mean(flagged) <= 0.5
+
+
+def four_by_four(name):
+    return int(re.search(r"\d+", name)[0]) // 4
+
+
+def test_a_group_of_parts_that_show_less_is_left_out_as_by_a_refit(good, monkeypatch):
+    noise = np.random.default_rng(0).normal(0, 20, good.shape)
+    images, scores = (good + noise).clip(0, 255).astype(np.uint8), []
+    for is_large in (lambda *_: False, lambda n_members, *_: n_members > 1):
+        for module in (fit, leave_one_out):
+            monkeypatch.setattr(module, "is_large", is_large)
+        model = PaDiM(align="rigid", **OPTIONS, groups=four_by_four).fit(images)
+        assert 15 <= model.decision_.n_groups <= 16
+        scores.append(model.decision_.scores)
+    np.testing.assert_allclose(*scores, rtol=0.15)  # what regularises is neglected

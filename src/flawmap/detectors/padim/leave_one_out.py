@@ -207,6 +207,10 @@ def _unit(white: Tensor) -> NDArray[np.float32]:
     return np.asarray(vectors.cpu().numpy(), np.float32)
 
 
+def _plain_distances(factor: Factor, columns: Sequence[Tensor], _: Tensor | None) -> Tensor:
+    return squared_distances(factor, columns)
+
+
 class Calibrator:
     """Scores good images by the model without them, which was fitted on `count` images.
 
@@ -248,7 +252,7 @@ class Calibrator:
                 self._take(batch, self._shown(batch))
                 yield batch
 
-        self._score(taken(), numbers, self._plain, self._factor, advance)
+        self._score(taken(), numbers, _plain_distances, self._factor, advance)
         return self._result
 
     def left_out(self, groups: Sequence[Sequence[int]], advance: Callable[[int], None]) -> HeldOutScores:
@@ -273,17 +277,15 @@ class Calibrator:
                 self._score(self._embedded(group, len(group)), numbers, group_out, self._factor, advance)
         return self._result
 
-    @staticmethod
-    def _plain(factor: Factor, columns: Sequence[Tensor], _: Tensor | None) -> Tensor:
-        return squared_distances(factor, columns)
-
     def _one_out(self, factor: Factor, columns: Sequence[Tensor], _: Tensor | None) -> Tensor:
         sharing = self._regularization.sharing
         return leave_one_out(squared_distances(factor, columns), self._counts, sharing=sharing)
 
-    def _group_out(self, factor: Factor, columns: Sequence[Tensor], _: Tensor | None) -> Tensor:
-        counts = self._counts.flatten() if isinstance(self._counts, Tensor) else self._counts
-        squared = leave_group_out(inner_products(factor, columns), counts, sharing=self._regularization.sharing)
+    def _group_out(self, factor: Factor, columns: Sequence[Tensor], shown: Tensor | None) -> Tensor:
+        counts, sharing = self._counts, self._regularization.sharing
+        counts = counts.flatten() if isinstance(counts, Tensor) else counts
+        shown = None if shown is None else factor.hierarchy.to_finest(shown.T).flatten(1).T
+        squared = leave_group_out(inner_products(factor, columns), counts, sharing=sharing, shown=shown)
         return squared.T.reshape(-1, *factor.hierarchy.grid)
 
     def _one_out_of_blocks(self, factor: Factor, columns: Sequence[Tensor], shown: Tensor | None) -> Tensor:
@@ -328,7 +330,7 @@ class Calibrator:
             merge(self._moments, part)
         if not isinstance(embedded, list):
             embedded = self._embedded(group, self._step)
-        self._score(embedded, numbers, self._plain, factor, advance)
+        self._score(embedded, numbers, _plain_distances, factor, advance)
 
     def _still_known(self) -> Tensor | None:
         """Where the model inspects, as far as the images that are left can say something."""

@@ -127,3 +127,27 @@ def test_a_large_group_is_left_out_by_the_inverse_of_its_channels(sharing):
     few = white[:, :2]
     expected = leave_group_out(few @ few.transpose(1, 2), 40, sharing=sharing)
     np.testing.assert_array_equal(leave_set_out(few, 40, sharing=sharing), expected)
+
+
+@pytest.mark.parametrize("d", [5, 40])  # by the inverse of d x d, and by the block identity
+def test_a_group_is_left_out_only_where_it_is_shown(d):
+    rng = np.random.default_rng(0)
+    images, shown = rng.normal(size=(120, d)), np.arange(120) % 4 != 1
+    group = [0, 1, 2, 3, 4, 5]
+
+    def model(those):
+        return those.mean(axis=0), np.cov(those.T)
+
+    mean, covariance = model(images[shown])
+    white = np.linalg.solve(np.linalg.cholesky(covariance), (images[group] - mean).T).T * shown[group, None]
+    count = torch.tensor([int(shown.sum())])
+    found = leave_set_out(torch.from_numpy(white)[None], count)[0].numpy()
+    rest = np.setdiff1d(np.flatnonzero(shown), group)
+    mean, covariance = model(images[rest])
+    difference = images[group] - mean
+    wanted = np.einsum("ij,jk,ik->i", difference, np.linalg.inv(covariance), difference) * shown[group]
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-9)
+    products = torch.from_numpy(white @ white.T + 1 - np.outer(shown[group], shown[group]))[None]
+    np.testing.assert_allclose(
+        leave_group_out(products, count, shown=torch.from_numpy(shown[group])[None])[0], found, rtol=1e-4, atol=1e-9
+    )

@@ -138,27 +138,32 @@ def _solve(taken: Tensor, right: Tensor) -> Tensor:
 def leave_each_out_of_blocks(white: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
     """Squared distances (blocks, b^2, N) of images from the model without each, from whitened ones (blocks, b^2, N, d).
 
-    `count` may differ by position (blocks, b^2).
+    `count` may differ by position (blocks, b^2); an image that does not show one is 0 there.
     """
-    rows = white.transpose(1, 2)
+    rows, n_members = white.transpose(1, 2), white.shape[1]
+    shown = (rows != 0).any(dim=3)
     counts = count[:, None] if isinstance(count, Tensor) else count
-    squared = leave_out_of_blocks(rows @ rows.transpose(2, 3), counts, n_members=white.shape[1], sharing=sharing)
-    return squared[:, :, 0].transpose(1, 2)
+    products = rows @ rows.transpose(2, 3)
+    squared = leave_out_of_blocks(products, counts, n_members=n_members, shown=shown[:, :, None], sharing=sharing)
+    return (squared[:, :, 0] * shown).transpose(1, 2)
 
 
 def leave_set_out_of_blocks(white: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
     """Squared distances (blocks, b^2, m) of a group of any size, whitened (blocks, b^2, m, d), from the model without.
 
-    `count` may differ by position (blocks, b^2). It is the inverse of d x d that is taken.
+    `count` may differ by position (blocks, b^2); an image that does not show one is 0 there. It is the inverse of d x d
+    that is taken.
     """
     n_members, m, d = white.shape[1:]
+    shown = (white != 0).any(dim=3)
+    left = shown.sum(dim=2)
     total = torch.as_tensor(count, dtype=white.dtype, device=white.device).expand(len(white), n_members)
-    rest, freedom = (total - m).clamp(min=1), (total - 1).clamp(min=1).sum(dim=1)
-    without = (total - m - 1).clamp(min=0).sum(dim=1).clamp(min=1)
+    rest, freedom = (total - left).clamp(min=1), (total - 1).clamp(min=0).sum(dim=1).clamp(min=1)
+    without = (total - left - 1).clamp(min=0).sum(dim=1).clamp(min=1)
     shifted = (white + white.sum(dim=2, keepdim=True) / rest[..., None, None]).flatten(1, 2)
     kappa = ((1 - sharing) / freedom)[:, None, None]
     lower = (1 + SMALLEST) * torch.eye(d, dtype=white.dtype, device=white.device)
     lower = torch.linalg.cholesky_ex(lower - kappa * white.flatten(1, 2).transpose(1, 2) @ shifted)[0]
     inverse = torch.linalg.solve_triangular(lower, shifted.transpose(1, 2), upper=False)
     squared: Tensor = inverse.square().sum(dim=1) * (without / freedom)[:, None]
-    return squared.view(-1, n_members, m)
+    return squared.view(-1, n_members, m) * shown

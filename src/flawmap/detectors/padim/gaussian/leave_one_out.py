@@ -99,28 +99,33 @@ def leave_one_out_with_copies(products: Tensor, count: int | Tensor, *, sharing:
     return squared
 
 
-def leave_group_out(products: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
+def leave_group_out(
+    products: Tensor, count: int | Tensor, *, sharing: float = 0.0, shown: Tensor | None = None
+) -> Tensor:
     """Squared distances (..., m) of a group from the model without it, from inner products (..., m, m) under all.
 
-    `count` may differ by position (...); products with images that do not show a position are 0 there.
+    `count` may differ by position (...). Where an image is not `shown` (..., m) it is not left out, and its distance is
+    0; None if all are.
     """
-    n_left_out = products.shape[-1]
-    gram = products.double()
-    if isinstance(count, Tensor):
-        count = count.double().clamp(min=n_left_out + MIN_IMAGES - 1)[..., None, None]
-    elif count - n_left_out < MIN_IMAGES - 1:
-        raise ValueError(f"leaving {n_left_out} of {count} images out leaves fewer than {MIN_IMAGES - 1}")
-    rest = count - n_left_out
-    identity = torch.eye(n_left_out, dtype=gram.dtype, device=gram.device)
-    kappa = (1 - sharing) / (count - 1)
+    n_members = products.shape[-1]
+    if isinstance(count, int) and count - n_members < MIN_IMAGES - 1:
+        raise ValueError(f"leaving {n_members} of {count} images out leaves fewer than {MIN_IMAGES - 1}")
+    weight = torch.ones_like(products[..., 0], dtype=torch.float64) if shown is None else shown.double()
+    both, n_left_out = weight[..., None] * weight[..., None, :], weight.sum(dim=-1)[..., None, None]
+    gram = products.double() * both
+    total = torch.as_tensor(count, dtype=gram.dtype, device=gram.device)[..., None, None]
+    total = total.maximum(n_left_out + MIN_IMAGES - 1)
+    rest = total - n_left_out
+    identity = torch.eye(n_members, dtype=gram.dtype, device=gram.device)
+    kappa = (1 - sharing) / (total - 1)
     # the eigenvectors of B = M^(1/2) G M^(1/2) solve P (P - G)^-1 G = M^(-1/2) B (I - kappa B)^-1 M^(-1/2)
-    root = identity + ((count / rest) ** 0.5 - 1) / n_left_out
+    root = identity + ((total / rest) ** 0.5 - 1) / n_left_out.clamp(min=1) * both
     values, vectors = torch.linalg.eigh(root @ gram @ root)
     values = values.clamp(min=0)
     weights = values[..., None, :] / (1 - kappa * values[..., None, :]).clamp(min=SMALLEST)
     # b_j = M e_j, and M^(-1/2) M = M^(1/2)
     shifted = root @ vectors
-    c = (count - 1) / (rest - 1)
+    c = (total - 1) / (rest - 1)
     squared: Tensor = (shifted.square() * weights / c).sum(dim=-1)
     return squared.to(products.dtype)
 
@@ -128,20 +133,23 @@ def leave_group_out(products: Tensor, count: int | Tensor, *, sharing: float = 0
 def leave_set_out(white: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
     """Squared distances (P, m) of a group of any size from the model without it, from (P, m, d) whitened by all.
 
-    `count` may differ by position (P,). Of many images it is the inverse of d x d that is taken, not of m x m.
+    `count` may differ by position (P,); an image that does not show one is 0 there. Of many images it is the inverse of
+    d x d that is taken, not of m x m.
     """
     m, d = white.shape[1:]
+    shown = (white != 0).any(dim=2)
     if 2 * m <= d:
-        return leave_group_out(white @ white.transpose(1, 2), count, sharing=sharing)
+        return leave_group_out(white @ white.transpose(1, 2), count, sharing=sharing, shown=shown)
+    n_left_out = shown.sum(dim=1)[:, None, None]
     total = torch.as_tensor(count, dtype=white.dtype, device=white.device)[..., None, None]
-    total = total.clamp(min=m + MIN_IMAGES - 1)
-    rest = total - m
+    total = total.maximum(n_left_out + MIN_IMAGES - 1)
+    rest = total - n_left_out
     shifted = white + white.sum(dim=1, keepdim=True) / rest
     taken = (1 - sharing) / (total - 1) * white.transpose(1, 2) @ shifted
     left = (1 + SMALLEST) * torch.eye(d, dtype=white.dtype, device=white.device) - taken
     factor = torch.linalg.cholesky_ex(left)[0]
     inverse = torch.linalg.solve_triangular(factor, shifted.transpose(1, 2), upper=False)
-    squared: Tensor = inverse.square().sum(dim=1) * ((rest - 1) / (total - 1))[..., 0]
+    squared: Tensor = inverse.square().sum(dim=1) * ((rest - 1) / (total - 1))[..., 0] * shown
     return squared
 
 
