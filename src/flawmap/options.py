@@ -8,6 +8,7 @@ from typing import Literal
 from flawmap.errors import ImageError
 
 Aspect = Literal["squash", "letterbox"]
+Reading = Literal["reduced", "whole"]
 """What happens to images of other proportions: they are squashed, or padded with grey."""
 Runtime = Literal["auto", "openvino", "torch"]
 """What runs a network."""

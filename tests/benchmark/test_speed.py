@@ -36,14 +36,18 @@ def test_the_usual_script_gives_maps_and_scores():
 
 def test_the_report_holds_every_runtime():
     cases = {"resnet18-100": ("resnet10t", 100)}
-    report = measure_speed(list(cases), n_images=3, rounds=1, cases=cases, side=64, file_side=128).to_json()
+    report = measure_speed(
+        list(cases), n_images=3, rounds=1, cases=cases, side=64, file_side=128, large=(600, 800)
+    ).to_json()
     report = json.loads(json.dumps(report))
     (case,) = report["cases"]
     assert case["fits"].keys() == {"float32", "bfloat16"}
     assert all(fit["seconds"] > 0 and fit["peak_mb"] > 100 for fit in case["fits"].values())
     assert case["alone"].keys() == {"decoding", "backbone float32", "backbone bfloat16"}
     assert case["file_mb_float16"] < 0.6 * case["file_mb"]
-    assert set(case["latency"]) == {"1", "8", "1 from file"}
+    assert set(case["latency"]) == {"1", "8", "1 from file", "1 from a large JPEG"}
+    large = case["latency"]["1 from a large JPEG"]
+    assert large.keys() >= {"scaled decoding alone", "reading all its pixels", "graph, OpenVINO bfloat16", "predict"}
     one, eight = case["latency"]["1"], case["latency"]["8"]
     assert (
         set(one)

@@ -175,10 +175,10 @@ def test_a_memory_error_is_one_bad_image(tmp_path, monkeypatch):
     paths = [saved(tmp_path, Image.fromarray(np.resize(RGB, (20 + i, 20, 3))), f"{i}.png") for i in range(4)]
     apply = Preprocessing.apply
 
-    def fail_once(self, rgb, *, whole=False):
-        if len(rgb) == 21:
+    def fail_once(self, image, **options):
+        if image.height == 21:
             raise MemoryError
-        return apply(self, rgb, whole=whole)
+        return apply(self, image, **options)
 
     monkeypatch.setattr(Preprocessing, "apply", fail_once)
     for options in ({}, {"live": True}):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from flawmap.detectors import PaDiM, load
 from flawmap.errors import MissingDependencyError, ParameterError
 from flawmap.export import export_model
 from flawmap.images import Preprocessing, collect, stream
+from flawmap.images.stream import load_image
 from flawmap.options import Precision, Runtime
 from flawmap.prediction import Size
 from flawmap.runtime import Inspector
@@ -69,7 +70,7 @@ class SpeedCase:
     """Figures of one backbone.
 
     Attributes:
-        latency: milliseconds of a call, by batch ("1", "8", or "1 from file") and by runner.
+        latency: milliseconds of a call, by batch ("1", "8", "1 from file" or "1 from a large JPEG") and by runner.
         fits: by precision, fit, calibration and writing the file, for `n_images` image files; by other package, its fit
             on the same files, or the reason of its failure.
         alone: seconds of the parts of every fit: to decode the files, and by precision to compile the backbone and run
@@ -93,6 +94,11 @@ class SpeedCase:
         for precision in PRECISIONS:
             graph = one[f"graph, OpenVINO {precision}"]
             found[f"graph over backbone alone, {precision}"] = graph / one[f"backbone alone, OpenVINO {precision}"]
+            if large := {name: latency.p50 for name, latency in self.latency.get("1 from a large JPEG", {}).items()}:
+                least = large["scaled decoding alone"] + graph
+                found[f"large JPEG to verdict over decoding and graph, {precision}"] = (
+                    large[f"graph, OpenVINO {precision}"] / least
+                )
             for name, time_of_other in one.items():
                 if name == "usual script" or name.split(",")[0] in PEERS:
                     found[f"{name} over graph, {precision}"] = time_of_other / graph
@@ -132,6 +138,7 @@ def measure_speed(
     cases: Mapping[str, tuple[str, int | None]] = CASES,
     side: int = 224,
     file_side: int = 512,
+    large: Size = (3000, 4000),
 ) -> SpeedReport:
     """Measure some cases, with random weights and images, on which times do not depend.
 
@@ -144,6 +151,7 @@ def measure_speed(
         cases: backbone and random channels of each case.
         side: side of the detectors' input.
         file_side: side of the image files.
+        large: (height, width) of a JPEG as a camera writes it.
 
     Raises ParameterError for unknown cases and impossible numbers.
     """
@@ -154,8 +162,9 @@ def measure_speed(
     if n_images < 3 or rounds < 1:
         raise ParameterError(f"at least 3 images and one round are needed, got {n_images} and {rounds}")
     with tempfile.TemporaryDirectory() as folder:
-        images = _write_images(Path(folder) / "good", n_images, file_side)
-        bench = _Bench(images, Path(folder), rounds, pythons, tell, side)
+        images = _write_images(Path(folder) / "good", n_images, (file_side, file_side), ".png", compress_level=1)
+        photo = _write_images(Path(folder) / "large", 1, large, ".jpg", quality=92)
+        bench = _Bench(images, next(photo.iterdir()), Path(folder), rounds, pythons, tell, side)
         measured = tuple(bench.measure(name, *cases[name]) for name in names)
     return SpeedReport(f"{_processor()}, {os.cpu_count()} processors, torch {torch.__version__}", measured)
 
@@ -165,6 +174,7 @@ class _Bench:
     """Measures one case after the other on the same images."""
 
     images: Path
+    photo: Path
     folder: Path
     rounds: int
     pythons: Mapping[str, Path]
@@ -192,9 +202,18 @@ class _Bench:
         self.tell(f"{name}: scoring a file")
         del runners
         file = next(self.images.iterdir())
-        inspector = Inspector(self.folder / name / "openvino")
-        from_file = {"graph, OpenVINO float32": lambda: inspector.predict(file), "predict": lambda: model.predict(file)}
-        case.latency["1 from file"] = interleaved(from_file, rounds=self.rounds)
+        graphs = {
+            f"graph, OpenVINO {precision}": Inspector(self.folder / name / "openvino", precision=precision).predict
+            for precision in PRECISIONS
+        }
+        for where, path in (("1 from file", file), ("1 from a large JPEG", self.photo)):
+            ways: dict[str, Callable[[Path], object]] = {**graphs, "predict": model.predict}
+            if path == self.photo:
+                whole = replace(model.preprocessing, reading="whole")
+                ways["reading all its pixels"] = partial(load_image, 1, preprocessing=whole)
+                ways["scaled decoding alone"] = partial(_decoded, size=model.preprocessing.resize)
+            calls = {way: partial(call, path) for way, call in ways.items()}
+            case.latency[where] = interleaved(calls, rounds=self.rounds)
         return case
 
     def _fit(self, name: str, options: Mapping[str, Any]) -> tuple[SpeedCase, PaDiM]:
@@ -290,15 +309,22 @@ def _random_images(n_images: int, side: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (n_images, side, side, 3), np.uint8)
 
 
-def _write_images(folder: Path, n_images: int, side: int) -> Path:
-    """Smooth random photos as PNG files, which compress like real ones."""
+def _decoded(path: Path, size: Size) -> Image.Image:
+    """A JPEG decoded by Pillow at the smallest scale that leaves two pixels for each one of a size, and resized."""
+    with Image.open(path) as image:
+        image.draft(None, (2 * size[1], 2 * size[0]))
+        return image.resize(size[::-1], Image.Resampling.BILINEAR)
+
+
+def _write_images(folder: Path, n_images: int, size: Size, suffix: str, **options: Any) -> Path:  # noqa: ANN401 (of Pillow's encoders)
+    """Smooth random photos as files, which compress like real ones."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(n_images):
         coarse = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
-        fine = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.float32)
+        fine = np.asarray(coarse.resize(size[::-1], Image.Resampling.BICUBIC), np.float32)
         noisy = np.clip(fine + rng.normal(0, 3, fine.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(folder / f"{i:04}.png", compress_level=1)
+        Image.fromarray(noisy).save(folder / f"{i:04}{suffix}", **options)
     return folder
 
 

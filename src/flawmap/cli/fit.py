@@ -37,6 +37,7 @@ from flawmap.options import (
     Calibration,
     FactorDtype,
     PrecisionChoice,
+    Reading,
     Runtime,
 )
 from flawmap.prediction import Size
@@ -73,6 +74,9 @@ def fit(
     ] = None,
     crop: Annotated[str | None, option("Centre crop after that.", "N|HxW|none", default="none")] = None,
     aspect: Annotated[Aspect, option("Photos of other proportions: stretch or pad them.")] = "squash",
+    reading: Annotated[
+        Reading, option("Read large photos no finer than is needed, or all of their pixels.")
+    ] = "reduced",
     roi: Annotated[
         str | None,
         option(

@@ -32,7 +32,7 @@ def canvas_size(
     """
     quietly = None if on_bad is None else (lambda _: None)
     looked_at = list(photos[:LOOKED_AT])
-    loaded = stream(looked_at, Preprocessing((8, 8)), on_bad=quietly, workers=workers)
+    loaded = stream(looked_at, Preprocessing((8, 8), reading="reduced"), on_bad=quietly, workers=workers)
     sizes = Counter(image.placement.image_size for image in loaded)
     if not sizes:
         raise TrainingSetError(

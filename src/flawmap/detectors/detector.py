@@ -49,7 +49,7 @@ from flawmap.images import ImageCollection, ImageInput, Preprocessing, collect, 
 from flawmap.images.alignment import AlignedPreprocessing, Aligner
 from flawmap.images.roi import RoiPreprocessing, RoiRecord, place_roi, read_roi
 from flawmap.model_file import Streamed, write_model_file
-from flawmap.options import Aspect, Calibration, FactorDtype, Fdr, GraphDtype, OnBad
+from flawmap.options import Aspect, Calibration, FactorDtype, Fdr, GraphDtype, OnBad, Reading
 from flawmap.prediction import Prediction, Size
 from flawmap.progress import Progress
 
@@ -93,7 +93,7 @@ class Detector(Parametrised, Decided, ABC):
     """Numbers in which a graph of it can store constants."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Further packages whose versions a model file names."""
-    before: ClassVar[dict[str, Any]] = {}
+    before: ClassVar[dict[str, Any]] = {"reading": "whole"}
     """Values of parameters that files of older versions do not name."""
 
     seed: Annotated[Seed, Field(description="Random seed.")] = 0
@@ -120,6 +120,13 @@ class Detector(Parametrised, Decided, ABC):
     bits: Annotated[
         Bits, Field(description="Bits of each sample that images of 16 bits use, such as 12; None: all.")
     ] = None
+    reading: Annotated[
+        Reading,
+        Field(
+            description='"reduced" reads large images no finer than is needed: at least two pixels for each one of '
+            'the input, along rows and columns; "whole" averages all of their pixels at once.'
+        ),
+    ] = "reduced"
     device: Annotated[DeviceName, Field(description='"auto": a GPU where there is one, else the CPU.')] = "auto"
     calibrate: Annotated[
         Calibration | None,
@@ -155,7 +162,7 @@ class Detector(Parametrised, Decided, ABC):
     @property
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the model's input; ParameterError for a rule of `resize` before it met photos."""
-        plain = Preprocessing.of(self.resize_ or self.resize, self.crop, self.aspect, self.bits)
+        plain = Preprocessing.of(self.resize_ or self.resize, self.crop, self.aspect, self.bits, self.reading)
         whole = plain if self.aligner_ is None else AlignedPreprocessing.of_aligner(plain, self.aligner_)
         return whole if self.roi_ is None else RoiPreprocessing.of_roi(whole, self.roi_)
 

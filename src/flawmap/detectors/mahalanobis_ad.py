@@ -68,7 +68,7 @@ class MahalanobisAD(FeatureDetector):
     """
 
     name = "mahalanobis-ad"
-    presets: ClassVar = {"mahalanobis-ad-effnet-b4": {"backbone": "efficientnet_b4", "resize": 380}}
+    presets: ClassVar = {"mahalanobis-ad-effnet-b4": {"backbone": "efficientnet_b4", "resize": 380, "reading": "whole"}}
     localises = False
     libraries = ("scikit-learn",)
 

@@ -58,7 +58,9 @@ def export_model(
     target = expand_home(folder)
     _check(model, format, dtype, resize_inside)
     preprocessing = model.preprocessing
-    plain = Preprocessing(preprocessing.resize, preprocessing.crop, preprocessing.aspect, preprocessing.bits)
+    plain = Preprocessing(
+        preprocessing.resize, preprocessing.crop, preprocessing.aspect, preprocessing.bits, preprocessing.reading
+    )
     outputs = OUTPUTS if model.localises else OUTPUTS[-1:]
     # the graph does not know where the padding of a letterbox lies, nor whether a part was found
     aligner = model.aligner_

@@ -1,7 +1,11 @@
-"""Which files are images: those with an image's ending, and others whose first bytes are those of an image."""
+"""Which files are images: those with an image's ending, and others whose first bytes are those of an image.
+
+And which of them are read.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections import Counter
@@ -55,6 +59,23 @@ MARKS = (
 BMP_HEADERS = {12, 40, 52, 56, 64, 108, 124}
 """Lengths of the header that follows a BMP's first 14 bytes."""
 PNM = re.compile(rb"P[1-6]\s+(#|\d)")
+
+FORMATS = ["PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "DIB"]
+"""Formats that are read, by Pillow's names: some of the others are decoded by outside programs."""
+if importlib.util.find_spec("PIL.AvifImagePlugin"):
+    FORMATS.append("AVIF")
+
+MAX_PIXELS = 2**30
+"""Largest image read, a gigapixel; more is refused before it is decoded."""
+TOO_LARGE = f"more than the {MAX_PIXELS:,} that are read; make it smaller or cut it into pieces"
+NO_MEMORY = "does not fit in memory; make it smaller"
+SMALL_PIXELS = 2**25
+"""Images up to this size are decoded from however few bytes: a blank one needs next to none."""
+EXPANSION = 1500
+"""Most bytes of pixels in a byte of a larger file: deflate reaches 1032, LZW about 1400."""
+UNCOMPRESSED = {"BMP", "DIB", "PPM", "TGA"}
+BYTES_A_PIXEL, CODEC_BYTES = 12, {"JPEG2000": 16, "WEBP": 8, "AVIF": 8}
+"""What decoding takes at its peak: image, RGB copies and array; and what a format's decoder takes on top of that."""
 
 SHOWN = 8
 """Endings of files passed over that are named."""

@@ -1,4 +1,4 @@
-"""What a user probably meant by a path that leads nowhere, in words."""
+"""Why an image cannot be read, in words; and what a user probably meant by a path that leads nowhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from flawmap.errors import ParameterError
+from PIL import Image, UnidentifiedImageError
+
+from flawmap.errors import ParameterError, first_line
+from flawmap.images.formats import NO_MEMORY, TOO_LARGE
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 WINDOWS = re.compile(r"(?P<base>.*/)?(?P<drive>[A-Za-z]):[\\/](?P<rest>.*)", re.DOTALL)
@@ -95,3 +98,27 @@ def _find_alike(path: Path) -> Path | None:
 
 def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def why_unreadable(name: str, error: Exception) -> str:
+    """Why an image could not be read, by what Pillow or the system raised, and what to do."""
+    match error:
+        case MemoryError():
+            return NO_MEMORY
+        case FileNotFoundError():
+            return why_missing(name, "file")
+        case IsADirectoryError():
+            return "is a folder, expected an image file"
+        case PermissionError():
+            return "may not be read by this user; change its permissions"
+        case UnidentifiedImageError():
+            return (
+                "is not an image of a known format; expected PNG, JPEG, TIFF, BMP, WebP, ... with 8 or 16 bits per "
+                "channel"
+            )
+        case Image.DecompressionBombError():
+            return f"has {TOO_LARGE}"
+        case OSError() if error.errno is not None:
+            return f"cannot be read ({error.strerror}); check the path and the disk"
+    # Pillow's decoders raise nearly anything for damaged files: SyntaxError, struct.error, IndexError, ...
+    return f"is damaged or cut short ({first_line(error)}); copy or record it again"

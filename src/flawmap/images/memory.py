@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+MEMORY_VARIABLE = "FLAWMAP_IMAGE_MEMORY"
+"""Environment variable with the megabytes that images may take while they are decoded."""
 UNKNOWN = 8 * 2**30
 """Taken for the machine's memory where the system does not tell."""
 

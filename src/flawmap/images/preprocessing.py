@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawmap.errors import ParameterError
-from flawmap.options import MAX_BITS, MAX_SIDE, MIN_BITS, Aspect
+from flawmap.images.photo import Reduction
+from flawmap.options import MAX_BITS, MAX_SIDE, MIN_BITS, Aspect, Reading
 from flawmap.prediction import Placement, Size
 
 PADDING = 127
@@ -26,12 +27,15 @@ class Preprocessing:
         crop: centre crop after that, or None; what it cuts off is not inspected.
         aspect: "squash" fills `resize`; "letterbox" keeps the image's proportions and pads with grey.
         bits: of each sample of deep images, which are scaled from 0..2**bits - 1; None for those that a file declares.
+        reading: "reduced" averages whole numbers of pixels as an image is read, as far as at least two pixels are left
+            for each one of the input; "whole" takes all of them.
     """
 
     resize: Size = (256, 256)
     crop: Size | None = None
     aspect: Aspect = "squash"
     bits: int | None = None
+    reading: Reading = "whole"
 
     @classmethod
     def of(
@@ -40,6 +44,7 @@ class Preprocessing:
         crop: int | Size | None = None,
         aspect: Aspect = "squash",
         bits: int | None = None,
+        reading: Reading = "whole",
     ) -> Self:
         """Checked preprocessing; an int is a square. Raises ParameterError."""
         size = _size(resize, "resize")
@@ -50,7 +55,9 @@ class Preprocessing:
             raise ParameterError(f"aspect must be 'squash' or 'letterbox', got {aspect!r}")
         if bits is not None and not (_is_whole(bits) and MIN_BITS <= bits <= MAX_BITS):
             raise ParameterError(f"bits must be a whole number from {MIN_BITS} to {MAX_BITS}, or None; got {bits!r}")
-        return cls(size, window, aspect, bits)
+        if reading not in get_args(Reading):
+            raise ParameterError(f"reading must be 'reduced' or 'whole', got {reading!r}")
+        return cls(size, window, aspect, bits, reading)
 
     @property
     def input_size(self) -> Size:
@@ -83,19 +90,27 @@ class Preprocessing:
         (rows, columns), (top, left) = self.window, self._margin(resized)
         return Placement(image_size, resized, (rows.start - top, columns.start - left), self.input_size)
 
-    def apply(self, rgb: NDArray[np.uint8], *, whole: bool = False) -> tuple[NDArray[np.uint8], Placement]:
-        """The model's input (h, w, 3) uint8 from RGB (H, W, 3) uint8, and where it lies on the image.
+    def apply(
+        self, rgb: NDArray[np.uint8] | Image.Image, *, whole: bool = False, reduction: Reduction | None = None
+    ) -> tuple[NDArray[np.uint8], Placement]:
+        """The model's input (h, w, 3) uint8 from RGB (H, W, 3) uint8 or a Pillow image, and where it lies on the image.
 
         With `whole` the pixels are the canvas before the crop, of size `resize`; the Placement is still the input's.
+        `reduction` is that of an image that was read smaller, or is to be averaged.
         """
-        placement = self.place((rgb.shape[0], rgb.shape[1]))
-        canvas = self._canvas(rgb, placement.resized_size)
+        image = rgb if isinstance(rgb, Image.Image) else Image.fromarray(rgb)
+        reduction = reduction or Reduction((image.height, image.width))
+        placement = self.place(reduction.size)
+        canvas = self._canvas(image, placement.resized_size, reduction)
         return canvas if whole else np.ascontiguousarray(canvas[self.window]), placement
 
-    def _canvas(self, rgb: NDArray[np.uint8], resized_size: Size) -> NDArray[np.uint8]:
+    def _canvas(self, image: Image.Image, resized_size: Size, reduction: Reduction) -> NDArray[np.uint8]:
         """The image (*resize, 3), resized and, of a letterbox, padded with grey."""
-        height, width = resized_size
-        resized = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
+        (height, width), rest = resized_size, max(1, reduction.factor // reduction.decoded)
+        image = image.reduce(rest) if rest > 1 else image
+        bottom, right = (side / (reduction.decoded * rest) for side in reduction.size)  # a last pixel counts in part
+        small = image.resize((width, height), Image.Resampling.BILINEAR, (0, 0, right, bottom))
+        resized = np.asarray(small if small.mode == "RGB" else small.convert("RGB"))
         if resized_size == self.resize:
             return resized
         top, left = self._margin(resized_size)

@@ -7,7 +7,6 @@ keeps the high byte, at most one level away. Of several pages the first is read.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import threading
@@ -15,23 +14,33 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from flawmap.errors import ImageError, ParameterError, first_line
+from flawmap.errors import ImageError, ParameterError
 from flawmap.files import open_file
 from flawmap.images.depth import DEEP_MODES, check_array, scale_to_8_bits
-from flawmap.images.formats import RAW_SUFFIXES
-from flawmap.images.hints import why_missing
+from flawmap.images.formats import (
+    BYTES_A_PIXEL,
+    CODEC_BYTES,
+    EXPANSION,
+    FORMATS,
+    MAX_PIXELS,
+    NO_MEMORY,
+    RAW_SUFFIXES,
+    SMALL_PIXELS,
+    TOO_LARGE,
+    UNCOMPRESSED,
+)
+from flawmap.images.hints import why_unreadable
 from flawmap.images.holes import LOOKS, find_damage
-from flawmap.images.memory import MACHINE_MEMORY
+from flawmap.images.memory import MACHINE_MEMORY, MEMORY_VARIABLE
 from flawmap.images.pages import ImagePage, turn_to
-from flawmap.images.photo import Photo
+from flawmap.images.photo import DCT_SCALES, FINER, SIDEWAYS, UPRIGHT, Canvas, Photo, Reduction
 from flawmap.images.tiff import PILLOW_TIFF_MARKS, Directory, check_tiff, correct_grey, quiet_libtiff, refusal
 from flawmap.images.video import FrameReader, VideoFrame
 from flawmap.images.webp import canvas_size
@@ -41,40 +50,10 @@ ImageSource = str | os.PathLike[str] | NDArray[Any] | Image.Image | ImagePage | 
 
 T = TypeVar("T")
 
-FORMATS = ["PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "DIB"]
-"""Formats that are read, by Pillow's names: some of the others are decoded by outside programs."""
-if importlib.util.find_spec("PIL.AvifImagePlugin"):
-    FORMATS.append("AVIF")
-
-MAX_PIXELS = 2**30
-"""Largest image read, a gigapixel; more is refused before it is decoded."""
-TOO_LARGE = f"more than the {MAX_PIXELS:,} that are read; make it smaller or cut it into pieces"
-NO_MEMORY = "does not fit in memory; make it smaller"
-SMALL_PIXELS = 2**25
-"""Images up to this size are decoded from however few bytes: a blank one needs next to none."""
-EXPANSION = 1500
-"""Most bytes of pixels in a byte of a larger file: deflate reaches 1032, LZW about 1400."""
-UNCOMPRESSED = {"BMP", "DIB", "PPM", "TGA"}
-MEMORY_VARIABLE = "FLAWMAP_IMAGE_MEMORY"
-"""Environment variable with the megabytes that images may take while they are decoded."""
-BYTES_A_PIXEL, CODEC_BYTES = 12, {"JPEG2000": 16, "WEBP": 8, "AVIF": 8}
-"""What decoding takes at its peak: image, RGB copies and array; and what a format's decoder takes on top of that."""
-
 ALL_HIDDEN = "its transparency hides all of it and was ignored"
 MOST_HIDDEN = "more than half of it is transparent and was laid over white"
 ONE_COLOUR = "all its pixels have one colour"
 FEW_LEVELS = "it is 16-bit colour that uses less than a quarter of its range, in few levels; stretch it to 0..65535"
-
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What each EXIF orientation asks for."""
 
 # what warnings.filterwarnings("ignore", module=...) would insert
 _PILLOW_IS_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -94,21 +73,26 @@ def read_image(source: ImageSource, *, name: str | None = None) -> NDArray[np.ui
 
 def read_photo(source: ImageSource, *, name: str | None = None, bits: int | None = None) -> Photo:
     """An image, and what there is to say of it; `bits` are those that deep samples use, None for all. ImageError."""
-    return use_photo(source, lambda _: None, name=name, bits=bits)[0]
+    return use_photo(source, lambda *_, **__: None, name=name, bits=bits)[0]
 
 
 def use_photo(
-    source: ImageSource, use: Callable[[NDArray[np.uint8]], T], *, name: str | None = None, bits: int | None = None
+    source: ImageSource,
+    use: Callable[..., T],
+    *,
+    name: str | None = None,
+    bits: int | None = None,
+    canvas: Canvas | None = None,
 ) -> tuple[Photo, T]:
-    """An image, and what `use` makes of its pixels. Threads wait for each other where memory is too small for all.
+    """A photo, and what `use` makes of its image and, by name, its `reduction`, read for a canvas; None: all of it.
 
-    Raises ImageError, also for a MemoryError of `use`.
+    Threads wait for each other where memory is too small for all. Raises ImageError, also for a MemoryError of `use`.
     """
     name = name or _name(source)
     try:
         with ExitStack() as held:
-            photo = _read(source, name, bits, held)
-            return photo, use(photo.rgb)
+            photo = _read(source, name, bits, canvas, held)
+            return photo, use(photo.image, reduction=photo.reduction)
     except MemoryError as error:
         raise ImageError(name, NO_MEMORY) from error
 
@@ -116,20 +100,23 @@ def use_photo(
 def decode(source: str | os.PathLike[str] | ImagePage) -> tuple[Image.Image, int]:
     """A file's image, decoded and upright (deep grey in one of `DEEP_MODES`), and the bits of a sample. ImageError."""
     with ExitStack() as held:
-        return _decode(source, held)
+        return _decode(source, None, held)[:2]
 
 
-def _read(source: ImageSource, name: str, bits: int | None, held: ExitStack) -> Photo:
-    if isinstance(source, np.ndarray):
-        return _from_array(np.asarray(source), name, bits)  # of a subclass, such as a matrix
+def _read(source: ImageSource, name: str, bits: int | None, canvas: Canvas | None, held: ExitStack) -> Photo:
     if isinstance(source, VideoFrame):
         with FrameReader() as frames:
-            return Photo(frames.read(source))
+            source = frames.read(source)
+    if isinstance(source, np.ndarray):
+        photo = _from_array(np.asarray(source), name, bits)  # of a subclass, such as a matrix
+        return replace(photo, reduction=_reduction(photo.image, canvas))
     if isinstance(source, Image.Image):
-        return _to_photo(*_from_pil(source, name, held), name, bits)
-    if not isinstance(source, (str, os.PathLike, ImagePage)):
+        decoded = _from_pil(source, canvas, name, held)
+    elif isinstance(source, (str, os.PathLike, ImagePage)):
+        decoded = _decode(source, canvas, held)
+    else:
         raise ImageError(name, f"expected a path, an array or a PIL image, got {type(source).__name__}")
-    return _to_photo(*_decode(source, held), name, bits)
+    return replace(_to_photo(decoded.image, decoded.bits, name, bits), reduction=decoded.reduction)
 
 
 def _name(source: ImageSource) -> str:
@@ -137,8 +124,16 @@ def _name(source: ImageSource) -> str:
     return str(source) if named else os.fsdecode(getattr(source, "filename", "")) or "image"
 
 
-def _decode(source: str | os.PathLike[str] | ImagePage, held: ExitStack) -> tuple[Image.Image, int]:
-    """As `decode`; memory for the image is set aside until `held` ends."""
+class _Decoded(NamedTuple):
+    """A decoded image, upright; the bits of a sample; and how the image lies in its pixels."""
+
+    image: Image.Image
+    bits: int
+    reduction: Reduction
+
+
+def _decode(source: str | os.PathLike[str] | ImagePage, canvas: Canvas | None, held: ExitStack) -> _Decoded:
+    """As `decode`, for a canvas; memory for the image is set aside until `held` ends."""
     name, page = str(source), source if isinstance(source, ImagePage) else ImagePage(Path(source), 1)
     path, number = page.path, page.number
     if path.suffix.lower() in RAW_SUFFIXES:
@@ -151,8 +146,8 @@ def _decode(source: str | os.PathLike[str] | ImagePage, held: ExitStack) -> tupl
         stream.seek(0)
         directory = check_tiff(stream, n_bytes, name, number) if start.startswith(PILLOW_TIFF_MARKS) else None
         if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-            canvas = canvas_size(start)
-            _check_size(canvas, canvas[0] * canvas[1], "RGBA", n_bytes, name, is_raw=False)
+            webp = canvas_size(start)
+            _check_size(webp, webp[0] * webp[1], "RGBA", n_bytes, name, is_raw=False)
         with _open(stream, directory, name, path.suffix.lower()) as image:
             if number != 1 and directory is not None:
                 turn_to(image, number, name)
@@ -160,10 +155,13 @@ def _decode(source: str | os.PathLike[str] | ImagePage, held: ExitStack) -> tupl
             is_raw = image.format in UNCOMPRESSED and "rle" not in str(getattr(image, "tile", ""))
             _check_size(image.size, n_pixels, image.mode, n_bytes, name, is_raw=is_raw)
             a_pixel = BYTES_A_PIXEL + CODEC_BYTES.get(image.format or "", 8 * ("A" in image.mode))
+            reduction = _decode_smaller(image, canvas) if image.format == "JPEG" else None
+            if reduction is not None and "progressive" not in image.info:  # of which all coefficients are kept
+                n_pixels = image.width * image.height
             held.enter_context(_memory.hold(n_pixels * a_pixel, name))
             if number != 1 and directory is None:  # an animation is drawn up to this page
                 turn_to(image, number, name)
-            return _load(image, name)
+            return _load(image, canvas, name, reduction)
 
 
 def _open(stream: BinaryIO, directory: Directory | None, name: str, suffix: str) -> Image.Image:
@@ -178,8 +176,8 @@ def _open(stream: BinaryIO, directory: Directory | None, name: str, suffix: str)
         raise
 
 
-def _load(image: Image.Image, name: str) -> tuple[Image.Image, int]:
-    """Decode an image that was opened: the image, upright, and the bits of a sample."""
+def _load(image: Image.Image, canvas: Canvas | None, name: str, reduction: Reduction | None = None) -> _Decoded:
+    """Decode an image that was opened, of which the `reduction` may be known."""
     if image.format in LOOKS and (damage := find_damage(image)) is not None:
         raise ImageError(name, f"is damaged: {damage}; copy or record it again")
     bits = 16 if image.mode in DEEP_MODES else 8
@@ -190,18 +188,56 @@ def _load(image: Image.Image, name: str) -> tuple[Image.Image, int]:
         image.load()
     if image.mode in {"P", "PA"} and image.palette is None:
         raise ValueError("it has no palette")
-    upright = _upright(image)
-    return correct_grey(upright, bits, getattr(image, "tag_v2", {})) if image.format == "TIFF" else (upright, bits)
+    reduction = reduction or _reduction(image, canvas)
+    # ImageOps.exif_transpose would also write the EXIF block anew, and fail where that is damaged elsewhere
+    upright = image if reduction.turn is None else image.transpose(reduction.turn)
+    if image.format == "TIFF":
+        upright, bits = correct_grey(upright, bits, getattr(image, "tag_v2", {}))
+    return _Decoded(upright, bits, reduction)
 
 
-def _from_pil(image: Image.Image, name: str, held: ExitStack) -> tuple[Image.Image, int]:
+def _reduction(image: Image.Image, canvas: Canvas | None) -> Reduction:
+    """That of an image which is decoded, but not turned; without a canvas all of it is kept."""
+    turn = _turn(image)
+    size = (image.width, image.height) if turn in SIDEWAYS else (image.height, image.width)
+    if canvas is None:
+        return Reduction(size, turn=turn)
+    fitting = min if canvas.aspect == "squash" else max  # a letterbox's image fills one side of the canvas alone
+    factor = fitting(side // (FINER * wanted) for side, wanted in zip(size, canvas.size, strict=True))
+    return Reduction(size, factor=max(1, factor), turn=turn)
+
+
+def _decode_smaller(image: Image.Image, canvas: Canvas | None) -> Reduction:
+    """The same of a JPEG that was opened, and will be decoded so.
+
+    libjpeg leaves out the fine part of each block's cosines, which costs a fraction of decoding all of it.
+    """
+    found, (width, height) = _reduction(image, canvas), image.size
+    for scale in DCT_SCALES:
+        # turned, a last column that the image covers in part would come first
+        if scale <= found.factor and (found.turn is None or width % scale == height % scale == 0):
+            image.draft(None, (width // scale, height // scale))
+            return found._replace(decoded=scale)
+    return found
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What the image's EXIF orientation asks for; an unreadable EXIF block is as good as none."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        return None
+    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+
+
+def _from_pil(image: Image.Image, canvas: Canvas | None, name: str, held: ExitStack) -> _Decoded:
     """A PIL image as of `decode`. A TIFF that is merely opened is read from its path: Pillow turns some wrong."""
     path = os.fsdecode(getattr(image, "filename", ""))
     is_opened = image.format == "TIFF" and bool(getattr(image, "tile", None)) and image.tell() == 0
     if is_opened and path and Path(path).is_file():
-        return _decode(path, held)
+        return _decode(path, canvas, held)
     with _explained(name), _pillow_for_large_images(MAX_PIXELS):
-        return _load(image, name)
+        return _load(image, canvas, name)
 
 
 def _check_size(size: tuple[int, int], n_pixels: int, mode: str, n_bytes: int, name: str, *, is_raw: bool) -> None:
@@ -269,37 +305,8 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except (ImageError, ParameterError):
         raise
-    except MemoryError as error:
-        raise ImageError(name, NO_MEMORY) from error
-    except FileNotFoundError as error:
-        raise ImageError(name, why_missing(name, "file")) from error
-    except IsADirectoryError as error:
-        raise ImageError(name, "is a folder, expected an image file") from error
-    except PermissionError as error:
-        raise ImageError(name, "may not be read by this user; change its permissions") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            name,
-            "is not an image of a known format; expected PNG, JPEG, TIFF, BMP, WebP, ... with 8 or 16 bits per channel",
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(name, f"has {TOO_LARGE}") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise ImageError(name, f"cannot be read ({error.strerror}); check the path and the disk") from error
-        # Pillow's decoders raise nearly anything for damaged files: SyntaxError, struct.error, IndexError, ...
-        raise ImageError(name, f"is damaged or cut short ({first_line(error)}); copy or record it again") from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation wants it shown; an unreadable EXIF block is as good as none."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:
-        return image
-    # ImageOps.exif_transpose would also write the EXIF block anew, and fail where that is damaged elsewhere
-    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+        raise ImageError(name, why_unreadable(name, error)) from error
 
 
 def _to_photo(image: Image.Image, bits: int, name: str, used: int | None) -> Photo:
@@ -308,7 +315,8 @@ def _to_photo(image: Image.Image, bits: int, name: str, used: int | None) -> Pho
         raise ImageError(name, f"expected an image of at least one pixel, got {image.height} x {image.width}")
     if image.mode in DEEP_MODES:
         values = np.asarray(image)
-        return _remarked(_repeat(scale_to_8_bits(values, name, bits=used or bits)), bits, int(values.max()))
+        grey = Image.fromarray(scale_to_8_bits(values, name, bits=used or bits))
+        return Photo(grey, bits, int(values.max()), _remarks(grey))
     if image.mode == "F":
         raise ImageError(name, "holds floating-point values, whose range is unknown; save it with 8 or 16 bits")
     if bits > 8 and used is not None:
@@ -316,10 +324,10 @@ def _to_photo(image: Image.Image, bits: int, name: str, used: int | None) -> Pho
     remarks: tuple[str, ...] = ()
     if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
         image, remarks = _over_white(image, name)
-    rgb = np.asarray(image if image.mode == "RGB" else convert(image, "RGB", name))
-    if bits > 8 and rgb.max() < 64:
+    image = image if image.mode in {"L", "RGB"} else convert(image, "RGB", name)
+    if bits > 8 and np.asarray(image).max() < 64:
         remarks = (*remarks, FEW_LEVELS)
-    return _remarked(np.ascontiguousarray(rgb), bits, None, remarks)
+    return Photo(image, bits, None, (*remarks, *_remarks(image)))
 
 
 def _over_white(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, ...]]:
@@ -332,16 +340,13 @@ def _over_white(image: Image.Image, name: str) -> tuple[Image.Image, tuple[str, 
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba), remarks
 
 
-def _remarked(rgb: NDArray[np.uint8], bits: int, highest: int | None, remarks: tuple[str, ...] = ()) -> Photo:
-    """The photo, with a remark if it shows nothing at all."""
-    rows = chain(rgb[:: max(1, len(rgb) // 16)], rgb)  # some rows say of nearly all photos that they show something
-    if all((row == rgb[0, 0]).all() for row in rows):
-        remarks = (*remarks, ONE_COLOUR)
-    return Photo(rgb, bits, highest, remarks)
-
-
-def _repeat(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.repeat(grey[..., None], 3, axis=2)
+def _remarks(image: Image.Image) -> tuple[str, ...]:
+    """What there is to say of an image, grey or RGB, that shows nothing at all."""
+    some = np.asarray(image.resize((image.width, min(image.height, 16)), Image.Resampling.NEAREST))
+    if (some != some[0, 0]).any():  # as of nearly all photos
+        return ()
+    ranges = image.getextrema() if image.mode == "RGB" else (image.getextrema(),)
+    return (ONE_COLOUR,) if all(low == high for low, high in cast(tuple[tuple[int, int], ...], ranges)) else ()
 
 
 def convert(image: Image.Image, mode: str, name: str) -> Image.Image:
@@ -359,12 +364,8 @@ def _from_array(array: NDArray[Any], name: str, used: int | None) -> Photo:
     bits, highest, pixels = 8, None, array
     if array.dtype != np.uint8:
         bits, highest, pixels = 16, int(array.max()), scale_to_8_bits(array, name, bits=used or 16)
-    if pixels.ndim == 2 or pixels.shape[2] == 1:
-        return _remarked(_repeat(pixels.reshape(pixels.shape[:2])), bits, highest)
-    if pixels.shape[2] == 4:
-        over_white = _to_photo(Image.fromarray(np.ascontiguousarray(pixels)), 8, name, None)
-        return replace(over_white, bits=bits, highest=highest)
-    return _remarked(np.ascontiguousarray(pixels), bits, highest)
+    image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
+    return replace(_to_photo(image, 8, name, None), bits=bits, highest=highest)
 
 
 @contextmanager

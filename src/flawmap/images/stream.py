@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flawmap.errors import ImageError, ParameterError
 from flawmap.images.pages import ImagePage
-from flawmap.images.photo import Photo
+from flawmap.images.photo import Canvas
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource, use_photo
 from flawmap.images.video import FrameReader, VideoFrame
@@ -99,12 +99,11 @@ def load_image(
     if isinstance(item, (ImagePage, VideoFrame)):
         source = item
     name = f"image {number}" if source is None else str(source)
+
+    canvas = None if preprocessing.reading == "whole" else Canvas(preprocessing.resize, preprocessing.aspect)
+    image = frames.read(item) if frames is not None and isinstance(item, VideoFrame) else item
     apply = partial(preprocessing.apply, whole=whole)
-    if frames is not None and isinstance(item, VideoFrame):
-        photo = Photo(frames.read(item))
-        pixels, placement = apply(photo.rgb)
-    else:
-        photo, (pixels, placement) = use_photo(item, apply, name=name, bits=preprocessing.bits)
+    photo, (pixels, placement) = use_photo(image, apply, name=name, bits=preprocessing.bits, canvas=canvas)
     known = (LEARNT,) if learnt and digest(pixels) in learnt else ()
     remarks = (*photo.remarks, *(item.remarks if isinstance(item, ImagePage) else ()), *known)
     return Loaded(number, name, source, pixels, placement, remarks, photo.bits, photo.highest)

@@ -188,7 +188,9 @@ class Metadata(_Record):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         sizes = self.preprocessing
-        Preprocessing.of(sizes.resize, sizes.crop, sizes.aspect, sizes.bits)  # a ParameterError is a ValueError
+        Preprocessing.of(
+            sizes.resize, sizes.crop, sizes.aspect, sizes.bits, sizes.reading
+        )  # a ParameterError is a ValueError
         if self.image_size != sizes.resize or self.map_size != sizes.input_size:
             raise ValueError("image_size and map_size are not those of its preprocessing")
         if (self.alignment is not None) != (ALIGNMENT_FILE in self.graph.files):

@@ -91,7 +91,7 @@ def own_name(settings: Settings, system: str) -> str:
 def systems(settings: Settings, *, n_neighbors: int | None = None) -> dict[str, System]:
     """All systems, by name; `n_neighbors` is SPADE's K, None for that of MVTec AD."""
     layers = _layers(settings)
-    plain: dict[str, Any] = {"pretrained": settings.pretrained}
+    plain: dict[str, Any] = {"pretrained": settings.pretrained, "reading": "whole"}
     regularized = {**plain, "regularization": settings.regularization, "score": "max", "align": "none"}
     own = {"backbone": settings.backbone, "weights": settings.weights}
     padim = {**own, **regularized}

@@ -44,7 +44,10 @@ COMPONENTS = "pca.components"
 """Tensor (channels, n_features) of a model reduced by principal components."""
 SCORES = {"max": 0.0, "top": TOP_SHARE}
 """Parts of a map whose mean is its score."""
-_PAPER_IMAGES: dict[str, Any] = {"score": "max", "align": "none", "resize": 256, "crop": 224, "regularization": 0.01}
+_PAPER_IMAGES: dict[str, Any] = {
+    **{"resize": 256, "crop": 224, "reading": "whole"},
+    **{"score": "max", "align": "none", "regularization": 0.01},
+}
 
 
 class RegularizationRecord(Record):
@@ -119,7 +122,7 @@ class PaDiM(FeatureDetector):
         # Of no paper: block 8 of 12 alone, of patches of 14 pixels (32 x 32 of them, 384 channels).
         "padim-dinov2-s": {"backbone": "vit_small_patch14_dinov2", "layers": ("blocks.8",), "resize": 448},
     }
-    before: ClassVar = {"score": "max", "align": "none"}
+    before: ClassVar = {**FeatureDetector.before, "score": "max", "align": "none"}
     factor_dtypes = get_args(FactorDtype)
     calibrations = get_args(Calibration)
 

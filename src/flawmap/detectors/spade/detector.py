@@ -88,6 +88,7 @@ class SPADE(FeatureDetector):
             "variant": "paper",
             "resize": 256,
             "crop": 224,
+            "reading": "whole",
         }
     }
 

@@ -206,7 +206,7 @@ class GANomaly(TrainedDetector[GANomalyScorer]):
     """
 
     name = "ganomaly"
-    presets: ClassVar = {"ganomaly-paper": {}}
+    presets: ClassVar = {"ganomaly-paper": {"reading": "whole"}}
     localises = False
     resize = 32
     epochs = 15

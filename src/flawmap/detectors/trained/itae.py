@@ -171,7 +171,7 @@ class ITAE(TrainedDetector[ITAEScorer]):
     """
 
     name = "itae"
-    presets: ClassVar = {"itae-paper": {}}
+    presets: ClassVar = {"itae-paper": {"reading": "whole"}}
     localises = False
     epochs = 300
     learning_rate = 1e-3

@@ -354,7 +354,7 @@ class PatchSVDD(TrainedDetector[PatchSVDDScorer]):
     """
 
     name = "patch-svdd"
-    presets: ClassVar = {"patch-svdd-paper": {}}
+    presets: ClassVar = {"patch-svdd-paper": {"reading": "whole"}}
     graph_dtypes = ("float32",)
     """Distances between its embeddings are too small for float16."""
     repeats = 100

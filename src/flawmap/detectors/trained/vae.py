@@ -241,7 +241,7 @@ class VAE(TrainedDetector[VAEScorer]):
     """
 
     name = "vae"
-    presets: ClassVar = {"vae-paper": {}}
+    presets: ClassVar = {"vae-paper": {"reading": "whole"}}
     trains_on_whole = True
     epoch_images = 10_000
     resize = 292

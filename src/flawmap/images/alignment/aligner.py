@@ -13,6 +13,7 @@ from PIL import Image
 
 from flawmap.images.alignment.pose import Box, Frame, Matrix, inside, resample
 from flawmap.images.alignment.search import Grey, Reference, usual_border
+from flawmap.images.photo import Reduction
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.prediction import Placement, Pose, Size
 
@@ -100,18 +101,20 @@ class AlignedPreprocessing(Preprocessing):
     @classmethod
     def of_aligner(cls, plain: Preprocessing, aligner: Aligner) -> Self:
         """The same, aligned."""
-        return cls(plain.resize, plain.crop, plain.aspect, plain.bits, aligner)
+        return cls(plain.resize, plain.crop, plain.aspect, plain.bits, plain.reading, aligner)
 
     @property
     def n_channels(self) -> int:
         """Channels of the model's input: RGB, and what the image shows."""
         return 4
 
-    def apply(self, rgb: NDArray[np.uint8], *, whole: bool = False) -> tuple[NDArray[np.uint8], Placement]:
+    def apply(
+        self, rgb: NDArray[np.uint8] | Image.Image, *, whole: bool = False, reduction: Reduction | None = None
+    ) -> tuple[NDArray[np.uint8], Placement]:
         """The model's input (h, w, 4) uint8 from RGB (H, W, 3) uint8, and where it lies on the image."""
         if self.aligner is None:
             raise ValueError("there is no aligner")
-        canvas, plain = super().apply(rgb, whole=True)
+        canvas, plain = super().apply(rgb, whole=True, reduction=reduction)
         content = self.content(plain.resized_size)
         pose, match = self.aligner.locate(canvas, content)
         affine = self.aligner.frame.affine(pose)

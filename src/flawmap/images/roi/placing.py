@@ -8,8 +8,10 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from flawmap.errors import ParameterError
+from flawmap.images.photo import Reduction
 from flawmap.images.preprocessing import Preprocessing
 from flawmap.images.read import ImageSource
 from flawmap.images.roi.drawing import Drawing
@@ -111,7 +113,7 @@ class RoiPreprocessing(Preprocessing):
     @classmethod
     def of_roi(cls, inner: Preprocessing, roi: NDArray[np.bool_]) -> Self:
         """The same in a region."""
-        return cls(inner.resize, inner.crop, inner.aspect, inner.bits, inner, roi)
+        return cls(inner.resize, inner.crop, inner.aspect, inner.bits, inner.reading, inner, roi)
 
     @property
     def n_channels(self) -> int:
@@ -122,7 +124,9 @@ class RoiPreprocessing(Preprocessing):
         """Where the input lies on an image of this size, and what of it is inspected."""
         return replace(self.inner.place(image_size), roi=self.roi)
 
-    def apply(self, rgb: NDArray[np.uint8], *, whole: bool = False) -> tuple[NDArray[np.uint8], Placement]:
+    def apply(
+        self, rgb: NDArray[np.uint8] | Image.Image, *, whole: bool = False, reduction: Reduction | None = None
+    ) -> tuple[NDArray[np.uint8], Placement]:
         """The model's input from RGB (H, W, 3) uint8, where it lies on the image, and what of it is inspected."""
-        pixels, placement = self.inner.apply(rgb, whole=whole)
+        pixels, placement = self.inner.apply(rgb, whole=whole, reduction=reduction)
         return pixels, replace(placement, roi=self.roi)

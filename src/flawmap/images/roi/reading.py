@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from flawmap.errors import ImageError, ParameterError, first_line
 from flawmap.files import expand_home, open_file
 from flawmap.images.depth import DEEP_MODES
+from flawmap.images.formats import MAX_PIXELS
 from flawmap.images.hints import why_missing
 from flawmap.images.pages import page_numbers
-from flawmap.images.read import MAX_PIXELS, convert, decode
+from flawmap.images.read import convert, decode
 from flawmap.images.roi.drawing import Drawing, Polygon
 from flawmap.prediction import Size
 
