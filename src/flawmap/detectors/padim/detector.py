@@ -227,8 +227,9 @@ class PaDiM(FeatureDetector):
         if self.reduction == "pca":
             size = good.batch_size or batch_size(input_size)
             features = (backbone.features(batch.pixels) for batch in good.look_ahead(size))
-        hierarchy = reduced_hierarchy(self.shapes_, channels, self.reduction, self.n_features, features)
-        hierarchy = self._inspected(in_blocks(hierarchy, self.blocks))
+        hierarchy = self._inspected(
+            reduced_hierarchy(self.shapes_, channels, self.reduction, self.n_features, features)
+        )
         if self.aligner_ is not None and any(side % n for side, n in zip(input_size, hierarchy.grid, strict=True)):
             raise ParameterError(
                 f"alignment needs an input of whole cells of {hierarchy.grid}, got {input_size}; choose a resize that "
@@ -262,7 +263,11 @@ class PaDiM(FeatureDetector):
         self.top_share_ = self._asked_share * self.factor_.inspected
 
     def _inspected(self, hierarchy: Hierarchy) -> Hierarchy:
-        """The hierarchy with the positions that are inspected. Raises ParameterError for less than one of them."""
+        """The hierarchy with its blocks and the positions that are inspected.
+
+        Raises ParameterError for less than one of the latter, or for grids that the blocks do not fill.
+        """
+        hierarchy = hierarchy if self.blocks == 1 else in_blocks(hierarchy, self.blocks)
         if self.roi_ is None:
             return hierarchy
         height, width = (n / cells for n, cells in zip(self.roi_.shape, hierarchy.grid, strict=True))
@@ -321,7 +326,7 @@ class PaDiM(FeatureDetector):
         record = stored.document.backbone
         layers = () if record is None else record.layers
         channels = np.array(learnt.channels, np.int64)
-        hierarchy = self._inspected(in_blocks(self._described_hierarchy(channels), self.blocks))
+        hierarchy = self._inspected(self._described_hierarchy(channels))
         shapes = self._expected_shapes(hierarchy, layers)
         if learnt.alignment is not None:
             shapes |= {**learnt.alignment.shapes, KNOWN: (hierarchy.levels[0].n_cells,)}
