@@ -23,9 +23,7 @@ from torch import Tensor
 
 from flawmap.detectors.padim.embedding import CHUNK_BYTES
 from flawmap.detectors.padim.gaussian.factor import Factor, products_in_blocks
-
-SMALLEST = 1e-6
-"""What remains of an image's weight stays above it: rounding may take it lower where the ridge is small."""
+from flawmap.detectors.padim.gaussian.leave_one_out import SMALLEST
 
 
 def left_out_distances(
