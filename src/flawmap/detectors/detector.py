@@ -120,13 +120,7 @@ class Detector(Parametrised, Decided, ABC):
     bits: Annotated[
         Bits, Field(description="Bits of each sample that images of 16 bits use, such as 12; None: all.")
     ] = None
-    reading: Annotated[
-        Reading,
-        Field(
-            description='"reduced" reads large images no finer than is needed: at least two pixels for each one of '
-            'the input, along rows and columns; "whole" averages all of their pixels at once.'
-        ),
-    ] = "reduced"
+    reading: Annotated[Reading, Field(description='"reduced": no finer than is needed; "whole".')] = "reduced"
     device: Annotated[DeviceName, Field(description='"auto": a GPU where there is one, else the CPU.')] = "auto"
     calibrate: Annotated[
         Calibration | None,

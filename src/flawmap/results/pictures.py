@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from flawmap.images.photo import FINER, Canvas
+from flawmap.images.read import ImageSource, use_photo
 from flawmap.prediction import Prediction
 
 MAX_SIDE = 1600
@@ -28,6 +30,18 @@ TURBO = np.frombuffer(
     np.uint8,
 ).reshape(-1, 3)
 """The colours of Turbo (Mikhailov 2019) at equal distances, RGB; those between lie on straight lines, within 3 %."""
+LEVELS = np.linspace(0, 1, 256)
+COLOURS = np.stack([np.interp(LEVELS, np.linspace(0, 1, len(TURBO)), channel) for channel in TURBO.T], axis=-1)
+COLOURS = np.round(COLOURS).astype(np.uint8)
+OPACITY = np.round(255 * 0.55 * np.sqrt(LEVELS)).astype(np.uint8)
+"""Colour (256, 3) and opacity (256) of a map's values, from the coolest to the hottest."""
+
+
+def read_picture(source: ImageSource) -> NDArray[np.uint8]:
+    """An image (H, W, 3) to lay a map over: at least `MAX_SIDE` pixels long, if it is. Raises ImageError."""
+    half = MAX_SIDE // FINER
+    photo, _ = use_photo(source, lambda *_, **__: None, canvas=Canvas((half, half), "letterbox"))
+    return photo.rgb
 
 
 def overlay(
@@ -44,11 +58,10 @@ def overlay(
     picture = Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX)
     shown = replace(prediction, placement=prediction.placement.on((height, width)))
     low, high = scale
-    strength = np.clip((shown.original_map() - low) / max(high - low, 1e-12), 0, 1)
-    knots = np.linspace(0, 1, len(TURBO))
-    colours = np.stack([np.interp(strength, knots, channel) for channel in TURBO.T], axis=-1)
-    opacity = 0.55 * np.sqrt(strength)[..., None]
-    blend: NDArray[np.uint8] = np.round(np.asarray(picture) * (1 - opacity) + colours * opacity).astype(np.uint8)
+    strength = np.clip((shown.original_map() - low) * np.float32(255 / max(high - low, 1e-12)), 0, 255)
+    level = np.round(strength).astype(np.uint8)
+    colours, opacity = Image.fromarray(COLOURS[level]), Image.fromarray(OPACITY[level])
+    blend = np.array(Image.composite(colours, picture, opacity))
     if shown.placement.roi is not None:
         blend[_outline(shown.placement.to_original(shown.placement.roi.astype(np.float32)) > 0.5)] = OUTLINE
     return blend

@@ -25,10 +25,10 @@ from flawmap.decision import discover
 from flawmap.decision.discovery import check_rate, p_value_of
 from flawmap.errors import ParameterError, counted
 from flawmap.files import check_replaceable, expand_home, name_file
-from flawmap.images import FrameReader, ImagePage, VideoFrame, named_source, read_image
+from flawmap.images import FrameReader, ImagePage, VideoFrame, named_source
 from flawmap.images.formats import LINES, MAPS, MASKS, OVERLAYS, RUN_FOLDERS, TABLE
 from flawmap.prediction import Prediction
-from flawmap.results.pictures import overlay
+from flawmap.results.pictures import overlay, read_picture
 from flawmap.results.run_folder import stage_run
 
 Source = Path | ImagePage | VideoFrame
@@ -224,7 +224,7 @@ class ResultsWriter:
         if self.overlays and self.map_scale is not None and anomaly_map is not None:
             source = self._sources[path]
             # frames come in order, and are decoded one after the other
-            photo = self._frames.read(source) if isinstance(source, VideoFrame) else read_image(source)
+            photo = self._frames.read(source) if isinstance(source, VideoFrame) else read_picture(source)
             picture = Image.fromarray(overlay(photo, prediction, self.map_scale))
             with self._file(OVERLAYS, path, ".png", row, "overlay") as file:
                 picture.save(file, format="PNG", compress_level=1, pnginfo=self._label())
