@@ -156,8 +156,8 @@ class PaDiM(FeatureDetector):
     blocks: Annotated[
         Literal[1, 2, 4],
         Field(
-            description="Cells, a side, of the coarsest grid that share a covariance: 1, 2 or 4. The model is so many "
-            "times smaller, squared, and each position keeps its mean."
+            description="Side of the blocks of coarsest cells that share a covariance: 1, 2 or 4. There are "
+            "1, 4 or 16 times fewer covariances; each position keeps its mean."
         ),
     ] = 1
     score: Annotated[
