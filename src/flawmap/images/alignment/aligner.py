@@ -47,9 +47,9 @@ class Aligner:
         return Frame(self.size, self.reference.proportions)
 
     @cached_property
-    def _stand_in(self) -> NDArray[np.uint8]:
-        """(*size, 3): the mean colours."""
-        return np.asarray(Image.fromarray(self.colours).resize(self.size[::-1], Image.Resampling.BILINEAR))
+    def _stand_in(self) -> Image.Image:
+        """The mean colours, of the size of images."""
+        return Image.fromarray(self.colours).resize(self.size[::-1], Image.Resampling.BILINEAR)
 
     @cached_property
     def _part(self) -> NDArray[np.float32]:
@@ -76,16 +76,21 @@ class Aligner:
         Elsewhere it has the mean colours, as much brighter or darker as the image is: a seam would look like a defect.
         """
         seen = inside(affine, self.size, content, margin=0.5)
-        moved = np.asarray(resample(Image.fromarray(canvas), affine, self.size))
-        aligned = np.dstack([self._stand_in, np.zeros(self.size, np.uint8)])
+        moved = resample(Image.fromarray(canvas), affine, self.size)
+        mask = Image.fromarray(seen.astype(np.uint8) * 255)
         if not seen.all():
-            some = np.s_[SAMPLED // 2 :: SAMPLED, SAMPLED // 2 :: SAMPLED]
-            change = (moved[some].astype(np.float32) - self._stand_in[some])[seen[some]]
-            offset = np.round(change.mean(axis=0)).astype(np.int16) if len(change) else np.zeros(3, np.int16)
-            aligned[..., :3] = np.clip(self._stand_in + offset, 0, 255)
-        np.copyto(aligned[..., :3], moved, where=seen[..., None])
-        aligned[..., 3][seen] = 255
-        return aligned
+            moved = Image.composite(moved, self._stand_in_for(moved, seen), mask)
+        moved.putalpha(mask)
+        return np.asarray(moved)
+
+    def _stand_in_for(self, moved: Image.Image, seen: NDArray[np.bool_]) -> Image.Image:
+        """The mean colours, as bright as an image where it is seen (*size)."""
+        some = np.s_[SAMPLED // 2 :: SAMPLED, SAMPLED // 2 :: SAMPLED]
+        change = (np.asarray(moved)[some].astype(np.float32) - np.asarray(self._stand_in)[some])[seen[some]]
+        if not len(change):
+            return self._stand_in
+        levels = np.arange(256) + np.round(change.mean(axis=0))[:, None]
+        return self._stand_in.point(np.clip(levels, 0, 255).astype(np.uint8).ravel().tolist())
 
 
 @dataclass(frozen=True)

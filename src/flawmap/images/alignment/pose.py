@@ -23,6 +23,10 @@ Matrix = NDArray[np.float64]
 """(3, 3): takes a point (y, x, 1) of the reference to where it lies in the image."""
 
 
+LEVEL = 1e-12
+"""Slope below which a line counts as level."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """Pixels of an image, and the proportions of what it shows.
@@ -82,9 +86,14 @@ def resample(image: Image.Image, affine: Matrix, size: Size, fill: float | tuple
 
 def inside(affine: Matrix, size: Size, content: Box, margin: float = 0.0) -> NDArray[np.bool_]:
     """Pixels (h, w) of an image of `size` that lie in the content of another one, `margin` pixels inside its border."""
-    rows, columns = (np.arange(n, dtype=np.float32) + 0.5 for n in size)
-    seen = np.ones(size, bool)
+    rows, columns = np.arange(size[0]) + 0.5, np.arange(size[1], dtype=np.float32) + np.float32(0.5)
+    left, right = np.full(size[0], -np.inf), np.full(size[0], np.inf)
     for (by_row, by_column, offset), first, last in zip(affine[:2], content[:2], content[2:], strict=True):
-        there = np.add.outer(np.float32(by_row) * rows, np.float32(by_column) * columns + np.float32(offset))
-        seen &= (there >= first + margin) & (there <= last - margin)
-    return seen
+        low, high = first + margin - by_row * rows - offset, last - margin - by_row * rows - offset
+        if abs(by_column) < LEVEL:  # all of a row, or nothing
+            right[(low > 0) | (high < 0)] = -np.inf
+            continue
+        ends = np.sort([low / by_column, high / by_column], axis=0)
+        left, right = np.maximum(left, ends[0]), np.minimum(right, ends[1])
+    begin, end = (side.astype(np.float32)[:, None] for side in (left, right))
+    return np.asarray((columns >= begin) & (columns <= end))

@@ -163,34 +163,38 @@ class _Level:
         shown = self._shown(Image.fromarray(values), pose)
         if shown is None:
             return LOST
-        seen, moved = shown
-        reference = self._values[seen]
+        seen, moved, count = shown
+        reference = self._values
         if counts is not None:
-            n = np.maximum(counts.ravel()[seen], 2)
+            n = np.maximum(counts.ravel(), 2)
             reference = (n * reference - moved) / (n - 1)
-        return correlation(moved, reference)
+        one, other = (_centred(values, seen, count) for values in (moved, reference))
+        norm = math.sqrt(float(one @ one) * float(other @ other))
+        return float(one @ other) / norm if norm > LEAST_CONTRAST * count else LOST
 
-    def _shown(self, picture: Image.Image, pose: Matrix) -> tuple[NDArray[np.intp], Grey] | None:
-        """Indices of the reference's pixels that an image shows, and the image there; None if they are too few."""
+    def _shown(self, picture: Image.Image, pose: Matrix) -> tuple[Grey, Grey, int] | None:
+        """1 for the reference's pixels that an image shows, else 0; the image there; and how many; None if too few."""
         frame = self.picture.frame
         affine = frame.affine(pose)
-        seen = np.flatnonzero(inside(affine, frame.size, (0, 0, *frame.size), margin=0.5))
-        if len(seen) < LEAST_SHOWN * len(self._values):
+        seen = inside(affine, frame.size, (0, 0, *frame.size), margin=0.5).ravel()
+        if (count := int(np.count_nonzero(seen))) < LEAST_SHOWN * len(seen):
             return None
-        return seen, np.asarray(resample(picture, affine, frame.size)).ravel()[seen]
+        return seen.astype(np.float32), np.asarray(resample(picture, affine, frame.size)).ravel(), count
 
-    def _step(self, seen: NDArray[np.intp], image: Grey) -> NDArray[np.float64] | None:
+    def _step(self, seen: Grey, image: Grey, count: int) -> NDArray[np.float64] | None:
         """Change of the reference's pose, in longer sides and radians, that brings it nearest to a * image + b.
 
-        From the indices of the pixels that are seen, and the image there; None for an image of one colour.
+        Of what `_shown` gives; None for an image of one colour.
         """
-        image, reference = image - image.mean(), self._values[seen]
-        if float(image @ image) <= LEAST_CONTRAST * len(image):
+        image = _centred(image, seen, count)
+        if float(image @ image) <= LEAST_CONTRAST * count:
             return None
-        system = np.concatenate([self._slopes[:, seen], image[None], np.ones((1, len(seen)), np.float32)])
+        system = np.empty((len(self._slopes) + 2, len(seen)), np.float32)
+        np.multiply(self._slopes, seen, out=system[:-2])
+        system[-2], system[-1] = image, seen
         normal = (system @ system.T).astype(np.float64)
         normal[np.diag_indices(len(normal))] += 1e-9 * np.trace(normal)
-        target = system @ (reference.mean() - reference)
+        target = -system @ _centred(self._values, seen, count)
         return np.asarray(np.linalg.solve(normal, target.astype(np.float64))[:-2])
 
 
@@ -239,6 +243,11 @@ def correlation(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]
     one, other = one - one.mean(), other - other.mean()
     norm = math.sqrt(float(one @ one) * float(other @ other))
     return float(one @ other) / norm if norm > LEAST_CONTRAST * len(one) else LOST
+
+
+def _centred(values: Grey, seen: Grey, count: int) -> Grey:
+    """Values less their mean over those that are seen, of which there are `count`; 0 elsewhere."""
+    return np.asarray((values - np.float32(float(values @ seen) / count)) * seen)
 
 
 def usual_border(grey: NDArray[Any]) -> float:
