@@ -71,10 +71,21 @@ def test_options_of_spade(good_folder, tmp_path):
     assert document["coreset"] == 0.5
 
 
+def test_blocks_of_positions(good_folder, tmp_path):
+    path, small = tmp_path / "m.flawmap", ["--random-weights", "--resize", "64", "-q"]
+    run("fit", good_folder, "-o", path, "--blocks", "2", *small)
+    assert json.loads(run("info", path, "--json").stdout)["blocks"] == 2
+    refused = run("fit", good_folder, "-o", path, "--blocks", "3", *small, code=1).stderr
+    assert "blocks must be 1, 2 or 4, got 3" in refused.replace("\n", " ")
+    refused = run("fit", good_folder, "-o", path, "--blocks", "4", *small[:1], "--resize", "96", code=1).stderr
+    assert "whole blocks, got 6 x 6" in refused.replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--detector", "spade", "--n-features", "5"], "--n-features is not for spade"),
+        (["--detector", "spade", "--blocks", "2"], "--blocks is not for spade"),
         (["--detector", "mahalanobis-ad", "--cache-mb", "5"], "--cache-mb is not for mahalanobis-ad"),
         (["--coreset", "0.1"], "--coreset is not for padim"),
         (["--detector", "spade", "--n-neighbors", "13"], "more than the 12 good images"),

@@ -23,8 +23,7 @@ from flawmap.cli.console import (
     say,
     table,
 )
-from flawmap.cli.fit import parse_regularization
-from flawmap.cli.options import option
+from flawmap.cli.options import option, parse_regularization
 from flawmap.errors import ParameterError, counted
 
 if TYPE_CHECKING:

@@ -40,7 +40,6 @@ from flawmap.options import (
     Reading,
     Runtime,
 )
-from flawmap.prediction import Size
 
 if TYPE_CHECKING:
     from flawmap.detectors import Detector
@@ -74,9 +73,7 @@ def fit(
     ] = None,
     crop: Annotated[str | None, option("Centre crop after that.", "N|HxW|none", default="none")] = None,
     aspect: Annotated[Aspect, option("Photos of other proportions: stretch or pad them.")] = "squash",
-    reading: Annotated[
-        Reading, option("Read large photos no finer than is needed, or all of their pixels.")
-    ] = "reduced",
+    reading: Annotated[Reading, option("Read large photos no finer than needed, or all of their pixels.")] = "reduced",
     roi: Annotated[
         str | None,
         option(
@@ -143,6 +140,7 @@ def fit(
     align: Annotated[
         Alignment | None, of_padim("Turn and shift parts to lie alike; auto: if that helps.", default="auto")
     ] = None,
+    blocks: Annotated[int | None, of_padim("Cells a side that share a covariance: 1, 2, 4.", "B", default="1")] = None,
     reduction: Annotated[
         Literal["random", "pca"] | None, of_padim("Reduction to --n-features.", default="random")
     ] = None,
@@ -227,13 +225,13 @@ def _parameters(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("resize", "crop"):
         if name in found:
             is_none = name == "crop" and found[name] == "none"  # takes a preset's crop away
-            found[name] = None if is_none else _parse_size(found[name], name)
+            found[name] = None if is_none else options.parse_size(found[name], name)
     if "layers" in found:
         found["layers"] = tuple(name.strip() for name in found["layers"].split(","))
     if "score" in found:
-        found["score"] = _parse_score(found["score"])
+        found["score"] = options.parse_score(found["score"])
     if "regularization" in found:
-        found["regularization"] = parse_regularization(found["regularization"])
+        found["regularization"] = options.parse_regularization(found["regularization"])
     found |= {name: None for name in ("calibrate", "groups") if found.get(name) == "none"}
     if found["runtime"] == "auto":
         del found["runtime"]
@@ -346,38 +344,6 @@ def _tell_groups(model: Detector) -> None:
             f"{decision.n_groups} groups can guarantee {100 * decision.lowest_rate:.2g} % false alarms at the lowest; "
             f"{n_images} independent images could guarantee {100 / (n_images + 1):.2g} %."
         )
-
-
-def _parse_size(text: str, name: str) -> int | Size | str:
-    """`256` or `256x384` (height x width) as a size; of the canvas also `long:768`, which the detector checks."""
-    parts = text.lower().split("x")
-    if name == "resize" and ":" in text:
-        return text.lower()
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        rule = ", or long:N or short:N, such as long:768" if name == "resize" else ""
-        raise ParameterError(f"--{name} takes a number or HEIGHTxWIDTH, such as 256 or 256x384{rule}; got '{text}'")
-    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
-
-
-def _parse_score(text: str) -> str | float:
-    """`max`, `top` or a share as `PaDiM` expects it."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def parse_regularization(text: str) -> str | float | tuple[float, ...]:
-    """`auto`, `likelihood`, `paper`, `0.1` or `0.1,0.5` as `PaDiM` expects it."""
-    if text in ("auto", "likelihood", "paper"):
-        return text
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ParameterError(
-            f"--regularization must be auto, likelihood, paper, EPS or A,EPS such as 0.1,0.5; got '{text}'"
-        ) from None
-    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _warn(model: Detector) -> None:

@@ -1,4 +1,4 @@
-"""Options of the subcommands: how one is declared, and those that several share."""
+"""Options of the subcommands: how one is declared, those that several share, and what their texts mean."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import typer
 from rich.markup import escape
 from typer.models import OptionInfo
 
+from flawmap.errors import ParameterError
 from flawmap.options import Runtime
+from flawmap.prediction import Size
 
 
 def option(
@@ -42,3 +44,35 @@ Weights = Annotated[
 ]
 RuntimeChoice = Annotated[Runtime, option("Runtime of the backbone.")]
 Workers = Annotated[int | None, option("Threads that read images.", "N", default="one per processor", min=1, max=1024)]
+
+
+def parse_size(text: str, name: str) -> int | Size | str:
+    """`256` or `256x384` (height x width) as a size; of the canvas also `long:768`, which the detector checks."""
+    parts = text.lower().split("x")
+    if name == "resize" and ":" in text:
+        return text.lower()
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        rule = ", or long:N or short:N, such as long:768" if name == "resize" else ""
+        raise ParameterError(f"--{name} takes a number or HEIGHTxWIDTH, such as 256 or 256x384{rule}; got '{text}'")
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+
+
+def parse_score(text: str) -> str | float:
+    """`max`, `top` or a share as `PaDiM` expects it."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def parse_regularization(text: str) -> str | float | tuple[float, ...]:
+    """`auto`, `likelihood`, `paper`, `0.1` or `0.1,0.5` as `PaDiM` expects it."""
+    if text in ("auto", "likelihood", "paper"):
+        return text
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ParameterError(
+            f"--regularization must be auto, likelihood, paper, EPS or A,EPS such as 0.1,0.5; got '{text}'"
+        ) from None
+    return numbers[0] if len(numbers) == 1 else numbers

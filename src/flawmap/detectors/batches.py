@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -78,3 +78,44 @@ def check_finite(features: Sequence[Tensor], batch: Batch) -> None:
             f"the backbone's features are not finite for the images from {batch.images[0].name} on; its weights may be "
             f"damaged"
         )
+
+
+class KeptEmbeddings:
+    """Embeddings by the image's index in the first pass: the backbone then runs only once.
+
+    Args:
+        reserve: memory of so many bytes, or None where no more is granted; None keeps nothing.
+    """
+
+    def __init__(self, reserve: Callable[[int], NDArray[np.uint8] | None] | None) -> None:
+        self._reserve = reserve
+        self._kept: dict[int, NDArray[np.float32]] = {}
+        self._shapes: list[tuple[int, int]] = []
+
+    def add(self, indices: Sequence[int], columns: Sequence[Tensor]) -> None:
+        """Keep a batch's, per level (positions, B, d), of the images of these indices; those that find room."""
+        if self._reserve is None:
+            return
+        self._shapes = [(len(part), part.shape[2]) for part in columns]
+        n_values = sum(positions * d for positions, d in self._shapes)
+        host = [part.cpu().numpy() for part in columns]
+        for i, index in enumerate(indices):
+            memory = self._reserve(4 * n_values)
+            if memory is None:
+                return
+            values, start = memory.view(np.float32), 0
+            for part, (positions, d) in zip(host, self._shapes, strict=True):
+                values[start : start + positions * d].reshape(positions, d)[:] = part[:, i]
+                start += positions * d
+            self._kept[index] = values
+
+    def get(self, indices: Sequence[int], device: torch.device) -> list[Tensor] | None:
+        """The same for a batch of any images; None unless all of them were kept."""
+        if not self._kept.keys() >= set(indices):
+            return None
+        columns, start = [], 0
+        for positions, d in self._shapes:
+            parts = [self._kept[index][start : start + positions * d].reshape(positions, d) for index in indices]
+            columns.append(torch.from_numpy(np.stack(parts, axis=1)).to(device))
+            start += positions * d
+        return columns

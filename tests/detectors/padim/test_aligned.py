@@ -201,13 +201,14 @@ def four_by_four(name):
     return int(re.search(r"\d+", name)[0]) // 4
 
 
-def test_a_group_of_parts_that_show_less_is_left_out_as_by_a_refit(good, monkeypatch):
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_group_of_parts_that_show_less_is_left_out_as_by_a_refit(blocks, good, monkeypatch):
     noise = np.random.default_rng(0).normal(0, 20, good.shape)
     images, scores = (good + noise).clip(0, 255).astype(np.uint8), []
-    for is_large in (lambda *_: False, lambda n_members, *_: n_members > 1):
+    for is_large in (lambda *_, **__: False, lambda n_members, *_, **__: n_members > 1):
         for module in (fit, leave_one_out):
             monkeypatch.setattr(module, "is_large", is_large)
-        model = PaDiM(align="rigid", **OPTIONS, groups=four_by_four).fit(images)
+        model = PaDiM(align="rigid", **OPTIONS, groups=four_by_four, blocks=blocks).fit(images)
         assert 15 <= model.decision_.n_groups <= 16
         scores.append(model.decision_.scores)
     np.testing.assert_allclose(*scores, rtol=0.15)  # what regularises is neglected

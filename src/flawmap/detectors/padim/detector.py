@@ -18,9 +18,10 @@ from flawmap.decision import TOP_SHARE
 from flawmap.detectors.anomaly_map import cells_of
 from flawmap.detectors.batches import batch_size, in_batches
 from flawmap.detectors.calibration import HeldOutScores
-from flawmap.detectors.document import Record, Stored
+from flawmap.detectors.document import Document, Record, Stored
 from flawmap.detectors.feature_detector import FeatureDetector
 from flawmap.detectors.good_images import GoodImages
+from flawmap.detectors.padim.blocks import in_blocks
 from flawmap.detectors.padim.embedding import Hierarchy, Level, build_hierarchy, project_hierarchy
 from flawmap.detectors.padim.fit import choose_channels, learn, reduced_hierarchy
 from flawmap.detectors.padim.gaussian.factor import Factor, covariance_at, mean_at, typical_distance
@@ -152,6 +153,13 @@ class PaDiM(FeatureDetector):
         PrecisionChoice,
         Field(description='Of the backbone. "bfloat16" is twice as fast where the processor has it; "auto": there.'),
     ] = "float32"
+    blocks: Annotated[
+        Literal[1, 2, 4],
+        Field(
+            description="Side of the blocks of coarsest cells that share a covariance: 1, 2 or 4. There are "
+            "1, 4 or 16 times fewer covariances; each position keeps its mean."
+        ),
+    ] = 1
     score: Annotated[
         Literal["max", "top"] | float,
         BeforeValidator(_check_score),
@@ -255,7 +263,11 @@ class PaDiM(FeatureDetector):
         self.top_share_ = self._asked_share * self.factor_.inspected
 
     def _inspected(self, hierarchy: Hierarchy) -> Hierarchy:
-        """The hierarchy with the positions that are inspected. Raises ParameterError for less than one of them."""
+        """The hierarchy with its blocks and the positions that are inspected.
+
+        Raises ParameterError for less than one of the latter, or for grids that the blocks do not fill.
+        """
+        hierarchy = hierarchy if self.blocks == 1 else in_blocks(hierarchy, self.blocks)
         if self.roi_ is None:
             return hierarchy
         height, width = (n / cells for n, cells in zip(self.roi_.shape, hierarchy.grid, strict=True))
@@ -278,6 +290,13 @@ class PaDiM(FeatureDetector):
 
     def _image_cache(self) -> float:
         return self.cache_mb if self.calibrate else 0.0
+
+    def _document(self, dtype: FactorDtype) -> Document:
+        document = super()._document(dtype)
+        if self.blocks > 1:
+            return document
+        known = {name: value for name, value in document.parameters.items() if name != "blocks"}
+        return document.model_copy(update={"parameters": known})  # as files were before there were blocks
 
     def _learnt(self) -> dict[str, Any]:
         regularization = self.regularization_
@@ -322,7 +341,7 @@ class PaDiM(FeatureDetector):
         names = [self._level_name(level, layers) for level in hierarchy.levels]
         if hierarchy.projection is not None:
             hierarchy = replace(hierarchy, projection=replace(hierarchy.projection, components=tensors[COMPONENTS]))
-        coarsest = hierarchy.levels[0]
+        coarsest = hierarchy.covariances.levels[0]
         no_cross = torch.empty(coarsest.n_cells, coarsest.n_channels, 0, device=stored.device)
         self.factor_ = Factor(
             hierarchy.to(stored.device),
@@ -353,12 +372,12 @@ class PaDiM(FeatureDetector):
         shapes: dict[str, tuple[int, ...]] = {}
         if hierarchy.projection is not None:
             shapes[COMPONENTS] = tuple(hierarchy.projection.components.shape)
-        for level in hierarchy.levels:
+        for level, shared in zip(hierarchy.levels, hierarchy.covariances.levels, strict=True):
             name = self._level_name(level, layers)
             shapes[f"{name}.mean"] = (level.n_positions, level.n_channels)
-            shapes[f"{name}.own"] = (level.n_cells, level.n_channels, level.n_channels)
+            shapes[f"{name}.own"] = (shared.n_cells, level.n_channels, level.n_channels)
             if level.n_coarser:
-                shapes[f"{name}.cross"] = (level.n_cells, level.n_channels, level.n_coarser)
+                shapes[f"{name}.cross"] = (shared.n_cells, level.n_channels, level.n_coarser)
         return shapes
 
     def _level_name(self, level: Level, layers: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from torch.nn.functional import max_pool2d
 from flawmap.backbones import Backbone
 from flawmap.errors import ParameterError
 from flawmap.prediction import Size
+
+if TYPE_CHECKING:
+    from flawmap.detectors.padim.blocks import Blocks
 
 SHOWN = 255
 """Fourth channel of an aligned image where it shows something."""
@@ -114,6 +118,7 @@ class Hierarchy:
         n_features: channels d of the whole embedding.
         projection: principal components that stand in place of channels, or None; there is then one level.
         inspected: (height * width,) bool, the positions that show something of the region of interest; None for all.
+        blocks: of positions that share a covariance; None: every position has its own.
     """
 
     grid: Size
@@ -122,6 +127,7 @@ class Hierarchy:
     n_features: int
     projection: Projection | None = None
     inspected: Tensor | None = None
+    blocks: Blocks | None = None
 
     def to(self, device: torch.device) -> Hierarchy:
         """The same hierarchy with its index tensors on a device."""
@@ -140,7 +146,17 @@ class Hierarchy:
             cell=None if self.cell is None else self.cell.to(device),
             projection=None if self.projection is None else self.projection.to(device),
             inspected=None if self.inspected is None else self.inspected.to(device),
+            blocks=None if self.blocks is None else self.blocks.to(device),
         )
+
+    @property
+    def covariances(self) -> Hierarchy:
+        """The hierarchy whose cells have a covariance each: this one, or that of the blocks."""
+        return self if self.blocks is None else self.blocks.hierarchy
+
+    def fold(self, columns: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Rows of each position of `covariances` (positions, rows, d), from those of each position, per level."""
+        return columns if self.blocks is None else self.blocks.fold(columns)
 
     def select(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Selected channels, positions first: one (p, B, d) per level from the layers' maps (B, C, h, w)."""
@@ -171,13 +187,14 @@ class Hierarchy:
         return per_cell if self.cell is None else per_cell[self.cell]
 
     def coverage(self) -> list[Tensor]:
-        """Positions of the finest grid, of those inspected, that each cell stands for: (cells,) per level."""
-        finest = self.levels[-1]
-        n_positions = self.grid[0] * self.grid[1]
-        cell = torch.arange(n_positions, device=finest.channels.device) if self.cell is None else self.cell
+        """Positions of the finest grid, of those inspected, that each covariance is of: (cells,) per level."""
+        levels, cell = self.covariances.levels, self.covariances.cell
+        n_positions = self.covariances.grid[0] * self.covariances.grid[1]
+        cell = torch.arange(n_positions, device=levels[-1].channels.device) if cell is None else cell
+        cell = cell if self.blocks is None else self.blocks.repeat(cell)
         cell = cell if self.inspected is None else cell[self.inspected]
-        counts = [torch.bincount(cell, minlength=finest.n_cells)]
-        for level, above in zip(self.levels[:0:-1], self.levels[-2::-1], strict=True):
+        counts = [torch.bincount(cell, minlength=levels[-1].n_cells)]
+        for level, above in zip(levels[:0:-1], levels[-2::-1], strict=True):
             per_group = counts[0].view(level.n_groups, level.children).sum(dim=1)
             parent = torch.arange(level.n_groups, device=cell.device)
             parent = parent if level.group_parent is None else level.group_parent
@@ -203,6 +220,8 @@ class Hierarchy:
     @cached_property
     def coarsest_of_positions(self) -> list[Tensor]:
         """The same of each position of a level's own grid, where grids nest: (positions,) per level."""
+        if self.blocks is not None:
+            return self.blocks.coarsest_of_positions
         found = []
         for level, coarsest in zip(self.levels, self.coarsest_of_cells, strict=True):
             found.append(coarsest if level.own is None else torch.empty_like(coarsest).scatter_(0, level.own, coarsest))
@@ -218,6 +237,10 @@ class Hierarchy:
     def coarsest_grid(self) -> Size:
         """Grid of the coarsest level."""
         return self.levels[0].grid
+
+    def covariance_cells(self, position: int) -> list[int]:
+        """Cell of every level, coarse to fine, that has the covariance at a position of the finest grid."""
+        return self.covariances.ancestors(position if self.blocks is None else self.blocks.block_of(position))
 
     def ancestors(self, position: int) -> list[int]:
         """Cell of every level, coarse to fine, in which a position of the finest grid lies."""
@@ -270,17 +293,6 @@ def nearest_positions(grid: Size, finest: Size) -> NDArray[np.int64]:
     return (rows[:, None] * grid[1] + columns).ravel()
 
 
-def concatenate(features: Sequence[Tensor]) -> Tensor:
-    """Whole embeddings (B * positions, C) of the finest grid from the layers' maps (B, C, h, w)."""
-    grids = [(maps.shape[2], maps.shape[3]) for maps in features]
-    finest = finest_grid(grids)
-    repeated = [
-        maps.flatten(2)[:, :, torch.from_numpy(nearest_positions(grid, finest)).to(maps.device)]
-        for maps, grid in zip(features, grids, strict=True)
-    ]
-    return torch.cat(repeated, dim=1).transpose(1, 2).flatten(0, 1)
-
-
 def embed(backbone: Backbone, hierarchy: Hierarchy, pixels: NDArray[np.uint8]) -> list[Tensor]:
     """Embeddings of images (B, h, w, 3) uint8, per level (positions, B, d)."""
     columns: list[Tensor] = []
@@ -311,14 +323,6 @@ def seen_cells(shown: Tensor, grid: Size) -> Tensor:
     return seen
 
 
-def spread_positions(hierarchy: Hierarchy, n_positions: int) -> list[int]:
-    """Some of the inspected positions, ascending: evenly spread, and never in step with the rows (golden ratio)."""
-    total = hierarchy.grid[0] * hierarchy.grid[1]
-    known = np.arange(total) if hierarchy.inspected is None else np.flatnonzero(hierarchy.inspected.cpu().numpy())
-    spread = np.arange(1, n_positions + 1) * 0.6180339887498949 % 1 * len(known)
-    return [int(position) for position in known[np.unique(spread.astype(np.int64))]]
-
-
 def draw_channels(n_total: int, n_features: int | None, seed: int) -> NDArray[np.int64]:
     """Channels drawn at random without replacement, sorted; all of them if `n_features` is None.
 
@@ -347,7 +351,7 @@ def build_hierarchy(grids: Sequence[Size], n_channels: Sequence[int], selected: 
         columns = np.flatnonzero((selected >= offsets[layer]) & (selected < offsets[layer + 1]))
         if len(columns) == 0:
             continue
-        own, group_parent, n_groups, children, cell = _cells(grids[layer], finest, cell)
+        own, group_parent, n_groups, children, cell = find_cells(grids[layer], finest, cell)
         levels.append(
             Level(
                 layer=layer,
@@ -361,7 +365,7 @@ def build_hierarchy(grids: Sequence[Size], n_channels: Sequence[int], selected: 
                 children=children,
             )
         )
-    return Hierarchy(finest, tuple(levels), _unless_identity(cell, finest[0] * finest[1]), len(selected))
+    return Hierarchy(finest, tuple(levels), unless_identity(cell, finest[0] * finest[1]), len(selected))
 
 
 def project_hierarchy(grids: Sequence[Size], components: Tensor) -> Hierarchy:
@@ -371,7 +375,7 @@ def project_hierarchy(grids: Sequence[Size], components: Tensor) -> Hierarchy:
     return replace(whole, projection=Projection(tuple(grids), components))
 
 
-def _cells(
+def find_cells(
     grid: Size, finest: Size, coarser: NDArray[np.int64] | None
 ) -> tuple[Tensor | None, Tensor | None, int, int, NDArray[np.int64]]:
     """Of a level: own position of each cell, parent of each group, groups, children; and each position's cell."""
@@ -383,11 +387,12 @@ def _cells(
     parent, own = np.divmod(pair, n_positions)
     siblings = np.bincount(parent)
     if siblings.min() == siblings.max():
-        return _unless_identity(own, n_positions), None, len(siblings), int(siblings[0]), cell
-    return _unless_identity(own, n_positions), _unless_identity(parent, len(siblings)), len(parent), 1, cell
+        return unless_identity(own, n_positions), None, len(siblings), int(siblings[0]), cell
+    return unless_identity(own, n_positions), unless_identity(parent, len(siblings)), len(parent), 1, cell
 
 
-def _unless_identity(index: NDArray[np.int64] | None, n: int) -> Tensor | None:
+def unless_identity(index: NDArray[np.int64] | None, n: int) -> Tensor | None:
+    """An index as a tensor; None of each of n in turn."""
     if index is None or (len(index) == n and np.array_equal(index, np.arange(n))):
         return None
     return torch.from_numpy(index)

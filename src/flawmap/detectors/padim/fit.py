@@ -11,22 +11,23 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from flawmap.backbones import Backbone
-from flawmap.detectors.batches import batch_size, check_finite
+from flawmap.detectors.batches import KeptEmbeddings, batch_size, check_finite
 from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.padim.embedding import (
     Hierarchy,
     build_hierarchy,
-    concatenate,
     draw_channels,
     embed,
+    finest_grid,
+    nearest_positions,
     project_hierarchy,
     shown_cells,
 )
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise
 from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, principal_components, update
-from flawmap.detectors.padim.leave_one_out import Calibrator, KeptEmbeddings, Likeness, is_large
+from flawmap.detectors.padim.leave_one_out import Calibrator, Likeness, is_large
 from flawmap.detectors.padim.sharing import FEWEST_IMAGES, choose_sharing
 from flawmap.errors import ParameterError, TrainingSetError
 from flawmap.options import MIN_IMAGES, Calibration
@@ -70,7 +71,7 @@ def learn(
     size = _step(input_size, hierarchy)
     kept = KeptEmbeddings(good.replay.reserve if calibrate == "leave-one-out" else None)
     probe = Probe(hierarchy)
-    likeness = Likeness(probe.positions)
+    likeness = Likeness(probe.positions, probe.n_members)
     moments = _learn_moments(good, backbone, hierarchy, size, probe=probe, likeness=likeness, kept=kept)
     likeness.learn(moments)
     likely = choose_regularization(moments, probe, good.grouping.groups)
@@ -85,7 +86,9 @@ def learn(
     regularization = regularization or likely
     count, seen = moments.count, moments.seen
     groups = _groups_to_score(good, calibrate)
-    refits = calibrate == "leave-one-out" and any(is_large(len(group), count, refit_below) for group in groups)
+    refits = calibrate == "leave-one-out" and any(
+        is_large(len(group), count, refit_below, n_together=probe.n_members) for group in groups
+    )
     factor = factorise(moments, regularization=regularization, in_place=not refits)
     if not any(groups):
         return Learnt(factor, regularization, None)
@@ -227,3 +230,14 @@ def learn_components(features: Iterable[Sequence[Tensor]], n_features: int) -> T
     if moments is None:
         raise TrainingSetError("PaDiM learns a spread and needs at least 2 good images, got 0 usable")
     return principal_components(moments, n_features)
+
+
+def concatenate(features: Sequence[Tensor]) -> Tensor:
+    """Whole embeddings (B * positions, C) of the finest grid from the layers' maps (B, C, h, w)."""
+    grids = [(maps.shape[2], maps.shape[3]) for maps in features]
+    finest = finest_grid(grids)
+    repeated = [
+        maps.flatten(2)[:, :, torch.from_numpy(nearest_positions(grid, finest)).to(maps.device)]
+        for maps, grid in zip(features, grids, strict=True)
+    ]
+    return torch.cat(repeated, dim=1).transpose(1, 2).flatten(0, 1)

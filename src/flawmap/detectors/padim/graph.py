@@ -88,13 +88,17 @@ class _Distances(nn.Module):
 
     def __init__(self, factor: Factor, for_graph: bool) -> None:
         super().__init__()
-        hierarchy = factor.hierarchy
+        hierarchy, blocks = factor.hierarchy, factor.hierarchy.blocks
         self.grid = hierarchy.grid
+        shared = hierarchy.covariances
+        members = (None,) * len(shared.levels) if blocks is None else blocks.members
         self.levels = nn.ModuleList(
-            _LevelDistances(level, *tensors, for_graph=for_graph)
-            for level, *tensors in zip(hierarchy.levels, factor.mean, factor.cross, factor.own, strict=True)
+            _LevelDistances(level, rows, *tensors, for_graph=for_graph)
+            for level, rows, *tensors in zip(shared.levels, members, factor.mean, factor.cross, factor.own, strict=True)
         )
-        self.cell = _Index(hierarchy.cell, for_graph=for_graph)
+        self.cell = _Index(shared.cell, for_graph=for_graph)
+        self.n_members = 1 if blocks is None else blocks.n_members
+        self.place = _Index(None if blocks is None else blocks.places, for_graph=for_graph)
         self.projection = None if hierarchy.projection is None else _Projected(hierarchy.projection, for_graph)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -109,14 +113,21 @@ class _Distances(nn.Module):
             if depth < last:
                 parents = own if above is None else torch.cat([above, own], dim=2)
         positions = self.cell(total)
+        if self.n_members > 1:  # (blocks, members * N) to (positions, N)
+            positions = self.place(positions.reshape(self.grid[0] * self.grid[1], -1))
         distances: Tensor = positions.sqrt().transpose(0, 1).reshape(-1, *self.grid)
         return distances
 
 
 class _LevelDistances(nn.Module):
-    """One level: |A_level x|^2 of each of its cells, plus what the cells of the next coarser level have."""
+    """One level: |A_level x|^2 of each of its cells, plus what the cells of the next coarser level have.
 
-    def __init__(self, level: Level, mean: Tensor, cross: Tensor, own: Tensor, *, for_graph: bool) -> None:
+    Where positions `members` (positions / m, m) share a covariance, a batch of N images is one of m N in each cell.
+    """
+
+    def __init__(
+        self, level: Level, members: Tensor | None, mean: Tensor, cross: Tensor, own: Tensor, *, for_graph: bool
+    ) -> None:
         super().__init__()
         self.layer = level.layer
         self.n_groups, self.n_children, self.width = level.n_groups, level.children, level.n_channels
@@ -124,6 +135,8 @@ class _LevelDistances(nn.Module):
         self.own: Tensor
         self.channels = _Index(level.channels, axis=1, for_graph=for_graph)
         self.register_buffer("mean", _constant(mean[:, None], for_graph))  # (positions, 1, d)
+        self.n_members = 1 if members is None else members.shape[1]
+        self.member = _Index(None if members is None else members.flatten(), for_graph=for_graph)
         self.own_position = _Index(level.own, for_graph=for_graph)
         self.register_buffer("own", _constant(own.transpose(1, 2), for_graph))  # (cells, d, d): x A^T in one product
         self.parent = _Index(level.group_parent, for_graph=for_graph)
@@ -143,7 +156,11 @@ class _LevelDistances(nn.Module):
         """
         selected = self.channels(features[self.layer])
         batch = selected.shape[0]
-        centred: Tensor = self.own_position(selected.flatten(2).permute(2, 0, 1) - self.mean)
+        centred: Tensor = selected.flatten(2).permute(2, 0, 1) - self.mean
+        if self.n_members > 1:
+            batch = batch * self.n_members
+            centred = self.member(centred).reshape(-1, batch, self.width)
+        centred = self.own_position(centred)
         white = torch.matmul(centred, self.own)
         if self.cross is None or parents is None or total is None:
             return centred, white.square().sum(dim=2), None

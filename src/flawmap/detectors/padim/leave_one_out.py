@@ -20,10 +20,15 @@ from torch import Tensor
 
 from flawmap.backbones import Backbone
 from flawmap.detectors.anomaly_map import anomaly_maps, masked_maps
-from flawmap.detectors.batches import Batch
+from flawmap.detectors.batches import Batch, KeptEmbeddings
 from flawmap.detectors.calibration import HeldOutScores, find_groups, near_duplicates
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.padim.embedding import SHOWN, embed, shown_cells
+from flawmap.detectors.padim.gaussian.blocks import (
+    leave_each_out_of_blocks,
+    leave_set_out_of_blocks,
+    left_out_distances,
+)
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise, inner_products, known_cells, squared_distances
 from flawmap.detectors.padim.gaussian.leave_one_out import (
     SMALLEST,
@@ -45,6 +50,8 @@ LARGEST_BLOCK = 32
 """Images of a group that is left out by the block identity, at most."""
 LARGEST_SHARE = 0.02
 """Share of all images that such a group may be: the relative error of what regularises."""
+MOST_ROWS = 64
+"""Embeddings of such a group that one covariance is of, at most, where blocks of positions share it."""
 MOST_BYTES = 64 * 2**20
 """Memory from which on embeddings are compared at half as many positions, or by half as many channels."""
 FEWEST_POSITIONS, FEWEST_CHANNELS = 8, 16
@@ -53,54 +60,18 @@ HIGH = 0.95
 """Quantile of scores; their spread is taken from the median up to it."""
 COMPARED = 512
 """Images that are whitened at a time."""
+Distances = Callable[[Factor, Sequence[Tensor], Tensor | None], Tensor]
+"""Squared distances (B, h, w) of a batch of embeddings, and of what its images show."""
 
 
-def is_large(n_members: int, count: int, refit_below: int = REFIT_BELOW) -> bool:
-    """Whether a group of so many images is left out by a refit, for which all moments must be kept."""
+def is_large(n_members: int, count: int, refit_below: int = REFIT_BELOW, *, n_together: int = 1) -> bool:
+    """Whether a group of so many images is left out by a refit, for which all moments must be kept.
+
+    `n_together` positions share a covariance.
+    """
     if n_members == 1:
         return count < refit_below
-    return n_members > min(LARGEST_BLOCK, LARGEST_SHARE * count)
-
-
-class KeptEmbeddings:
-    """Embeddings by the image's index in the first pass: the backbone then runs only once.
-
-    Args:
-        reserve: memory of so many bytes, or None where no more is granted; None keeps nothing.
-    """
-
-    def __init__(self, reserve: Callable[[int], NDArray[np.uint8] | None] | None) -> None:
-        self._reserve = reserve
-        self._kept: dict[int, NDArray[np.float32]] = {}
-        self._shapes: list[tuple[int, int]] = []
-
-    def add(self, indices: Sequence[int], columns: Sequence[Tensor]) -> None:
-        """Keep a batch's, per level (positions, B, d), of the images of these indices; those that find room."""
-        if self._reserve is None:
-            return
-        self._shapes = [(len(part), part.shape[2]) for part in columns]
-        n_values = sum(positions * d for positions, d in self._shapes)
-        host = [part.cpu().numpy() for part in columns]
-        for i, index in enumerate(indices):
-            memory = self._reserve(4 * n_values)
-            if memory is None:
-                return
-            values, start = memory.view(np.float32), 0
-            for part, (positions, d) in zip(host, self._shapes, strict=True):
-                values[start : start + positions * d].reshape(positions, d)[:] = part[:, i]
-                start += positions * d
-            self._kept[index] = values
-
-    def get(self, indices: Sequence[int], device: torch.device) -> list[Tensor] | None:
-        """The same for a batch of any images; None unless all of them were kept."""
-        if not self._kept.keys() >= set(indices):
-            return None
-        columns, start = [], 0
-        for positions, d in self._shapes:
-            parts = [self._kept[index][start : start + positions * d].reshape(positions, d) for index in indices]
-            columns.append(torch.from_numpy(np.stack(parts, axis=1)).to(device))
-            start += positions * d
-        return columns
+    return n_members > min(LARGEST_BLOCK, LARGEST_SHARE * count, MOST_ROWS // n_together)
 
 
 class Likeness:
@@ -112,14 +83,15 @@ class Likeness:
 
     Args:
         positions: of the finest grid.
+        n_together: of these in turn that share a covariance.
 
     Attributes:
         indices: of the images in the training order.
     """
 
-    def __init__(self, positions: Sequence[int]) -> None:
+    def __init__(self, positions: Sequence[int], n_together: int = 1) -> None:
         self.indices: list[int] = []
-        self._positions = list(positions)
+        self._positions, self._n_together = list(positions), n_together
         self._steps = (1, 1)  # every so many of the positions and channels are compared
         self._kept: list[Tensor] = []
         self._gaussians: tuple[Tensor, Tensor, Tensor, int | Tensor] | None = None
@@ -130,14 +102,14 @@ class Likeness:
         """Take note of embeddings (P, B, d) at the positions, NaN where an image does not show one."""
         some = self._some_of(batch)
         while (len(self.indices) + len(indices)) * some[:, 0].nbytes > MOST_BYTES:
-            if len(some) >= 2 * FEWEST_POSITIONS:
+            if len(some) >= 2 * max(FEWEST_POSITIONS, self._n_together):
                 steps = (2, 1)
             elif some.shape[2] >= 2 * FEWEST_CHANNELS:
                 steps = (1, 2)
             else:
                 return
             self._steps = (self._steps[0] * steps[0], self._steps[1] * steps[1])
-            self._kept = [kept[:: steps[0], :, :: steps[1]].clone() for kept in self._kept]
+            self._kept = [self._every(kept, steps[0])[..., :: steps[1]].clone() for kept in self._kept]
             some = self._some_of(batch)
         self._kept.append(some.clone())
         self.indices += indices
@@ -179,27 +151,40 @@ class Likeness:
         all images have their company or where none has, whichever is less.
         """
         _, _, _, count = self._sliced()
-        by_position = count[:, None] if isinstance(count, Tensor) else count
-        scores = leave_one_out(white.double().square().sum(dim=2), by_position, sharing=sharing).amax(dim=0).sqrt()
-        alone, most = scores.clone(), white.shape[1] - (MIN_IMAGES - 1)
+        if self._n_together == 1:
+            by_position = count[:, None] if isinstance(count, Tensor) else count
+            squared = leave_one_out(white.double().square().sum(dim=2), by_position, sharing=sharing)
+            without = leave_set_out
+        else:
+            white = white.view(-1, self._n_together, *white.shape[1:])
+            count = count.view(-1, self._n_together) if isinstance(count, Tensor) else count
+            squared = leave_each_out_of_blocks(white.double(), count, sharing=sharing).flatten(0, 1)
+            without = leave_set_out_of_blocks
+        scores = squared.amax(dim=0).sqrt()
+        alone, most = scores.clone(), len(scores) - (MIN_IMAGES - 1)
         groups = [group for group in groups if len(group) <= most]
         for group in groups:
-            squared = leave_set_out(white[:, group].double(), count, sharing=sharing)
-            alone[group] = squared.amax(dim=0).clamp(min=0).sqrt()
+            squared = without(white[..., group, :].double(), count, sharing=sharing)
+            alone[group] = squared.flatten(0, -2).amax(dim=0).clamp(min=0).sqrt()
         usual, high = np.quantile(torch.stack([scores, alone]).cpu().numpy(), (0.5, HIGH), axis=1)
         least = float((high - usual).min())
         return [group for group in groups if float((alone - scores)[group].mean()) > least]
 
     def _some_of(self, batch: Tensor) -> Tensor:
-        return batch[:: self._steps[0], :, :: self._steps[1]]
+        return self._every(batch, self._steps[0])[..., :: self._steps[1]]
+
+    def _every(self, values: Tensor, step: int) -> Tensor:
+        """Values (P, ...) at every so many positions, or blocks of them."""
+        return values.view(-1, self._n_together, *values.shape[1:])[::step].flatten(0, 1)
 
     def _sliced(self) -> tuple[Tensor, Tensor, Tensor, int | Tensor]:
         """Means (P, d), covariances (P, d, d) and the shared one (d, d) of what is compared, of so many images."""
         if self._gaussians is None:
             raise ValueError("learn has not been called")
         mean, own, shared, count = self._gaussians
-        p, c = (slice(None, None, step) for step in self._steps)
-        return mean[p, c], own[p, c, c], shared[c, c], count[p] if isinstance(count, Tensor) else count
+        step, c = self._steps[0], slice(None, None, self._steps[1])
+        mean, own = self._every(mean, step)[:, c], self._every(own, step)[:, c, c]
+        return mean, own, shared[c, c], self._every(count, step) if isinstance(count, Tensor) else count
 
     def _whitened(self, regularization: Regularization) -> Tensor:
         """Embeddings (P, N, d) float32 whitened by the model of all images; 0 where an image does not show it."""
@@ -213,7 +198,7 @@ class Likeness:
             delta = (batch.double() - mean[:, None]).nan_to_num(nan=0)
             parts.append(torch.linalg.solve_triangular(factor, delta.transpose(1, 2), upper=False).float())
         white = torch.cat(parts, dim=2).transpose(1, 2)
-        return white if self._known is None else white * self._known[:: self._steps[0], None, None]
+        return white if self._known is None else white * self._every(self._known, self._steps[0])[:, None, None]
 
 
 def _unit(white: Tensor) -> NDArray[np.float32]:
@@ -254,9 +239,7 @@ class Calibrator:
         self._backbone, self._factor, self._regularization, self._count = backbone, factor, regularization, count
         self._good, self._input_size, self._step, self._moments = good, input_size, step, moments
         self._kept, self._refit_below = kept, refit_below
-        self._counts: int | Tensor = count  # images that show each position of the finest grid
-        if seen is not None:
-            self._counts = factor.hierarchy.to_finest(seen)
+        self._seen, self._counts = seen, count if seen is None else factor.hierarchy.to_finest(seen)
         self._take = take
         self._result = HeldOutScores(top_share=top_share)
 
@@ -278,17 +261,10 @@ class Calibrator:
         A group of so many images that fewer than two remain without it has no score.
         """
         numbers = {index: number for number, group in enumerate(groups) for index in group}
-        sharing = self._regularization.sharing
-
-        def one_out(factor: Factor, columns: Sequence[Tensor], _: Tensor | None) -> Tensor:
-            return leave_one_out(squared_distances(factor, columns), self._counts, sharing=sharing)
-
-        def group_out(factor: Factor, columns: Sequence[Tensor], shown: Tensor | None) -> Tensor:
-            counts = self._counts.flatten() if isinstance(self._counts, Tensor) else self._counts
-            shown = None if shown is None else factor.hierarchy.to_finest(shown.T).flatten(1).T
-            squared = leave_group_out(inner_products(factor, columns), counts, sharing=sharing, shown=shown)
-            return squared.T.reshape(-1, *factor.hierarchy.grid)
-
+        one_out: Distances = self._one_out
+        group_out: Distances = self._group_out
+        if self._factor.hierarchy.blocks is not None:
+            one_out, group_out = self._one_out_of_blocks, self._group_out_of_blocks
         small = [group for group in groups if not self._is_large(group)]
         alone = sorted(group[0] for group in small if len(group) == 1)
         self._score(self._embedded(alone, self._step), numbers, one_out, self._factor, advance)
@@ -301,8 +277,40 @@ class Calibrator:
                 self._score(self._embedded(group, len(group)), numbers, group_out, self._factor, advance)
         return self._result
 
+    def _one_out(self, factor: Factor, columns: Sequence[Tensor], _: Tensor | None) -> Tensor:
+        sharing = self._regularization.sharing
+        return leave_one_out(squared_distances(factor, columns), self._counts, sharing=sharing)
+
+    def _group_out(self, factor: Factor, columns: Sequence[Tensor], shown: Tensor | None) -> Tensor:
+        counts, sharing = self._counts, self._regularization.sharing
+        counts = counts.flatten() if isinstance(counts, Tensor) else counts
+        shown = None if shown is None else factor.hierarchy.to_finest(shown.T).flatten(1).T
+        squared = leave_group_out(inner_products(factor, columns), counts, sharing=sharing, shown=shown)
+        return squared.T.reshape(-1, *factor.hierarchy.grid)
+
+    def _one_out_of_blocks(self, factor: Factor, columns: Sequence[Tensor], shown: Tensor | None) -> Tensor:
+        return self._out_of_blocks(factor, columns, shown, 1)
+
+    def _group_out_of_blocks(self, factor: Factor, columns: Sequence[Tensor], shown: Tensor | None) -> Tensor:
+        return self._out_of_blocks(factor, columns, shown, columns[0].shape[1])
+
+    def _out_of_blocks(
+        self, factor: Factor, columns: Sequence[Tensor], shown: Tensor | None, n_together: int
+    ) -> Tensor:
+        squared = left_out_distances(
+            factor,
+            columns,
+            self._count if self._seen is None else self._seen,
+            n_together=n_together,
+            shown=shown,
+            sharing=self._regularization.sharing,
+        )
+        return squared.T.reshape(-1, *factor.hierarchy.grid)
+
     def _is_large(self, group: Sequence[int]) -> bool:
-        return is_large(len(group), self._count, self._refit_below)
+        blocks = self._factor.hierarchy.blocks
+        n_together = 1 if blocks is None else blocks.n_members
+        return is_large(len(group), self._count, self._refit_below, n_together=n_together)
 
     def _without(self, group: Sequence[int], numbers: dict[int, int], advance: Callable[[int], None]) -> None:
         """Score a group by the Gaussians fitted without it."""
@@ -335,11 +343,11 @@ class Calibrator:
         self,
         embedded: Iterable[Batch],
         numbers: dict[int, int],
-        distances: Callable[[Factor, Sequence[Tensor], Tensor | None], Tensor],
+        distances: Distances,
         factor: Factor,
         advance: Callable[[int], None],
     ) -> None:
-        """Add the scores of some images, by squared distances (B, h, w) of a batch."""
+        """Add the scores of some images, by squared distances (B, h, w) of a batch and of what it shows."""
         result = self._result
         for batch in embedded:
             shown = self._shown(batch)

@@ -26,13 +26,13 @@ from torch import Tensor
 from flawmap.backbones import Backbone
 from flawmap.decision import map_score
 from flawmap.detectors.anomaly_map import anomaly_maps, cells_of
-from flawmap.detectors.batches import Batch
+from flawmap.detectors.batches import Batch, KeptEmbeddings
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.padim.embedding import SHOWN, Hierarchy, embed, shown_cells
+from flawmap.detectors.padim.gaussian.blocks import left_out_distances
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise, inner_products
 from flawmap.detectors.padim.gaussian.leave_one_out import leave_one_out_with_copies
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, shared_covariance, subtract, update
-from flawmap.detectors.padim.leave_one_out import KeptEmbeddings
 from flawmap.detectors.padim.part import Part
 from flawmap.images.pasted import paste_defect
 from flawmap.prediction import Placement, Size
@@ -121,8 +121,8 @@ class _Trial:
     @property
     def bytes_per_image(self) -> int:
         """Memory that the embeddings of an image and its copies take."""
-        levels = zip(self._part.cells, self._whole.levels, strict=True)
-        return max(1, (1 + N_COPIES) * 4 * sum(len(cells) * level.n_channels for cells, level in levels))
+        levels = zip(self._part.own, self._whole.levels, strict=True)
+        return max(1, (1 + N_COPIES) * 4 * sum(len(own) * level.n_channels for own, level in levels))
 
     def learn_only(self, indices: Sequence[int], good: GoodImages, backbone: Backbone, kept: KeptEmbeddings) -> bool:
         """Let the Gaussians be those of some of the images that were learnt; whether the images can be read for that.
@@ -167,7 +167,7 @@ class _Trial:
         columns = kept.get(batch.indices, backbone.device) or embed(backbone, self._whole, batch.pixels)
         seen = shown_cells(batch.pixels, self._whole, backbone.device)
         of_part = [column[own] for column, own in zip(columns, self._part.own, strict=True)]
-        return of_part, None if seen is None else seen[self._part.cells[0]]
+        return of_part, None if seen is None else seen[self._part.own[0]]
 
     def scores(self, regularization: Regularization) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Scores of the images (N,) and of their copies (N, 2), by the Gaussians without the image."""
@@ -186,20 +186,41 @@ class _Trial:
 
     def _squared(self, factor: Factor, columns: Sequence[Tensor], seen: Tensor | None, sharing: float) -> list[Tensor]:
         """Squared distances (1 + copies) x (B, positions) of a batch of images, and of their copies."""
+        without = self._without if factor.hierarchy.blocks is None else self._without_of_blocks
+        squared = without(factor, columns, seen, sharing).float()  # (positions, B, 1 + copies)
+        if seen is not None and factor.known is not None:
+            squared = squared * self._spread(seen * factor.known[:, None])[..., None]
+        return list(squared.permute(2, 1, 0))
+
+    def _without(self, factor: Factor, columns: Sequence[Tensor], _: Tensor | None, sharing: float) -> Tensor:
         n_images = columns[0].shape[1] // (1 + N_COPIES)
         products = inner_products(factor, columns).view(-1, 1 + N_COPIES, n_images, 1 + N_COPIES, n_images)
         products = products.diagonal(dim1=2, dim2=4).movedim(3, 1)  # (positions, B, 1 + copies, 1 + copies)
         count: int | Tensor = self._moments.count
         if self._moments.seen is not None:
             count = self._spread(self._moments.seen)[:, None]
-        squared = leave_one_out_with_copies(products, count, sharing=sharing).float()
-        shown = None if seen is None or factor.known is None else self._spread(seen * factor.known[:, None])
-        squared = squared if shown is None else squared * shown[..., None]
-        return list(squared.permute(2, 1, 0))
+        return leave_one_out_with_copies(products, count, sharing=sharing)
+
+    def _without_of_blocks(
+        self, factor: Factor, columns: Sequence[Tensor], seen: Tensor | None, sharing: float
+    ) -> Tensor:
+        n_together = 1 + N_COPIES
+        squared = left_out_distances(
+            factor,
+            columns,
+            self._moments.count if self._moments.seen is None else self._moments.seen,
+            n_together=n_together,
+            n_left_out=1,
+            shown=None if seen is None else seen.repeat(1, n_together),
+            sharing=sharing,
+        )
+        return squared.view(len(squared), n_together, -1).transpose(1, 2)
 
     def _spread(self, per_cell: Tensor) -> Tensor:
         """Values (cells, ...) of the coarsest level at each of the positions."""
         hierarchy = self._part.hierarchy
+        if hierarchy.blocks is not None:
+            return hierarchy.blocks.unfold(hierarchy.blocks.spread(per_cell))
         return hierarchy.to_positions(per_cell[hierarchy.coarsest_of_cells[-1]])
 
     def _allowed(self, pixels: NDArray[np.uint8], placement: Placement) -> NDArray[np.bool_]:
@@ -222,10 +243,12 @@ def _blocks(hierarchy: Hierarchy) -> NDArray[np.bool_]:
 
     Of a region of interest all of its cells, if few of them lie in those blocks.
     """
-    rows, columns = (np.arange(n) // math.ceil(n / N_BLOCKS) % 2 == 0 for n in hierarchy.coarsest_grid)
+    side = 1 if hierarchy.blocks is None else math.isqrt(hierarchy.blocks.n_members)
+    grid = hierarchy.covariances.coarsest_grid
+    rows, columns = (np.arange(n) // math.ceil(n / N_BLOCKS) % 2 == 0 for n in grid)
     chosen: NDArray[np.bool_] = np.logical_and.outer(rows, columns)
-    if hierarchy.inspected is None:
-        return chosen
-    inspected = cells_of(hierarchy.inspected.cpu().numpy().reshape(hierarchy.grid), hierarchy.coarsest_grid)
-    in_blocks = chosen & inspected
-    return in_blocks if 8 * in_blocks.sum() >= inspected.sum() else inspected
+    if hierarchy.inspected is not None:
+        inspected = cells_of(hierarchy.inspected.cpu().numpy().reshape(hierarchy.grid), grid)
+        in_blocks = chosen & inspected
+        chosen = in_blocks if 8 * in_blocks.sum() >= inspected.sum() else inspected
+    return chosen.repeat(side, axis=0).repeat(side, axis=1)

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 import naive
+from flawmap.detectors.padim.blocks import in_blocks
 from flawmap.detectors.padim.embedding import build_hierarchy, draw_channels
 from flawmap.detectors.padim.gaussian import leave_one_out
 from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization, log_likelihoods
@@ -59,6 +60,38 @@ def test_the_likelihood_is_that_of_refitting_without_each_group(sharing, ridge, 
         ]
     constant = embeddings.shape[2] / 2 * np.log(2 * np.pi)
     assert got == pytest.approx(np.mean(expected) + constant, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 4, 25])
+@pytest.mark.parametrize(("sharing", "ridge"), [(0.0, 0.05), (0.3, 0.4)])
+def test_the_likelihood_of_blocks_is_that_of_refitting_without_each_group(sharing, ridge, size):
+    n_images = 100
+    maps = features(n_images)
+    hierarchy = in_blocks(build_hierarchy(GRIDS, CHANNELS, np.arange(15)), 2)
+    columns = hierarchy.select([torch.from_numpy(part) for part in maps])
+    moments, probe = Moments.empty(hierarchy), Probe(hierarchy)
+    update(moments, columns)
+    probe.take(probe.at_positions(columns), range(n_images))
+    assert len(probe.indices) == n_images
+    delta, own, count = leave_one_out._statistics(moments, probe, of_sample=False)
+    assert len(delta) == len(probe.positions) == 4 * len(own)
+    order = np.concatenate([level.columns.numpy() for level in hierarchy.levels])
+    embeddings = naive.embed(maps, np.arange(15))[..., order]
+    block = naive.block_of_positions((8, 8), (4, 4), 2)
+    _, covariance, _ = naive.fit_blocks(embeddings, block, 0.0)
+    shared = covariance.mean(axis=0)
+    groups = [list(range(start, start + size)) for start in range(0, n_images, size)]
+    got = log_likelihoods(delta, own, torch.from_numpy(shared), count, [sharing], [ridge], groups)[0, 0]
+    expected, eye = [], np.eye(15)
+    for group in groups:
+        rest = np.delete(embeddings, group, axis=1)
+        mean, left, _ = naive.fit_blocks(rest, block, 0.0)
+        # the formula holds what regularises, and the degrees of freedom, as they are under all images
+        left = (1 - sharing) * left * (rest.shape[1] - 1) / (n_images - 1) + sharing * shared + ridge * eye
+        expected += [multivariate_normal.logpdf(embeddings[p, group], mean[p], left[p]).mean() for p in probe.positions]
+    assert got == pytest.approx(np.mean(expected) + 15 / 2 * np.log(2 * np.pi), rel=1e-4)
+    chosen = choose_regularization(moments, probe, [i // size for i in range(n_images)])
+    assert chosen.ridge > 0
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 100.0])

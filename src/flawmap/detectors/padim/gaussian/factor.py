@@ -34,8 +34,8 @@ class Factor:
     Attributes:
         hierarchy: levels, coarse to fine.
         mean: per level (positions, d), float32.
-        cross: per level (cells, d, D), float32: the level's rows of A = L^-1, coarser channels.
-        own: per level (cells, d, d), float32: the same rows, own channels; lower triangular.
+        cross: per level (cells of its covariances, d, D), float32: the level's rows of A = L^-1, coarser channels.
+        own: per level (the same, d, d), float32: the same rows, own channels; lower triangular.
         known: (cells,) of the coarsest level, float32: 1 where enough images show the cell, else 0; None for all.
     """
 
@@ -74,11 +74,11 @@ def factorise(
         raise TrainingSetError(
             f"a Gaussian needs at least 2 good images, got {moments.count}; a few dozen are a good start"
         )
-    levels = moments.hierarchy.levels
+    hierarchy, freedom = moments.hierarchy.covariances, moments.freedom
+    levels = hierarchy.levels
     known = None if moments.seen is None else known_cells(moments.seen, moments.count)
     factor = Factor(moments.hierarchy, [mean.float() for mean in moments.mean], [], [], known)
     shared = shared_covariance(moments) if shared is None else shared
-    counts = None if moments.seen is None else [moments.seen[index] for index in moments.hierarchy.coarsest_of_cells]
     for depth, (level, cross, own) in enumerate(zip(levels, moments.cross, moments.own, strict=True)):
         factor.cross.append(cross if in_place else torch.empty_like(cross))
         factor.own.append(own if in_place else torch.empty_like(own))
@@ -87,10 +87,10 @@ def factorise(
             8 * (level.n_coarser * (level.n_coarser + 3 * n_together) + 4 * n_together * level.n_channels)
         ):
             triangle = _triangle(levels[:depth], factor, _parents(level, groups, cross.device))
-            count = moments.count if counts is None else counts[depth][cells]
+            own_freedom = freedom if isinstance(freedom, int) else freedom[hierarchy.coarsest_of_cells[depth][cells]]
             blocks = _factor_cells(
-                regularization.blend(cross[cells], shared[depth][0], count),
-                regularization.blend(own[cells], shared[depth][1], count),
+                regularization.blend(cross[cells], shared[depth][0], own_freedom),
+                regularization.blend(own[cells], shared[depth][1], own_freedom),
                 triangle,
                 regularization.ridge,
             )
@@ -129,8 +129,8 @@ def covariance_at(factor: Factor, position: int) -> Tensor:
 
 def triangles(factor: Factor, positions: Sequence[int]) -> Tensor:
     """Inverse Cholesky factors A (n, d, d) float64 at positions of the finest grid, channels coarse to fine."""
-    cells = [factor.hierarchy.ancestors(position)[-1] for position in positions]
-    return _triangle(factor.hierarchy.levels, factor, torch.tensor(cells, device=factor.own[-1].device))
+    cells = [factor.hierarchy.covariance_cells(position)[-1] for position in positions]
+    return _triangle(factor.hierarchy.covariances.levels, factor, torch.tensor(cells, device=factor.own[-1].device))
 
 
 def _parents(level: Level, groups: slice, device: torch.device) -> Tensor:
@@ -180,15 +180,38 @@ def _inverse_cholesky(matrix: Tensor) -> Tensor:
 
 def squared_distances(factor: Factor, columns: Sequence[Tensor]) -> Tensor:
     """Squared distances (B, h, w) on the finest grid from embeddings, per level (positions, B, d) float32."""
-    batch = columns[0].shape[1]
-    total = _sum_over_levels(factor, columns, _squares, (batch,))
+    batch, blocks = columns[0].shape[1], factor.hierarchy.blocks
+    total = _sum_over_levels(factor, columns, _squares, (batch if blocks is None else batch * blocks.n_members,))
+    total = total if blocks is None else blocks.unfold(total.view(-1, blocks.n_members, batch))
     return total.T.reshape(batch, *factor.hierarchy.grid)
 
 
 def inner_products(factor: Factor, columns: Sequence[Tensor]) -> Tensor:
-    """Products (x_i - mean)^T Sigma^-1 (x_j - mean) of all pairs of a batch at each position (P, B, B)."""
+    """Products (x_i - mean)^T Sigma^-1 (x_j - mean) of all pairs of a batch at each position (P, B, B).
+
+    Of Gaussians that share no covariance; `products_in_blocks` is for those that do.
+    """
     batch = columns[0].shape[1]
     return _sum_over_levels(factor, columns, _products, (batch, batch))
+
+
+def products_in_blocks(factor: Factor, columns: Sequence[Tensor], n_together: int) -> Tensor:
+    """The same of all pairs in a set of images and in all positions of a block: (., sets, k * b^2, k * b^2).
+
+    A batch is k = `n_together` parts of one image of each set. Rows are those of the parts, and of the positions of a
+    block in each, blocks those of the finest grid of `hierarchy.covariances`.
+    """
+    blocks = factor.hierarchy.blocks
+    n_members = 1 if blocks is None else blocks.n_members
+    n_sets = columns[0].shape[1] // n_together
+    n_rows = n_together * n_members
+
+    def products(white: Tensor) -> Tensor:
+        rows = white.view(len(white), n_members, n_together, n_sets, -1).permute(0, 3, 2, 1, 4)
+        rows = rows.reshape(len(white) * n_sets, n_rows, -1)
+        return torch.bmm(rows, rows.transpose(1, 2)).view(len(white), n_sets, n_rows, n_rows)
+
+    return _sum_over_levels(factor, columns, products, (n_sets, n_rows, n_rows))
 
 
 def _squares(white: Tensor) -> Tensor:
@@ -202,9 +225,13 @@ def _products(white: Tensor) -> Tensor:
 def _sum_over_levels(
     factor: Factor, columns: Sequence[Tensor], product: Callable[[Tensor], Tensor], shape: tuple[int, ...]
 ) -> Tensor:
-    """Sum over levels (P, *shape) of a product (cells, *shape) of each level's whitened embeddings (cells, B, d)."""
-    hierarchy, batch = factor.hierarchy, columns[0].shape[1]
-    centred = [column - mean[:, None] for column, mean in zip(columns, factor.mean, strict=True)]
+    """Sum over levels (P, *shape) of a product (cells, *shape) of each level's whitened embeddings (cells, B, d).
+
+    P is of the finest grid of `hierarchy.covariances`; where blocks share one, B is b^2 times that of `columns`.
+    """
+    hierarchy = factor.hierarchy.covariances
+    centred = factor.hierarchy.fold([column - mean[:, None] for column, mean in zip(columns, factor.mean, strict=True)])
+    batch = centred[0].shape[1]
     total = centred[0].new_zeros(hierarchy.levels[0].n_groups, *shape)
     for (level, own, parents), cross, square in zip(hierarchy.walk(centred), factor.cross, factor.own, strict=True):
         grouped = cross.view(level.n_groups, level.children * level.n_channels, level.n_coarser)
@@ -230,12 +257,13 @@ def typical_distance(factor: Factor, *, regularization: Regularization, count: i
     """
     if regularization.sharing:
         return math.sqrt(factor.hierarchy.n_features)
-    trace = factor.mean[0].new_zeros(factor.hierarchy.levels[0].n_groups)
-    for level, cross, square in zip(factor.hierarchy.levels, factor.cross, factor.own, strict=True):
+    hierarchy = factor.hierarchy.covariances
+    trace = factor.mean[0].new_zeros(hierarchy.levels[0].n_groups)
+    for level, cross, square in zip(hierarchy.levels, factor.cross, factor.own, strict=True):
         above = level.coarser(trace, slice(None)).repeat_interleave(level.children)
         trace = above + cross.square().sum(dim=(1, 2)) + square.square().sum(dim=(1, 2))
-    hierarchy = factor.hierarchy
-    if hierarchy.inspected is not None:
-        trace = hierarchy.to_positions(trace)[hierarchy.inspected]
+    if (inspected := factor.hierarchy.inspected) is not None:
+        trace, blocks = hierarchy.to_positions(trace), factor.hierarchy.blocks
+        trace = (trace if blocks is None else blocks.repeat(trace))[inspected]
     mean_square = (count - 1) / count * (hierarchy.n_features - regularization.ridge * trace)
     return float(mean_square.clamp(min=0).median().sqrt())

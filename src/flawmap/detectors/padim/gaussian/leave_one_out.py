@@ -39,7 +39,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flawmap.detectors.padim.embedding import Hierarchy, spread_positions
+from flawmap.detectors.padim.embedding import Hierarchy
 from flawmap.detectors.padim.gaussian.factor import known_cells
 from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, Regularization, shared_covariance
 from flawmap.options import MIN_IMAGES
@@ -60,6 +60,8 @@ N_POSITIONS = 64
 """Positions at which candidates are compared; fewer for embeddings of more than 200 channels, as each takes d^3."""
 N_IMAGES = 512
 """Images, at most, whose likelihood is taken: a sample of all."""
+LEAST_IMAGES = 64
+"""Of these at least, where the limit is divided by the positions of a block."""
 
 
 def leave_one_out(squared: Tensor, count: int | Tensor, *, sharing: float = 0.0) -> Tensor:
@@ -155,13 +157,20 @@ class Probe:
     """Embeddings at a few positions of some of the images that pass by, whose groups may become known later.
 
     Attributes:
-        positions: of the finest grid.
+        positions: of the finest grid; all of some blocks, one after the other, where blocks share a covariance.
+        n_members: positions that share one.
         indices: of a sample of at most `N_IMAGES`, in the training order.
     """
 
     def __init__(self, hierarchy: Hierarchy) -> None:
         n_probed = max(6, min(N_POSITIONS, N_POSITIONS * 200**2 // hierarchy.n_features**2))
-        self.positions = spread_positions(hierarchy, n_probed)
+        self.positions, blocks = spread_positions(hierarchy, n_probed), hierarchy.blocks
+        if blocks is not None:  # whole blocks, so fewer of them, and of fewer images
+            some = spread_positions(hierarchy, max(6, n_probed // blocks.n_members))
+            found = dict.fromkeys(map(blocks.block_of, some))
+            self.positions = [position for block in found for position in blocks.positions_of(block)]
+        self.n_members = 1 if blocks is None else blocks.n_members
+        self._most = N_IMAGES if blocks is None else max(LEAST_IMAGES, N_IMAGES // blocks.n_members)
         self.indices: list[int] = []
         self._own = [list(level) for level in zip(*map(hierarchy.own_positions, self.positions), strict=True)]
         self._coarsest = [hierarchy.ancestors(position)[0] for position in self.positions]
@@ -173,10 +182,10 @@ class Probe:
         """Take note of embeddings (P, B, d) at the positions, and of the index of each image."""
         for embedding, index in zip(batch.unbind(1), indices, strict=True):
             self._n_taken += 1
-            if len(self._kept) < N_IMAGES:
+            if len(self._kept) < self._most:
                 self._kept.append(embedding.clone())
                 self.indices.append(index)
-            elif (place := int(self._rng.integers(self._n_taken))) < N_IMAGES:
+            elif (place := int(self._rng.integers(self._n_taken))) < self._most:
                 self._kept[place], self.indices[place] = embedding.clone(), index
 
     def at_positions(self, columns: Sequence[Tensor], seen: Tensor | None = None) -> Tensor:
@@ -190,6 +199,14 @@ class Probe:
     def embeddings(self) -> Tensor:
         """Of the sample: (positions, images, d) float64."""
         return torch.stack(self._kept, dim=1).double()
+
+
+def spread_positions(hierarchy: Hierarchy, n_positions: int) -> list[int]:
+    """Some of the inspected positions, ascending: evenly spread, and never in step with the rows (golden ratio)."""
+    total = hierarchy.grid[0] * hierarchy.grid[1]
+    known = np.arange(total) if hierarchy.inspected is None else np.flatnonzero(hierarchy.inspected.cpu().numpy())
+    spread = np.arange(1, n_positions + 1) * 0.6180339887498949 % 1 * len(known)
+    return [int(position) for position in known[np.unique(spread.astype(np.int64))]]
 
 
 def choose_regularization(moments: Moments, probe: Probe, group_of: Sequence[Hashable] | None = None) -> Regularization:
@@ -233,15 +250,17 @@ def log_likelihoods(
 ) -> NDArray[np.float64]:
     """Mean leave-one-out log-likelihood (sharings, ridges) of an image at a position, up to a constant.
 
-    From embeddings less their mean (P, B, d), covariances (P, d, d) of `count` images, or of (P,), the shared one
-    (d, d), and the rows of each group's images. An embedding of NaN does not count.
+    From embeddings less their mean (P, B, d), covariances (P / m, d, d), one of m positions each, of `count` images, or
+    of (P,), the shared one (d, d), and the rows of each group's images. An embedding of NaN does not count.
     """
+    m = len(delta) // len(own)
+    delta = delta.reshape(len(own), -1, delta.shape[2])
     by_size: dict[int, list[Sequence[int]]] = defaultdict(list)
     for group in groups:
         by_size[len(group)].append(group)
     rows = {size: torch.tensor(same, device=delta.device) for size, same in by_size.items()}
     shown = ~delta[..., 0].isnan()
-    n_shown = shown[:, torch.cat([same.flatten() for same in rows.values()])].sum(dim=1)
+    n_shown = _of_images(shown, torch.cat([same.flatten() for same in rows.values()]), m).sum(dim=(1, 2))
     result = np.empty((len(sharings), len(ridges)))
     for i, sharing in enumerate(sharings):
         values, vectors = torch.linalg.eigh((1 - sharing) * own + sharing * shared)
@@ -249,70 +268,91 @@ def log_likelihoods(
         for j, ridge in enumerate(ridges):
             spread = values.clamp(min=0) + ridge
             white = turned / spread.sqrt()[:, None]
-            terms = [_left_out(white[:, same], shown[:, same], count, sharing) for same in rows.values()]
+            terms = [
+                _left_out(_of_images(white, same, m), _of_images(shown, same, m), count, m, sharing)
+                for same in rows.values()
+            ]
             change = torch.stack(terms).sum(dim=0) / n_shown
             result[i, j] = -0.5 * float((spread.log().sum(dim=1) + change).nanmean())
     return result
 
 
-def _left_out(white: Tensor, shown: Tensor, count: int | Tensor, sharing: float) -> Tensor:
-    """What log-determinant and squared distance come to without a group, summed over all images: (P,).
+def _of_images(values: Tensor, rows: Tensor, m: int) -> Tensor:
+    """Values (Q, m * B, ...) of some images (groups, k) or (k,): (Q, groups, m * k, ...), or (Q, m, k, ...)."""
+    some = values.view(len(values), m, -1, *values.shape[2:])[:, :, rows]
+    return some if rows.ndim == 1 else some.transpose(1, 2).flatten(2, 3)
 
-    From whitened embeddings (P, groups, m, d) under all images; only where `shown` (P, groups, m), elsewhere 0.
+
+def _left_out(white: Tensor, shown: Tensor, count: int | Tensor, n_members: int, sharing: float) -> Tensor:
+    """What log-determinant and squared distance come to without a group, summed over all images: (Q,).
+
+    From whitened embeddings (Q, groups, m, d) under all images, m being the group's times `n_members` positions that
+    share a covariance; only where `shown` (Q, groups, m), elsewhere 0. `count` may differ by position (Q * n_members,).
     """
     weight = shown.to(white.dtype)
-    m = weight.sum(dim=2)[..., None, None]
-    count = torch.as_tensor(count, dtype=white.dtype, device=white.device)[..., None, None, None]
-    count = count.maximum(m + MIN_IMAGES - 1)
-    kappa = (1 - sharing) / (count - 1)
+    left = weight.view(*weight.shape[:2], n_members, -1).sum(dim=3)  # (Q, groups, n_members)
+    count = torch.as_tensor(count, dtype=white.dtype, device=white.device)
+    count = count.view(-1, 1, n_members) if count.ndim else count
+    count = count.maximum(left + MIN_IMAGES - 1)
+    kappa = ((1 - sharing) / (count - 1).sum(dim=2))[..., None, None]
     identity = torch.eye(white.shape[2], dtype=white.dtype, device=white.device)
-    ones = weight[..., None] * weight[..., None, :]
-    root = identity + ((count / (count - m)).sqrt() - 1) / m.clamp(min=1) * ones
+    at_position = torch.eye(n_members, dtype=white.dtype, device=white.device)
+    group_size = white.shape[2] // n_members
+    at_position = at_position.repeat_interleave(group_size, 0).repeat_interleave(group_size, 1)
+    ones = weight[..., None] * weight[..., None, :] * at_position
+    scale = ((count / (count - left)).sqrt() - 1) / left.clamp(min=1)
+    root = identity + scale.repeat_interleave(group_size, 2)[..., None] * ones
+    m = weight.sum(dim=2)
     rows = root @ white  # B is their Gram matrix
     left = identity + SMALLEST * torch.diag_embed(weight) - kappa * rows @ rows.transpose(2, 3)
     factor = torch.linalg.cholesky_ex(left)[0]
     inverse = torch.linalg.solve_triangular(factor, root, upper=False)
     squared = (inverse.square().sum(dim=(2, 3)) - root.square().sum(dim=(2, 3))) / kappa[..., 0, 0]
     log_det = 2 * factor.diagonal(dim1=2, dim2=3).clamp(min=SMALLEST).log().sum(dim=2)
-    change: Tensor = (squared + m[..., 0, 0] * log_det).sum(dim=1)
+    change: Tensor = (squared + m * log_det).sum(dim=1)
     return change
 
 
 def _statistics(moments: Moments, probe: Probe, *, of_sample: bool) -> tuple[Tensor, Tensor, int | Tensor]:
-    """Embeddings less their mean (P, B, d), covariances (P, d, d), and the number of images they are of, or (P,).
+    """Embeddings less their mean (P, B, d), covariances (P / m, d, d) of m positions each, number of images, or (P,).
 
-    Positions that too few images show are left out. `of_sample`: of the probe's images alone, since others of their
-    groups would vouch for them.
+    Positions that too few images show are left out, unless they share with others. `of_sample`: of the probe's images
+    alone, since others of their groups would vouch for them.
     """
-    embeddings = probe.embeddings()
+    embeddings, m = probe.embeddings(), probe.n_members
     if of_sample:
         shown = (~embeddings[..., 0].isnan()).sum(dim=1)
         delta = embeddings - embeddings.nanmean(dim=1, keepdim=True)
-        zeroed = delta.nan_to_num(nan=0)
-        own = zeroed.transpose(1, 2) @ zeroed / (shown - 1).clamp(min=1)[:, None, None]
+        zeroed = delta.nan_to_num(nan=0).view(len(delta) // m, -1, delta.shape[2])
+        freedom = (shown - 1).clamp(min=0).view(-1, m).sum(dim=1).clamp(min=1)
+        own = zeroed.transpose(1, 2) @ zeroed / freedom[:, None, None]
         count: int | Tensor = len(probe.indices) if moments.seen is None else shown
     else:
         mean, own, count = moments_at(moments, probe.positions)
-        delta = embeddings - mean[:, None]
+        delta, own = embeddings - mean[:, None], own[::m]
     if isinstance(count, int):
         return delta, own, count
     known = known_cells(count, len(probe.indices) if of_sample else moments.count) > 0
-    return delta[known], own[known], count[known]
+    blocks = known.view(-1, m).any(dim=1)
+    known = blocks.repeat_interleave(m)
+    return delta[known], own[blocks], count[known]
 
 
 def moments_at(moments: Moments, positions: Sequence[int]) -> tuple[Tensor, Tensor, int | Tensor]:
     """Means (P, d), covariances (P, d, d) at some positions, channels coarse to fine, of so many images, or (P,)."""
     rows = [moments.hierarchy.own_positions(position) for position in positions]
     mean = torch.stack([torch.cat([level[i] for level, i in zip(moments.mean, row, strict=True)]) for row in rows])
-    cells = [moments.hierarchy.ancestors(position) for position in positions]
+    cells = [moments.hierarchy.covariance_cells(position) for position in positions]
     blocks = [
         [(cross[i], own[i]) for cross, own, i in zip(moments.cross, moments.own, row, strict=True)] for row in cells
     ]
     scatter = torch.stack([_assemble(position) for position in blocks])
-    if moments.seen is None:
-        return mean, scatter / (moments.count - 1), moments.count
-    seen = moments.seen[[path[0] for path in cells]]
-    return mean, scatter / (seen - 1).clamp(min=1)[:, None, None], seen
+    freedom = moments.freedom
+    if moments.seen is None or isinstance(freedom, int):
+        return mean, scatter / freedom, moments.count
+    own_freedom = freedom[[path[0] for path in cells]].clamp(min=1)
+    seen = moments.seen[[moments.hierarchy.ancestors(position)[0] for position in positions]]
+    return mean, scatter / own_freedom[:, None, None], seen
 
 
 def shared_at_all(moments: Moments) -> Tensor:

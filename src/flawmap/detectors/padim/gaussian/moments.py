@@ -8,6 +8,9 @@ themselves.
 An aligned image may show only part of the positions. Each cell of the coarsest level then counts the images that show
 it, and every n above is its own.
 
+Where blocks of positions share a covariance, its S is the sum of theirs, each about its own mean, and its degrees of
+freedom, n - 1 below, are the sum of theirs.
+
 What regularises the covariances is known from the moments too:
 
     Sigma(p) = (1 - a) S(p) / (N - 1) + a Sbar + eps I,    Sbar = mean over positions of S(p) / (N - 1)
@@ -39,8 +42,9 @@ class Moments:
         hierarchy: levels, coarse to fine.
         count: number n of images seen.
         mean: per level (positions, d), float64.
-        cross: per level (cells, d, D), float32: rows of S = sum (x - mean)(x - mean)^T, coarser channels.
-        own: per level (cells, d, d), float32: the same rows, own channels.
+        cross: per level (cells of its covariances, d, D), float32: rows of S = sum (x - mean)(x - mean)^T, coarser
+            channels.
+        own: per level (the same, d, d), float32: the same rows, own channels.
         seen: (cells,) of the coarsest level, float64: number of images that show each; None if all show all.
     """
 
@@ -64,14 +68,24 @@ class Moments:
                 f"alignment needs layers whose grids nest, got {grids}; choose a resize that is a multiple of 32, "
                 f"other layers, or align='none'"
             )
+        shared = hierarchy.covariances.levels
         return cls(
             hierarchy,
             0,
             [torch.zeros(level.n_positions, level.n_channels, dtype=torch.float64, device=device) for level in levels],
-            [torch.zeros(level.n_cells, level.n_channels, level.n_coarser, device=device) for level in levels],
-            [torch.zeros(level.n_cells, level.n_channels, level.n_channels, device=device) for level in levels],
+            [torch.zeros(level.n_cells, level.n_channels, level.n_coarser, device=device) for level in shared],
+            [torch.zeros(level.n_cells, level.n_channels, level.n_channels, device=device) for level in shared],
             torch.zeros(levels[0].n_cells, dtype=torch.float64, device=device) if masked else None,
         )
+
+    @property
+    def freedom(self) -> int | Tensor:
+        """Degrees of freedom of the covariances, or those in each cell of their coarsest level (cells,)."""
+        blocks = self.hierarchy.blocks
+        if self.seen is None:
+            return (self.count - 1) * (1 if blocks is None else blocks.n_members)
+        freedom = (self.seen - 1).clamp(min=0)
+        return freedom if blocks is None else freedom[blocks.members[0]].sum(dim=1)
 
     def emptied(self) -> Moments:
         """Moments of the same kind, of no images at all."""
@@ -112,7 +126,7 @@ def update(moments: Moments, columns: Sequence[Tensor], seen: Tensor | None = No
 
 def merge(moments: Moments, other: Moments) -> None:
     """Take in all that `other` has seen, in place; both must describe the same hierarchy."""
-    if [rows.shape for rows in moments.cross] != [rows.shape for rows in other.cross]:
+    if [rows.shape for rows in moments.cross + moments.mean] != [rows.shape for rows in other.cross + other.mean]:
         raise ParameterError("moments of different layers, channels or grids cannot be merged")
     if other.count == 0:
         return
@@ -176,10 +190,9 @@ def _count(moments: Moments, count: int, seen: Tensor | None) -> None:
 
 def _add_outer(moments: Moments, columns: Sequence[Tensor], sign: int = 1) -> None:
     """S += sum over B of x x^T for columns (positions, B, d), block row by block row; or -= for a sign of -1."""
+    hierarchy, columns = moments.hierarchy.covariances, moments.hierarchy.fold(columns)
     batch = columns[0].shape[1]
-    for (level, own, parents), cross, square in zip(
-        moments.hierarchy.walk(columns), moments.cross, moments.own, strict=True
-    ):
+    for (level, own, parents), cross, square in zip(hierarchy.walk(columns), moments.cross, moments.own, strict=True):
         square.baddbmm_(own.transpose(1, 2), own, alpha=sign)
         # children of one parent stand side by side in one product: (children * d, B) x (B, D)
         grouped = cross.view(level.n_groups, level.children * level.n_channels, level.n_coarser)
@@ -224,17 +237,17 @@ class Regularization:
             f"number >= 0); got {value!r}"
         )
 
-    def blend(self, scatter: Tensor, shared: Tensor, count: int | Tensor) -> Tensor:
+    def blend(self, scatter: Tensor, shared: Tensor, freedom: int | Tensor) -> Tensor:
         """Blocks of Sigma without its ridge, float64, from those of some cells' S (n, ...) and of Sbar (...).
 
-        `count` is that of images, or (n,) of those that show each cell; a cell that fewer than two show has Sbar.
+        `freedom` are the degrees of freedom, or (n,) those of each cell; a cell that has none has Sbar.
         """
-        if isinstance(count, int):
-            covariance = scatter.double().div_(count - 1)
+        if isinstance(freedom, int):
+            covariance = scatter.double().div_(freedom)
             return covariance.mul_(1 - self.sharing).add_(shared, alpha=self.sharing) if self.sharing else covariance
         shape = (-1, *(1,) * (scatter.ndim - 1))
-        covariance = scatter.double().div_((count - 1).clamp(min=1).view(shape))
-        sharing = torch.where(count < 2, 1.0, self.sharing).view(shape)
+        covariance = scatter.double().div_(freedom.clamp(min=1).view(shape))
+        sharing = torch.where(freedom < 1, 1.0, self.sharing).view(shape)
         return covariance.mul_(1 - sharing).add_(sharing * shared)
 
 
@@ -250,16 +263,17 @@ PAPER = Regularization(ridge=0.01)
 def shared_covariance(moments: Moments) -> list[tuple[Tensor, Tensor]]:
     """Sbar, the mean of S / (n - 1) over the positions of the finest grid: per level (d, D) and (d, d), float64."""
     blocks = []
-    hierarchy = moments.hierarchy
-    levels = zip(hierarchy.coverage(), hierarchy.coarsest_of_cells, moments.cross, moments.own, strict=True)
+    hierarchy, freedom = moments.hierarchy, moments.freedom
+    cells = hierarchy.covariances.coarsest_of_cells
+    levels = zip(hierarchy.coverage(), cells, moments.cross, moments.own, strict=True)
     for coverage, coarsest, cross, own in levels:
         weight = coverage.double()
-        if moments.seen is None:
-            share = weight / weight.sum() / (moments.count - 1)
+        if isinstance(freedom, int):
+            share = weight / weight.sum() / freedom
         else:
-            seen = moments.seen[coarsest]
-            weight = weight * (seen >= 2)
-            share = weight / weight.sum().clamp(min=1) / (seen - 1).clamp(min=1)
+            own_freedom = freedom[coarsest]
+            weight = weight * (own_freedom >= 1)
+            share = weight / weight.sum().clamp(min=1) / own_freedom.clamp(min=1)
         blocks.append((_weighted(share, cross), _weighted(share, own)))
     return blocks
 
