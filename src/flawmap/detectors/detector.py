@@ -117,9 +117,7 @@ class Detector(Parametrised, Decided, ABC):
     roi_photo: Annotated[
         Any, Field(exclude=True, description="Photo that the region was drawn on; None: the first good one.")
     ] = None
-    bits: Annotated[Bits, Field(description="Bits of each sample that 16-bit images use, such as 12; None: all.")] = (
-        None
-    )
+    bits: Annotated[Bits, Field(description="Bits of a sample that 16-bit images use, such as 12; None: all.")] = None
     reading: Annotated[Reading, Field(description='"reduced": no finer than is needed; "whole".')] = "reduced"
     device: Annotated[DeviceName, Field(description='"auto": a GPU where there is one, else the CPU.')] = "auto"
     calibrate: Annotated[
