@@ -488,19 +488,20 @@ def test_evaluate_plots_promised_against_realised_rates(model, labelled_folder, 
 
 
 def test_near_duplicates_and_groups(good_folder, tmp_path):
+    quick = [*FIT, "--n-features", "80"]
     for path in sorted(good_folder.iterdir())[:4]:
         with Image.open(path) as image:
             image.point(lambda value: min(255, value + 1)).save(path.with_name(f"{path.stem}_again.png"))
-    said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--groups", "none").stderr
+    said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *quick, "--groups", "none").stderr
     assert "images that nearly equal others: 4, such as" in said.replace("\n", " ")
     assert "--groups" in said
-    said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT).stderr.replace("\n", " ")
+    said = succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *quick).stderr.replace("\n", " ")
     assert "8 images are alike, in 4 groups of up to 2, such as" in said
     assert (
         "12 groups can guarantee 7.7 % false alarms at the lowest; 16 independent images could guarantee 5.9 %" in said
     )
     for groups in (r"(\d+)(_again)?\.png", "auto"):
-        options = [*FIT, "--groups", groups, "--json", "-q"]
+        options = [*quick, "--groups", groups, "--json", "-q"]
         fitted = json.loads(succeed("fit", good_folder, "-o", tmp_path / "m.flawmap", *options).stdout)
         assert fitted["near_duplicates"] == []
         assert fitted["false_alarm_rate"] == fitted["lowest_false_alarm_rate"] == pytest.approx(1 / 13)
@@ -672,7 +673,7 @@ def test_a_fit_says_that_all_images_are_of_one_group(good_folder, tmp_path):
 
 
 def test_a_fit_says_that_few_images_take_longer(good_folder, tmp_path):
-    fit = ["fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--refit-below"]
+    fit = ["fit", good_folder, "-o", tmp_path / "m.flawmap", *FIT, "--n-features", "20", "--refit-below"]
     note = "fewer than 13 good images: flawmap fits again without each of the 12"
     assert note in " ".join(succeed(*fit, "13").stderr.split())
     assert "fits again" not in succeed(*fit, "12").stderr

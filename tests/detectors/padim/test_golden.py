@@ -15,6 +15,7 @@ from flawmap.detectors.padim.gaussian.leave_one_out import leave_one_out
 from flawmap.detectors.padim.gaussian.moments import PAPER, Moments, update
 from flawmap.evaluation.evaluate import evaluate
 from flawmap.images import stream
+from once import once
 
 CASES = {"resnet18": "padim_resnet18_rd100_screw", "efficientnet_lite0": "padim_efficientnet_lite0_screw"}
 
@@ -34,9 +35,9 @@ def fitted(request, shared, screw, resnet18_weights, tmp_path_factory):
         regularization=0.01,
         score="max",
         align="none",
-    ).fit(screw / "train" / "good")
-    path = tmp_path_factory.mktemp("golden") / "screw.flawmap"
-    model.save(path)
+    )
+    name = f"golden-{request.param}.flawmap"
+    path = once(tmp_path_factory, name, lambda path: model.fit(screw / "train" / "good").save(path))
     return golden, load(path, weights=weights), path
 
 
