@@ -22,4 +22,4 @@ def test_damaged_models_are_refused_or_say_the_same(tmp_path):
 def test_damaged_exports_are_refused_or_say_the_same(tmp_path):
     outcomes = attack("exports", tmp_path, count=45, seed=1)
     assert [outcome for outcome in outcomes if outcome.fault] == []
-    assert sum(outcome.result == "refused" for outcome in outcomes) > 48
+    assert sum(outcome.result == "refused" for outcome in outcomes) > 36
