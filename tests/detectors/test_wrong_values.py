@@ -11,7 +11,7 @@ from flawmap import VAE, PaDiM, load
 from flawmap.detectors import BUILT_IN, find_detector
 from flawmap.errors import FlawmapError, ParameterError
 
-SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64, "align": "none"}
+SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64, "align": "none", "refit_below": 0}
 ODD = (2**63, -(2**63), "x" * 300, 1.5, float("nan"), float("inf"), [], object(), b"x", True, "", {}, np.float32(2))
 
 
