@@ -333,17 +333,19 @@ def _tell_groups(model: Detector) -> None:
     if model.groups_:
         n_images, largest = sum(map(len, model.groups_)), max(model.groups_, key=len)
         note(
-            f"{n_images} images are alike, in {len(model.groups_)} groups of up to {len(largest)}, such as "
+            f"{n_images} images are alike, in {counted(len(model.groups_), 'group')} of up to {len(largest)}, such as "
             f"{largest[0]} and {largest[1]}. Each group is left out as a whole and counts once. --groups none counts "
             f"every image."
         )
     decision = model.decision_
     if decision is not None and decision.group_sizes is not None:
         n_images = len(decision.scores)
-        note(
-            f"{decision.n_groups} groups can guarantee {100 * decision.lowest_rate:.2g} % false alarms at the lowest; "
-            f"{n_images} independent images could guarantee {100 / (n_images + 1):.2g} %."
-        )
+        lowest, possible = (f"{100 * rate:.2g}" for rate in (decision.lowest_rate, 1 / (n_images + 1)))
+        if lowest != possible:
+            note(
+                f"{decision.n_groups} groups can guarantee {lowest} % false alarms at the lowest; "
+                f"{n_images} independent images could guarantee {possible} %."
+            )
 
 
 def _warn(model: Detector) -> None:
