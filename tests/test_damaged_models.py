@@ -13,13 +13,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is measu
 
 
 def test_damaged_models_are_refused_or_say_the_same(tmp_path):
-    outcomes = attack("models", tmp_path, count=80, seed=1)
+    outcomes = attack("models", tmp_path, count=160, seed=1)
     assert [outcome for outcome in outcomes if outcome.fault] == []
     refused = [outcome.result == "refused" for outcome in outcomes if not outcome.name.startswith(CLAIMS)]
     assert sum(refused) > 0.9 * len(refused)
 
 
 def test_damaged_exports_are_refused_or_say_the_same(tmp_path):
-    outcomes = attack("exports", tmp_path, count=30, seed=1)
+    outcomes = attack("exports", tmp_path, count=60, seed=1)
     assert [outcome for outcome in outcomes if outcome.fault] == []
-    assert sum(outcome.result == "refused" for outcome in outcomes) > 24
+    assert sum(outcome.result == "refused" for outcome in outcomes) > 48

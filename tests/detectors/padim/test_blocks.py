@@ -8,7 +8,6 @@ import torch
 
 from flawmap import Inspector, PaDiM, export_model, load
 from flawmap.detectors.padim import leave_one_out, sharing
-from flawmap.detectors.padim.blocks import in_blocks
 from flawmap.detectors.padim.embedding import build_hierarchy
 from flawmap.detectors.padim.gaussian.blocks import left_out_distances
 from flawmap.detectors.padim.gaussian.factor import factorise, squared_distances
@@ -16,9 +15,11 @@ from flawmap.detectors.padim.gaussian.leave_one_out import Probe
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, shared_covariance, update
 from flawmap.detectors.padim.leave_one_out import Likeness
 from flawmap.detectors.padim.part import Part
+from flawmap.detectors.padim.pooling import in_blocks
 from flawmap.errors import ModelFileError, ParameterError
 from flawmap.images import stream
 from model_files import assemble, contents
+from spots import spotted_parts
 from turned import photo
 
 SMALL = {"backbone": "resnet10t", "pretrained": False, "resize": 64, "align": "none", "blocks": 2, "refit_below": 0}
@@ -27,16 +28,7 @@ LITE = {"resize": 64, "n_features": 24, "align": "none", "blocks": 2, "refit_bel
 
 @pytest.fixture(scope="module")
 def photos():
-    """Parts with a bright spot that moves."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:64, :64]
-    pattern = 128 + 40 * np.sin(x / 5) + 30 * np.cos(y / 7)
-    images = []
-    for _ in range(60):
-        row, column = rng.integers(8, 56, 2)
-        spot = 60 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / 30)
-        images.append(np.clip((pattern + spot)[..., None] + rng.normal(0, 5, (64, 64, 3)), 0, 255).astype(np.uint8))
-    return images
+    return spotted_parts(60)
 
 
 @pytest.mark.parametrize(

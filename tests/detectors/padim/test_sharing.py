@@ -11,22 +11,14 @@ from flawmap.detectors.padim.gaussian.factor import factorise, squared_distances
 from flawmap.detectors.padim.gaussian.leave_one_out import leave_one_out, leave_one_out_with_copies
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, shared_covariance, update
 from flawmap.detectors.padim.part import Part
+from spots import spotted_parts
 
 SMALL = {"resize": 64, "n_features": 24, "align": "none", "refit_below": 0}
 
 
 @pytest.fixture(scope="module")
 def photos():
-    """Parts that vary much, in ways that defects look like: a bright spot that moves."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:64, :64]
-    pattern = 128 + 40 * np.sin(x / 5) + 30 * np.cos(y / 7)
-    images = []
-    for _ in range(40):
-        row, column = rng.integers(8, 56, 2)
-        spot = 60 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / 30)
-        images.append(np.clip((pattern + spot)[..., None] + rng.normal(0, 5, (64, 64, 3)), 0, 255).astype(np.uint8))
-    return images
+    return spotted_parts(40)
 
 
 @pytest.mark.parametrize("sharing", [0.0, 0.4])

@@ -21,13 +21,13 @@ from flawmap.detectors.calibration import HeldOutScores
 from flawmap.detectors.document import Document, Record, Stored
 from flawmap.detectors.feature_detector import FeatureDetector
 from flawmap.detectors.good_images import GoodImages
-from flawmap.detectors.padim.blocks import in_blocks
 from flawmap.detectors.padim.embedding import Hierarchy, Level, build_hierarchy, project_hierarchy
 from flawmap.detectors.padim.fit import choose_channels, learn, reduced_hierarchy
 from flawmap.detectors.padim.gaussian.factor import Factor, covariance_at, mean_at, typical_distance
 from flawmap.detectors.padim.gaussian.moments import Regularization
 from flawmap.detectors.padim.graph import PaDiMHead
 from flawmap.detectors.padim.leave_one_out import REFIT_BELOW
+from flawmap.detectors.padim.pooling import in_blocks
 from flawmap.detectors.parameters import CacheMegabytes, GroupRule, whole_number
 from flawmap.errors import ParameterError
 from flawmap.images import ImageInput, collect, stream

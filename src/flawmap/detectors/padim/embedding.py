@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,11 +25,9 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from flawmap.backbones import Backbone
+from flawmap.detectors.padim.blocks import Blocks
 from flawmap.errors import ParameterError
 from flawmap.prediction import Size
-
-if TYPE_CHECKING:
-    from flawmap.detectors.padim.blocks import Blocks
 
 SHOWN = 255
 """Fourth channel of an aligned image where it shows something."""
@@ -119,6 +116,7 @@ class Hierarchy:
         projection: principal components that stand in place of channels, or None; there is then one level.
         inspected: (height * width,) bool, the positions that show something of the region of interest; None for all.
         blocks: of positions that share a covariance; None: every position has its own.
+        shared: the hierarchy of these covariances, as of grids b times smaller; None: this one.
     """
 
     grid: Size
@@ -128,6 +126,7 @@ class Hierarchy:
     projection: Projection | None = None
     inspected: Tensor | None = None
     blocks: Blocks | None = None
+    shared: Hierarchy | None = None
 
     def to(self, device: torch.device) -> Hierarchy:
         """The same hierarchy with its index tensors on a device."""
@@ -147,12 +146,13 @@ class Hierarchy:
             projection=None if self.projection is None else self.projection.to(device),
             inspected=None if self.inspected is None else self.inspected.to(device),
             blocks=None if self.blocks is None else self.blocks.to(device),
+            shared=None if self.shared is None else self.shared.to(device),
         )
 
     @property
     def covariances(self) -> Hierarchy:
         """The hierarchy whose cells have a covariance each: this one, or that of the blocks."""
-        return self if self.blocks is None else self.blocks.hierarchy
+        return self if self.shared is None else self.shared
 
     def fold(self, columns: Sequence[Tensor]) -> Sequence[Tensor]:
         """Rows of each position of `covariances` (positions, rows, d), from those of each position, per level."""
@@ -221,7 +221,7 @@ class Hierarchy:
     def coarsest_of_positions(self) -> list[Tensor]:
         """The same of each position of a level's own grid, where grids nest: (positions,) per level."""
         if self.blocks is not None:
-            return self.blocks.coarsest_of_positions
+            return self.blocks.coarsest_of_positions(self.covariances.coarsest_of_positions)
         found = []
         for level, coarsest in zip(self.levels, self.coarsest_of_cells, strict=True):
             found.append(coarsest if level.own is None else torch.empty_like(coarsest).scatter_(0, level.own, coarsest))

@@ -34,12 +34,12 @@ class Part:
         """The part in some cells of the coarsest level, given as (cells,) bool; of a block all or none."""
         if whole.blocks is not None:
             blocks = whole.blocks
-            part = cls.of(blocks.hierarchy, chosen[blocks.members[0][:, 0]])
+            part = cls.of(whole.covariances, chosen[blocks.members[0][:, 0]])
             own = [rows[some].flatten() for rows, some in zip(blocks.members, part.own, strict=True)]
             members = tuple(torch.arange(len(rows), device=rows.device).view(-1, blocks.n_members) for rows in own)
             places = blocks.places.argsort().view(-1, blocks.n_members)[part.positions].flatten()
-            few = Blocks(part.hierarchy, members, torch.arange(len(places), device=places.device))
-            return cls(replace(whole, blocks=few), part.cells, own, places)
+            few = Blocks(members, torch.arange(len(places), device=places.device))
+            return cls(replace(whole, blocks=few, shared=part.hierarchy), part.cells, own, places)
         levels, cells, own = [], [], []
         above = chosen  # unused for the coarsest level
         for level, coarsest in zip(whole.levels, whole.coarsest_of_cells, strict=True):

@@ -29,7 +29,7 @@ from flawmap.detectors.anomaly_map import anomaly_maps, cells_of
 from flawmap.detectors.batches import Batch, KeptEmbeddings
 from flawmap.detectors.good_images import GoodImages
 from flawmap.detectors.padim.embedding import SHOWN, Hierarchy, embed, shown_cells
-from flawmap.detectors.padim.gaussian.blocks import left_out_distances
+from flawmap.detectors.padim.gaussian.blocks import left_out_distances, spread_over_members
 from flawmap.detectors.padim.gaussian.factor import Factor, factorise, inner_products
 from flawmap.detectors.padim.gaussian.leave_one_out import leave_one_out_with_copies
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, shared_covariance, subtract, update
@@ -220,7 +220,7 @@ class _Trial:
         """Values (cells, ...) of the coarsest level at each of the positions."""
         hierarchy = self._part.hierarchy
         if hierarchy.blocks is not None:
-            return hierarchy.blocks.unfold(hierarchy.blocks.spread(per_cell))
+            return hierarchy.blocks.unfold(spread_over_members(hierarchy, per_cell))
         return hierarchy.to_positions(per_cell[hierarchy.coarsest_of_cells[-1]])
 
     def _allowed(self, pixels: NDArray[np.uint8], placement: Placement) -> NDArray[np.bool_]:

@@ -6,11 +6,11 @@ import torch
 from scipy.stats import multivariate_normal
 
 import naive
-from flawmap.detectors.padim.blocks import in_blocks
 from flawmap.detectors.padim.embedding import build_hierarchy, draw_channels
 from flawmap.detectors.padim.gaussian import leave_one_out
 from flawmap.detectors.padim.gaussian.leave_one_out import Probe, choose_regularization, log_likelihoods
 from flawmap.detectors.padim.gaussian.moments import Moments, update
+from flawmap.detectors.padim.pooling import in_blocks
 
 GRIDS, CHANNELS = [(8, 8), (4, 4)], [6, 9]
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import naive
-from flawmap.detectors.padim.blocks import in_blocks
 from flawmap.detectors.padim.embedding import build_hierarchy, project_hierarchy
 from flawmap.detectors.padim.gaussian.blocks import (
     leave_each_out_of_blocks,
@@ -27,6 +26,7 @@ from flawmap.detectors.padim.gaussian.factor import (
 )
 from flawmap.detectors.padim.gaussian.leave_one_out import leave_group_out, leave_one_out, moments_at, shared_at_all
 from flawmap.detectors.padim.gaussian.moments import Moments, Regularization, merge, subtract, update
+from flawmap.detectors.padim.pooling import in_blocks
 from flawmap.errors import ParameterError
 
 N = 30
@@ -177,7 +177,7 @@ def test_what_is_left_out_equals_a_refit_without_it(kind, side, masked, sharing,
     whole = np.stack([np.linalg.inv(c) for c in covariance])
     blocks = case.hierarchy.blocks
     delta = (case.embeddings[:, images] - mean[:, None]) * shown[..., None]
-    members = np.stack([blocks.positions_of(b) for b in range(n // side**2)])
+    members = np.array(blocks.positions_of(range(n // side**2))).reshape(-1, side**2)
     rows = delta[members].transpose(0, 2, 1, 3).reshape(len(members), len(images) * side**2, -1)
     gram = rows @ whole[members[:, 0]] @ rows.transpose(0, 2, 1)
     count = np.full(n, N) if case.shown is None else case.shown.sum(axis=1)

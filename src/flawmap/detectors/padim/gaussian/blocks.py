@@ -21,9 +21,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flawmap.detectors.padim.embedding import CHUNK_BYTES
+from flawmap.detectors.padim.embedding import CHUNK_BYTES, Hierarchy
 from flawmap.detectors.padim.gaussian.factor import Factor, products_in_blocks
 from flawmap.detectors.padim.gaussian.leave_one_out import SMALLEST
+
+
+def spread_over_members(hierarchy: Hierarchy, per_cell: Tensor) -> Tensor:
+    """Values of each cell of the coarsest level (cells, ...), at each block of the finest grid (., b^2, ...)."""
+    if hierarchy.blocks is None:
+        raise ValueError("no positions share a covariance")
+    covariances = hierarchy.covariances
+    return covariances.to_positions(per_cell[hierarchy.blocks.members[0]][covariances.coarsest_of_cells[-1]])
 
 
 def left_out_distances(
@@ -48,10 +56,12 @@ def left_out_distances(
     n_members, n_left_out = blocks.n_members, n_together if n_left_out is None else n_left_out
     products = products_in_blocks(factor, columns, n_together)
     n_bytes = 8 * 8 * products[0].numel()
-    counts = blocks.spread(count)[:, None] if isinstance(count, Tensor) else None  # (blocks, 1, b^2)
+    counts = None  # (blocks, 1, b^2)
+    if isinstance(count, Tensor):
+        counts = spread_over_members(factor.hierarchy, count)[:, None]
     present = None
     if shown is not None:
-        spread = blocks.spread(shown)
+        spread = spread_over_members(factor.hierarchy, shown)
         present = spread.view(*spread.shape[:2], n_together, -1).permute(0, 3, 2, 1)[:, :, :n_left_out]
     found = products.new_empty(len(products), n_members, batch)
     for start in range(0, len(products), step := max(1, CHUNK_BYTES // n_bytes)):

@@ -168,7 +168,7 @@ class Probe:
         if blocks is not None:  # whole blocks, so fewer of them, and of fewer images
             some = spread_positions(hierarchy, max(6, n_probed // blocks.n_members))
             found = dict.fromkeys(map(blocks.block_of, some))
-            self.positions = [position for block in found for position in blocks.positions_of(block)]
+            self.positions = blocks.positions_of(list(found))
         self.n_members = 1 if blocks is None else blocks.n_members
         self._most = N_IMAGES if blocks is None else max(LEAST_IMAGES, N_IMAGES // blocks.n_members)
         self.indices: list[int] = []
